@@ -1,0 +1,103 @@
+"""What can go wrong, as one tree; every class is also the builtin that a caller would expect.
+
+OclbnError
+ ├── ShapeError            (ValueError)   rank, channel count or extent does not fit
+ ├── LayoutError           (ValueError)   strides that no kernel walks
+ ├── OverlapError          (ValueError)   an output shares memory with something it must not
+ ├── ReadOnlyError         (ValueError)   an output that a kernel must not write
+ ├── ContextError          (ValueError)   an array or queue of another OpenCL context
+ ├── ParameterError        (ValueError)   a number out of its range: epsilon, factor, axis, ...
+ ├── ArrayTypeError        (TypeError)    not a pyopencl.array.Array
+ ├── DtypeError            (TypeError)    an element type that is not wanted here
+ ├── SizeError             (MemoryError)  more memory than the device can give
+ ├── DeviceError           (RuntimeError) the device cannot do what was asked
+ │    └── DeviceNotFoundError (LookupError) no device, or several, fit the selection
+ ├── BuildError            (RuntimeError) a kernel did not compile
+ ├── MissingExtraError     (ImportError)  an optional package is not installed
+ └── ModuleError                          raised by the modules, always as one of
+      ├── ModuleShapeError    (ShapeError)
+      ├── ModuleDtypeError    (DtypeError)
+      ├── ModuleParameterError (ParameterError)
+      ├── ModuleStateError    (RuntimeError) called in a state that does not allow it
+      └── ModuleFileError     (ValueError)   a parameter file that cannot be used
+"""
+
+
+class OclbnError(Exception):
+    """Base of everything that oclbn raises on purpose."""
+
+
+class ShapeError(OclbnError, ValueError):
+    """The rank, the channel count or an extent of an array does not fit."""
+
+
+class LayoutError(OclbnError, ValueError):
+    """The strides of an array are none that the kernels walk."""
+
+
+class OverlapError(OclbnError, ValueError):
+    """An output shares memory with an array that it must not overwrite."""
+
+
+class ReadOnlyError(OclbnError, ValueError):
+    """An array that has to be written lies in a read-only buffer, or names one element twice."""
+
+
+class ContextError(OclbnError, ValueError):
+    """An array or queue belongs to another OpenCL context."""
+
+
+class ParameterError(OclbnError, ValueError):
+    """A number is out of its range."""
+
+
+class ArrayTypeError(OclbnError, TypeError):
+    """An argument is not a pyopencl.array.Array."""
+
+
+class DtypeError(OclbnError, TypeError):
+    """An array has an element type that is not wanted here."""
+
+
+class SizeError(OclbnError, MemoryError):
+    """The call needs more memory than the device can give."""
+
+
+class DeviceError(OclbnError, RuntimeError):
+    """The device cannot do what was asked of it."""
+
+
+class DeviceNotFoundError(DeviceError, LookupError):
+    """No device, or more than one, fits the selection; the message lists what there is."""
+
+
+class BuildError(OclbnError, RuntimeError):
+    """A kernel did not compile; the message shows the compiler's words and the numbered lines."""
+
+
+class MissingExtraError(OclbnError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class ModuleError(OclbnError):
+    """Base of what the modules raise; PuzzleLib's name for it."""
+
+
+class ModuleShapeError(ModuleError, ShapeError):
+    """Data or gradient of the wrong rank, channel count or shape."""
+
+
+class ModuleDtypeError(ModuleError, DtypeError):
+    """Data or gradient of another element type than the module computes with."""
+
+
+class ModuleParameterError(ModuleError, ParameterError):
+    """A constructor or method argument out of its range."""
+
+
+class ModuleStateError(ModuleError, RuntimeError):
+    """A method was called in a state that does not allow it."""
+
+
+class ModuleFileError(ModuleError, ValueError):
+    """A parameter file is corrupt, foreign or does not fit the module; nothing was loaded."""
