@@ -1,0 +1,194 @@
+// Batch normalization, backward: dx, dscale and dbias from x, dy and the saved statistics (see finish.clh).
+//
+// backward_resident   one group per channel: sums, then dx while a cache still holds x and dy.
+// backward_partial    the sums of one slice.
+// backward_apply      merges the slices' sums anew in every group, then writes a slice of dx.
+// constant_partial    for statistics that are constants: dx = dy scale invstd at once, with the slice's sums.
+// constant_merge      dscale and dbias of those.
+//
+// grid: (LANES * slices * blocks), constant_merge: (LANES * blocks). See walk.clh for the regions.
+
+#include "finish.clh"
+
+#define REGION                                                                                                          \
+    region_of((int)(get_group_id(0) % slices), (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, \
+              slice_columns, column_slices, chunk_rows, chunk_columns, width)
+
+static SumsC sums_read(const __global ACC *partial, const int slice, const Region *g, const int u, const int channels)
+{
+    SumsC sums;
+    sums.gradient = channel_load(partial, (slice * 6L + 0) * channels, g, u, 0);
+    sums.gradient_rest = channel_load(partial, (slice * 6L + 1) * channels, g, u, 0);
+    sums.product = channel_load(partial, (slice * 6L + 2) * channels, g, u, 0);
+    sums.product_rest = channel_load(partial, (slice * 6L + 3) * channels, g, u, 0);
+    sums.deviation = channel_load(partial, (slice * 6L + 4) * channels, g, u, 0);
+    sums.deviation_rest = channel_load(partial, (slice * 6L + 5) * channels, g, u, 0);
+    return sums;
+}
+
+static void sums_write(__global ACC *partial, const int slice, const Region *g, const int u, const int channels,
+                       const SumsC sums)
+{
+    channel_save(partial, (slice * 6L + 0) * channels, g, u, sums.gradient);
+    channel_save(partial, (slice * 6L + 1) * channels, g, u, sums.gradient_rest);
+    channel_save(partial, (slice * 6L + 2) * channels, g, u, sums.product);
+    channel_save(partial, (slice * 6L + 3) * channels, g, u, sums.product_rest);
+    channel_save(partial, (slice * 6L + 4) * channels, g, u, sums.deviation);
+    channel_save(partial, (slice * 6L + 5) * channels, g, u, sums.deviation_rest);
+}
+
+static SumsC sums_merged(const __global ACC *partial, const int slices, const Region *g, const int u, const int channels)
+{
+    SumsC sums = sums_read(partial, 0, g, u, channels);
+    for (int s = 1; s < slices; ++s) sums = SumsC_merge(sums, sums_read(partial, s, g, u, channels));
+    return sums;
+}
+
+__kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_resident(
+    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
+    const long x_start, const long x_row, const long x_channel,
+    const __global STORE *restrict dy,          // [outer][channels][inner], by its strides
+    const long dy_start, const long dy_row, const long dy_channel,
+    __global STORE *restrict dx,                // [outer][channels][inner], by its strides
+    const long dx_start, const long dx_row, const long dx_channel,
+    const __global ACC *scale,                  // [channels], or null: 1
+    const long scale_start,
+    const __global ACC *save_mean,              // [channels]
+    const long save_mean_start,
+    const __global ACC *save_invstd,            // [channels]
+    const long save_invstd_start,
+    __global ACC *dscale,                       // [channels]
+    __global ACC *dbias,                        // [channels]
+    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const ACC count, const ACC count_rest)
+{
+    SCRATCH(SumsC, scratch);
+    const Region g = REGION;
+    const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
+    const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
+    SumsC sums[BLOCKS];
+    CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
+    for (int u = 0; u < BLOCKS; ++u) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+    region_sums(from, x_row, slope, dy_row, &g, mean, sums);
+    for (int u = 0; u < BLOCKS; ++u)
+        gradient_finish(GROUP_SUMS(sums[u], scratch, &g), &g, u, scale, scale_start, mean[u],
+                        channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, count, count_rest,
+                        &level[u], &gain[u], &tilt[u], &shift[u]);
+    region_gradient(from, x_row, slope, dy_row, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, &g, mean,
+                    level, gain, tilt, shift);
+}
+
+__kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partial(
+    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
+    const long x_start, const long x_row, const long x_channel,
+    const __global STORE *restrict dy,          // [outer][channels][inner], by its strides
+    const long dy_start, const long dy_row, const long dy_channel,
+    const __global ACC *save_mean,              // [channels]
+    const long save_mean_start,
+    __global ACC *restrict partial,             // [slices][6][channels]: gradient, product, deviation, each with its rest
+    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width)
+{
+    SCRATCH(SumsC, scratch);
+    const Region g = REGION;
+    SumsC sums[BLOCKS];
+    CH mean[BLOCKS];
+    for (int u = 0; u < BLOCKS; ++u) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+    region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row,
+                dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, &g, mean, sums);
+    for (int u = 0; u < BLOCKS; ++u) {
+        const SumsC all = GROUP_SUMS(sums[u], scratch, &g);
+        if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, all);
+    }
+}
+
+__kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
+    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
+    const long x_start, const long x_row, const long x_channel,
+    const __global STORE *restrict dy,          // [outer][channels][inner], by its strides
+    const long dy_start, const long dy_row, const long dy_channel,
+    __global STORE *restrict dx,                // [outer][channels][inner], by its strides
+    const long dx_start, const long dx_row, const long dx_channel,
+    const __global ACC *partial,                // [slices][6][channels]: gradient, product, deviation, each with its rest
+    const __global ACC *scale,                  // [channels], or null: 1
+    const long scale_start,
+    const __global ACC *save_mean,              // [channels]
+    const long save_mean_start,
+    const __global ACC *save_invstd,            // [channels]
+    const long save_invstd_start,
+    __global ACC *dscale,                       // [channels]
+    __global ACC *dbias,                        // [channels]
+    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const ACC count, const ACC count_rest)
+{
+    Region g = REGION;
+    CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
+    g.leader = g.leader && get_group_id(0) % slices == 0;
+    for (int u = 0; u < BLOCKS; ++u) {
+        mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+        gradient_finish(sums_merged(partial, slices, &g, u, channels), &g, u, scale, scale_start, mean[u],
+                        channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, count, count_rest,
+                        &level[u], &gain[u], &tilt[u], &shift[u]);
+    }
+    region_gradient(x + region_start(&g, x_start, x_row, x_channel), x_row,
+                    dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row,
+                    dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, &g, mean, level, gain, tilt, shift);
+}
+
+__kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partial(
+    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
+    const long x_start, const long x_row, const long x_channel,
+    const __global STORE *restrict dy,          // [outer][channels][inner], by its strides
+    const long dy_start, const long dy_row, const long dy_channel,
+    __global STORE *restrict dx,                // [outer][channels][inner], by its strides
+    const long dx_start, const long dx_row, const long dx_channel,
+    const __global ACC *scale,                  // [channels], or null: 1
+    const long scale_start,
+    const __global ACC *save_mean,              // [channels]
+    const long save_mean_start,
+    const __global ACC *save_invstd,            // [channels]
+    const long save_invstd_start,
+    __global ACC *restrict partial,             // [slices][6][channels]: gradient, product, deviation, each with its rest
+    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width)
+{
+    SCRATCH(SumsC, scratch);
+    const Region g = REGION;
+    const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
+    SumsC sums[BLOCKS];
+    CH mean[BLOCKS], gain[BLOCKS], nothing[BLOCKS];
+    for (int u = 0; u < BLOCKS; ++u) {
+        mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+        gain[u] = channel_load(scale, scale_start, &g, u, 1) * channel_load(save_invstd, save_invstd_start, &g, u, 0);
+        nothing[u] = 0;
+    }
+    region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, slope, dy_row, &g, mean, sums);
+    for (int u = 0; u < BLOCKS; ++u) {
+        const SumsC all = GROUP_SUMS(sums[u], scratch, &g);
+        if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, all);
+    }
+    region_normalize(slope, dy_row, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, &g, nothing, gain,
+                     nothing);
+}
+
+__kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(
+    const __global ACC *restrict partial,       // [slices][6][channels]: gradient, product, deviation, each with its rest
+    const __global ACC *save_invstd,            // [channels]
+    const long save_invstd_start,
+    __global ACC *dscale,                       // [channels]
+    __global ACC *dbias,                        // [channels]
+    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width)
+{
+    const Region g = region_of(0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
+                               chunk_rows, chunk_columns, width);
+    for (int u = 0; u < BLOCKS; ++u) {
+        const SumsC sums = sums_merged(partial, slices, &g, u, channels);
+        const CH invstd = channel_load(save_invstd, save_invstd_start, &g, u, 0);
+        if (!g.leader) continue;
+        channel_save(dbias, 0, &g, u, joined(sums.gradient, sums.gradient_rest));
+        channel_save(dscale, 0, &g, u, joined(sums.product, sums.product_rest) * invstd);
+    }
+}

@@ -1,0 +1,296 @@
+"""What is accepted: types, dtypes, shapes, layout, contexts and who shares memory with whom.
+
+Every check raises before anything is allocated or written, and its message names the argument, what came and what was
+wanted.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+from pyopencl.array import Array
+
+from .errors import (
+    ArrayTypeError,
+    ContextError,
+    DtypeError,
+    LayoutError,
+    OverlapError,
+    ParameterError,
+    ReadOnlyError,
+    ShapeError,
+)
+from .plan import Problem
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_OVERLAP_WORK = 100_000  # steps that NumPy may spend on proving that interleaved views are disjoint
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A tensor as [outer][channels][inner], and for each array of that shape how far rows and channels lie apart."""
+
+    outer: int
+    channels: int
+    inner: int
+    columns: bool
+    strides: tuple[tuple[int, int], ...]  # per array: elements from row to row, from channel to channel
+
+    def problem(self, itemsize: int) -> Problem:
+        """What the planner is asked."""
+        return Problem(self.outer, self.channels, self.inner, itemsize, self.columns)
+
+
+def array(name: str, value: Any) -> Array:
+    """`value` if it is a device array; ArrayTypeError otherwise."""
+    if not isinstance(value, Array):
+        came = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ArrayTypeError(
+            f"{name} is a {came}; a pyopencl.array.Array is wanted (oclbn.gpuarray.to_gpu makes one of a NumPy array)"
+        )
+    return value
+
+
+def tensor(name: str, value: Any) -> Array:
+    """A device array of rank 2 or more, of float32 or float64 (where its device has that), with a queue."""
+    x = array(name, value)
+    if x.dtype not in DTYPES:
+        raise DtypeError(f"{name} is {x.dtype}; float32 or float64 is wanted")
+    if len(x.shape) < 2:
+        raise ShapeError(f"{name} has shape {x.shape}; 2 dimensions or more are wanted: (N, C) or (N, C, *spatial)")
+    if x.queue is None:
+        raise ContextError(f"{name} has no queue; give it one with {name}.with_queue(queue)")
+    _aligned(name, x)
+    return x
+
+
+def axis_of(axis: Any, x: Array) -> int:
+    """`axis` as an index from 0 to x.ndim - 1."""
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise ParameterError(f"axis is {axis!r}; an integer is wanted") from None
+    rank = len(x.shape)
+    if not -rank <= index < rank:
+        raise ParameterError(f"axis is {index}; x has {rank} dimensions, so {-rank} to {rank - 1} are wanted")
+    return index % rank
+
+
+def per_channel(name: str, value: Any, x: Array, axis: int, dtype: Any = None) -> Array:
+    """A device array with one element per channel of x, contiguous, of x's dtype (or `dtype`) and context."""
+    a = array(name, value)
+    channels = x.shape[axis]
+    if a.size != channels:
+        raise ShapeError(f"{name} has {a.size} elements (shape {a.shape}); x has {channels} channels on axis {axis}")
+    wanted = x.dtype if dtype is None else np.dtype(dtype)
+    if a.dtype != wanted:
+        raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted" + (f", as x is {x.dtype}" if dtype is None else ""))
+    _same_context(name, a, x)
+    _aligned(name, a)
+    _dense(name, a)
+    return a
+
+
+def like(name: str, value: Any, x: Array) -> Array:
+    """A device array of x's shape, dtype and context."""
+    a = array(name, value)
+    if a.shape != x.shape:
+        raise ShapeError(f"{name} has shape {a.shape}; x has shape {x.shape}, and {name} must have the same")
+    if a.dtype != x.dtype:
+        raise DtypeError(f"{name} is {a.dtype}; {x.dtype} is wanted, as x is")
+    _same_context(name, a, x)
+    _aligned(name, a)
+    return a
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float from low to high, both included; infinities and NaN are refused."""
+    try:
+        converted = float(value)
+    except (TypeError, ValueError):
+        raise ParameterError(f"{name} is {value!r}; a number is wanted") from None
+    if not (low <= converted <= high and math.isfinite(converted)):
+        wanted = f"a finite number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+        raise ParameterError(f"{name} is {converted}; {wanted} is wanted")
+    return converted
+
+
+def layout(x: Array, axis: int, others: dict[str, tuple[int, ...]]) -> Layout:
+    """The common layout of x and of arrays of its shape, given by name and byte strides.
+
+    LayoutError where no kernel walks them together.
+    """
+    found = _layout(x.shape, axis, x.dtype.itemsize, (x.strides, *others.values()))
+    if found is None:
+        named = ", ".join(f"{name} {strides}" for name, strides in {"x": x.strides, **others}.items())
+        raise LayoutError(
+            f"strides in bytes are {named} for shape {x.shape}: the elements of a channel must lie in equally spaced "
+            "rows of neighbours, or channels must be neighbours, alike in all arrays; copy() of a view makes it so"
+        )
+    return found
+
+
+def dense_strides(x: Array) -> tuple[int, ...]:
+    """Byte strides of an array of x's shape without gaps, its elements in the order of x's."""
+    return _dense_strides(x.shape, x.strides, x.dtype.itemsize)
+
+
+@functools.lru_cache(maxsize=4096)
+def _dense_strides(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    dense = [0] * len(shape)
+    for d in sorted(range(len(shape)), key=lambda d: (abs(strides[d]), -d)):
+        dense[d] = itemsize
+        itemsize *= max(1, shape[d])
+    return tuple(dense)
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(
+    shape: tuple[int, ...], axis: int, itemsize: int, byte_strides: tuple[tuple[int, ...], ...]
+) -> Layout | None:
+    strides = [tuple(stride // itemsize for stride in one) for one in byte_strides]
+    channels = shape[axis]
+    dims = [d for d in range(len(shape)) if d != axis and shape[d] != 1]
+    dims.sort(key=lambda d: -abs(strides[0][d]))
+    sizes: list[int] = []
+    steps: list[tuple[int, ...]] = []  # per merged dimension, per array
+    for d in dims:
+        step = tuple(one[d] for one in strides)
+        if sizes and all(outer == inner * shape[d] for outer, inner in zip(steps[-1], step, strict=True)):
+            sizes[-1] *= shape[d]
+            steps[-1] = step
+        else:
+            sizes.append(shape[d])
+            steps.append(step)
+    across = tuple(one[axis] if channels > 1 else 0 for one in strides)
+    none = (0,) * len(strides)
+    unit = (1,) * len(strides)
+    if len(sizes) <= 1 and across == unit:
+        return Layout(math.prod(sizes), channels, 1, True, _pairs(steps[0] if steps else none, unit))
+    if not sizes:
+        return Layout(1, channels, 1, False, _pairs(none, across))
+    if steps[-1] == unit and len(sizes) <= 2:
+        rows, step = (sizes[0], steps[0]) if len(sizes) == 2 else (1, none)
+        return Layout(rows, channels, sizes[-1], False, _pairs(step, across))
+    if len(sizes) == 1:
+        return Layout(sizes[0], channels, 1, False, _pairs(steps[0], across))
+    return None
+
+
+def _pairs(rows: tuple[int, ...], channels: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(rows, channels, strict=True))
+
+
+def writable(name: str, a: Array) -> None:
+    """ReadOnlyError where a kernel must not write into `a`, or would write one element twice."""
+    if isinstance(a.base_data, cl.MemoryObjectHolder) and a.base_data.flags & cl.mem_flags.READ_ONLY:
+        raise ReadOnlyError(f"{name} lies in a buffer made with READ_ONLY; one that kernels may write is wanted")
+    if any(size > 1 and stride == 0 for size, stride in zip(a.shape, a.strides, strict=True)):
+        raise ReadOnlyError(f"{name} has strides {a.strides}: several of its elements are the same memory")
+
+
+def disjoint(name: str, a: Array, other_name: str, other: Array) -> None:
+    """OverlapError where two arrays share an element."""
+    if shares_memory(a, other):
+        raise OverlapError(
+            f"{name} overlaps {other_name} in memory; {name} is written, so an array of its own is wanted"
+        )
+
+
+def same_elements(a: Array, b: Array) -> bool:
+    """Whether two arrays of one shape are the very same elements in the same order."""
+    return _root(a) == _root(b) and a.strides == b.strides
+
+
+def shares_memory(a: Array, b: Array) -> bool:
+    """Whether two device arrays share an element; interleaved views that do not are told apart."""
+    (a_memory, a_offset), (b_memory, b_offset) = _root(a), _root(b)
+    if a_memory is None or a_memory != b_memory:
+        return False
+    try:
+        return bool(np.shares_memory(_shadow(a, a_offset), _shadow(b, b_offset), max_work=_OVERLAP_WORK))  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+class _Shadow:
+    """Shape and strides of a device array at a made-up address, for NumPy's overlap solver; never dereferenced."""
+
+    def __init__(self, a: Array, offset: int) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": a.dtype.str,
+            "shape": a.shape,
+            "strides": a.strides,
+            "data": ((1 << 40) + offset, True),
+        }
+
+
+def _shadow(a: Array, offset: int) -> np.ndarray[Any, Any]:
+    return np.asarray(_Shadow(a, offset))
+
+
+def _root(a: Array) -> tuple[int | None, int]:
+    """The memory object that an array lies in, seen through sub-buffers, and the array's offset there in bytes."""
+    data = a.base_data
+    if data is None:
+        return None, 0
+    if not isinstance(data, cl.MemoryObjectHolder):
+        return int(data.svm_ptr), a.offset
+    parent: Any = data.get_info(cl.mem_info.ASSOCIATED_MEMOBJECT)
+    if parent is None:
+        return data.int_ptr, a.offset
+    offset: Any = data.get_info(cl.mem_info.OFFSET)
+    return parent.int_ptr, a.offset + offset
+
+
+def flat_pair(name: str, value: Any, other_name: str, other: Any) -> None:
+    """Two device arrays of one size, one of DTYPES and one context, each with its elements side by side."""
+    a, b = array(name, value), array(other_name, other)
+    if a.dtype not in DTYPES or a.dtype != b.dtype:
+        raise DtypeError(f"{name} is {a.dtype} and {other_name} {b.dtype}; float32 or float64, alike, is wanted")
+    if a.size != b.size:
+        raise ShapeError(f"{name} has {a.size} elements and {other_name} {b.size}; equal sizes are wanted")
+    if a.context != b.context:
+        raise ContextError(f"{name} belongs to context {a.context}, {other_name} to {b.context}; one is wanted")
+    for each, one in ((name, a), (other_name, b)):
+        _aligned(each, one)
+        _dense(each, one)
+
+
+def _same_context(name: str, a: Array, x: Array) -> None:
+    if a.context != x.context:
+        raise ContextError(
+            f"{name} belongs to context {a.context}; x belongs to {x.context}, and one context is wanted"
+        )
+
+
+def _dense(name: str, a: Array) -> None:
+    if not _is_dense_vector(a.shape, a.strides, a.dtype.itemsize):
+        raise LayoutError(f"{name} has shape {a.shape} and strides {a.strides}; its elements must lie side by side")
+
+
+def _aligned(name: str, a: Array) -> None:
+    itemsize = a.dtype.itemsize
+    if a.offset % itemsize or any(stride % itemsize for stride in a.strides):
+        raise LayoutError(
+            f"{name} has offset {a.offset} and strides {a.strides} bytes; multiples of {itemsize} are wanted "
+            f"for {a.dtype}"
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_dense_vector(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    expected = itemsize
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

@@ -1,0 +1,162 @@
+"""OpenCL devices: list them, select one (oclbn.selection has the rules), its limits and its queues."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+
+import pyopencl as cl
+
+from oclbn.errors import DeviceNotFoundError, ParameterError
+from oclbn.plan import DeviceLimits
+from oclbn.pocl import mend_target
+from oclbn.selection import DeviceInfo, classify, resolve
+
+__all__ = ["DeviceInfo", "default_queue", "devices", "limits", "queue_for", "select", "select_with_reason"]
+
+
+def devices() -> tuple[DeviceInfo, ...]:
+    """Every device of every platform, in pyopencl's order; a platform that raises or has no device is left out.
+
+    Empty when there is no platform at all.
+    """
+    try:
+        platforms = cl.get_platforms()
+    except cl.LogicError as error:
+        if error.code == cl.status_code.PLATFORM_NOT_FOUND_KHR:
+            return ()
+        raise
+    found: list[DeviceInfo] = []
+    for platform_index, platform in enumerate(platforms):
+        try:
+            handles = platform.get_devices()
+            found += [_info(platform_index, index, handle) for index, handle in enumerate(handles)]
+        except cl.Error:
+            continue  # a driver that cannot even list its devices must not keep the others from being used
+    return tuple(found)
+
+
+def select(spec: str | cl.Device | DeviceInfo | None = None) -> DeviceInfo:
+    """The device that `spec` names, or without it the environment, or else the best ranked one.
+
+    `spec` is an index "P:D", a platform's index "P", a type, a part of a name (oclbn.selection has the rules), or a
+    pyopencl Device or a DeviceInfo, which is taken as it is. Raises DeviceNotFoundError, whose message lists what
+    there is, when not exactly one device fits, and ParameterError for an object of any other type.
+    """
+    return select_with_reason(spec)[0]
+
+
+def select_with_reason(spec: str | cl.Device | DeviceInfo | None = None) -> tuple[DeviceInfo, str]:
+    """`select(spec)`, and what selected it: 'ranking', "environment variable OCLBN_DEVICE='gpu'", ..."""
+    if isinstance(spec, DeviceInfo):
+        return spec, "argument device"
+    if isinstance(spec, cl.Device):
+        return _listed(spec), "argument device"
+    if spec is not None and not isinstance(spec, str):
+        raise ParameterError(
+            f"device is of type {type(spec).__name__}; wanted a text, a pyopencl.Device or a DeviceInfo"
+        )
+    return resolve(devices(), spec, os.environ)
+
+
+def _listed(device: cl.Device) -> DeviceInfo:
+    """Describe a device handle; a sub-device stands in the listing where its parent stands."""
+    root = device
+    while root.parent_device is not None:
+        root = root.parent_device
+    for info in devices():
+        if info.device == root:
+            return info if root == device else _info(info.platform_index, info.device_index, device)
+    raise DeviceNotFoundError(f"argument device={device!r} is on none of the platforms that pyopencl lists")
+
+
+def _info(platform_index: int, device_index: int, device: cl.Device) -> DeviceInfo:
+    name, platform = _one_line(device.name), _one_line(device.platform.name)
+    return DeviceInfo(
+        platform_index=platform_index,
+        device_index=device_index,
+        name=name,
+        platform=platform,
+        platform_version=_one_line(device.platform.version),
+        driver=_one_line(device.driver_version),
+        kind=limits(device).kind,
+        simulator=classify(device.type, name, platform)[1],
+        limits=limits(device),
+        device=device,
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@functools.cache
+def limits(device: cl.Device) -> DeviceLimits:
+    """What the planner needs to know of a device: sizes in bytes, counts; read once per device."""
+    extensions = device.extensions.split()
+    return DeviceLimits(
+        kind=classify(device.type, device.name, device.platform.name)[0],
+        compute_units=device.max_compute_units,
+        max_group=device.max_work_group_size,
+        local_bytes=device.local_mem_size,
+        cache_bytes=device.global_mem_cache_size,
+        memory_bytes=device.global_mem_size,
+        max_alloc_bytes=device.max_mem_alloc_size,
+        fp64="cl_khr_fp64" in extensions or _double_config(device) != 0,
+        fp16="cl_khr_fp16" in extensions,
+    )
+
+
+def _double_config(device: cl.Device) -> int:
+    try:
+        return int(device.double_fp_config)
+    except cl.Error:
+        return 0  # OpenCL 1.1 does not know the question: there only the extension tells
+
+
+class _Process:
+    """What one process has made: a forked child starts with its own, and never releases its parent's handles."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.contexts: dict[cl.Device, cl.Context] = {}
+        self.thread = threading.local()
+
+
+_processes: dict[int, _Process] = {}
+
+
+def _process() -> _Process:
+    pid = os.getpid()
+    return _processes.get(pid) or _processes.setdefault(pid, _Process())
+
+
+def queue_for(spec: str | cl.Device | DeviceInfo | None = None) -> cl.CommandQueue:
+    """A new in-order queue on the selected device.
+
+    All queues that oclbn makes on one device in one process share one context, so that arrays of one can be used
+    on the other. Errors as in `select`.
+    """
+    device = select(spec).device
+    process = _process()
+    with process.lock:
+        if device not in process.contexts:
+            mend_target(device)
+            process.contexts[device] = cl.Context([device])
+        context = process.contexts[device]
+    return cl.CommandQueue(context, device)
+
+
+def default_queue() -> cl.CommandQueue:
+    """The queue of this process and thread, on the selected device (environment, else ranking).
+
+    Made at the first call, and the same one from then on. A forked child makes its own; whether a device can be
+    used at all in a child of a process that has used it is up to its driver (POCL's cannot: start processes
+    with the method "spawn").
+    """
+    thread = _process().thread
+    queue: cl.CommandQueue | None = getattr(thread, "queue", None)
+    if queue is None:
+        queue = thread.queue = queue_for()
+    return queue

@@ -1,0 +1,455 @@
+"""Batch normalization without state, on pyopencl.array.Array.
+
+Shapes: x is (N, C) or (N, C, *spatial), C channels on `axis`; per-channel arrays hold C elements in any shape.
+Dtypes: x is float32, or float64 where the device has it; per-channel arrays have x's dtype. Work is enqueued on
+x.queue and waits for the events of every array that it touches; results and arrays written in place carry the new
+event, so that out-of-order queues and several queues are safe. Per-channel results have scale's shape, or (C,) where
+scale is None.
+
+Errors, all of oclbn.errors and raised before anything is allocated or changed: ArrayTypeError, DtypeError, ShapeError,
+LayoutError, ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
+
+Formulas: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
+Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; docs/design.md tells how they are rounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyopencl as cl
+from pyopencl.array import Array, empty_like
+
+from . import arguments, program, sources
+from .device import limits
+from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
+from .plan import OPERATIONS, Build, Plan, Tuning, plan
+from .tuning import tuning_for
+
+__all__ = ["batch_norm_backward", "batch_norm_infer", "batch_norm_train", "moments"]
+
+_ACCUMULATE_GROUPS = 256  # per compute unit: parameters are small, and few work-items are many enough
+_MOST_PREPARED = 2048  # shapes remembered per thread
+_BACKWARD = ("backward", "constant")
+_local = threading.local()
+
+
+def batch_norm_train(
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    /,
+    *,
+    epsilon: float = 1e-5,
+    factor: float = 0.1,
+    axis: int = 1,
+    out: Array | None = None,
+    guard: bool = True,
+    skipped: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Normalise a batch with its own statistics, and move the running ones.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, var being the population variance (divided by m, the number of
+    values per channel); running = (1 - factor) * running + factor * batch, with the sample variance (by m - 1).
+
+    x: (N, C, *spatial). scale, bias: C values, or None for 1 and 0. running_mean, running_var: C values that are
+    updated in place, or None. epsilon: at least 0. factor: 0 to 1. out: an array of x's shape for y, which must not
+    overlap x. guard: a channel whose batch statistics are not finite keeps its running statistics; skipped: uint32,
+    C counters that then go up by one, in place.
+
+    Returns (y, save_mean, save_invstd): y like x; the batch's mean and 1 / sqrt(var + epsilon), which
+    batch_norm_backward takes. An empty batch gives an empty y and NaN statistics and changes nothing. One value per
+    channel is a ShapeError: it has no variance.
+
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
+    >>> y, mean, invstd = batch_norm_train(x, None, None, None, None, epsilon=0.0)
+    >>> print(y.get(), mean.get(), invstd.get())
+    [[-1. -1.]
+     [ 1.  1.]] [ 2. 20.] [1.  0.1]
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    count = _count(x, axis)
+    reads = _given(x, axis, scale=scale, bias=bias)
+    writes = _given(x, axis, running_mean=running_mean, running_var=running_var)
+    if skipped is not None:
+        writes["skipped"] = arguments.per_channel("skipped", skipped, x, axis, "uint32")
+    epsilon = arguments.number("epsilon", epsilon, 0.0, math.inf)
+    factor = arguments.number("factor", factor, 0.0, 1.0)
+    if out is not None:
+        arguments.like("out", out, x)
+        writes["out"] = out
+    _check_writes(writes, {"x": x, **reads})
+    if count == 1:
+        raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
+    if x.size == 0:
+        undefined = _per_channel_results(x, axis, scale)
+        for array in undefined:
+            _fill(array, math.nan)
+        return _like(x) if out is None else out, *undefined
+    prepared = _prepare("train", x, axis, out=out)
+    y = _like(x) if out is None else out
+    save_mean, save_invstd = _per_channel_results(x, axis, scale)
+    prepared.run(
+        x,
+        {
+            "x": x,
+            "y": y,
+            "scale": scale,
+            "bias": bias,
+            "running_mean": running_mean,
+            "running_var": running_var,
+            "skipped": skipped,
+            "save_mean": save_mean,
+            "save_invstd": save_invstd,
+        },
+        {"epsilon": epsilon, "factor": factor, "guard": int(bool(guard)), "unbiased": count - 1},
+        written=(y, save_mean, save_invstd, running_mean, running_var, skipped),
+    )
+    return y, save_mean, save_invstd
+
+
+def batch_norm_infer(
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    mean: Array,
+    var: Array,
+    /,
+    *,
+    epsilon: float = 1e-5,
+    axis: int = 1,
+    out: Array | None = None,
+) -> Array:
+    """Normalise with given statistics: y = (x - mean) / sqrt(var + epsilon) * scale + bias.
+
+    x: (N, C, *spatial). scale, bias: C values, or None for 1 and 0. mean, var: C values, not changed. epsilon: at
+    least 0. out: an array of x's shape for y; it may be x itself, but not overlap it otherwise. Returns y.
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    reads = _given(x, axis, scale=scale, bias=bias)
+    for name, value in (("mean", mean), ("var", var)):
+        reads[name] = arguments.per_channel(name, value, x, axis)
+    epsilon = arguments.number("epsilon", epsilon, 0.0, math.inf)
+    if out is not None:
+        arguments.like("out", out, x)
+        _check_writes({"out": out}, reads if arguments.same_elements(out, x) else {"x": x, **reads})
+    if x.size == 0:
+        return _like(x) if out is None else out
+    prepared = _prepare("infer", x, axis, out=out)
+    y = _like(x) if out is None else out
+    prepared.run(
+        x,
+        {"x": x, "y": y, "scale": scale, "bias": bias, "mean": mean, "var": var},
+        {"epsilon": epsilon},
+        written=(y,),
+    )
+    return y
+
+
+def batch_norm_backward(
+    x: Array,
+    dy: Array,
+    scale: Array | None,
+    save_mean: Array,
+    save_invstd: Array,
+    /,
+    *,
+    axis: int = 1,
+    training: bool = True,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Gradients with respect to x, scale and bias.
+
+    With x' = (x - save_mean) * save_invstd, sums over the m values of a channel, and the statistics depending on x:
+    dbias = sum(dy), dscale = sum(dy * x'), dx = scale * save_invstd * (dy - dbias / m - x' * dscale / m).
+    With training=False the statistics are constants: dx = scale * save_invstd * dy.
+
+    x, dy: (N, C, *spatial). scale: C values, or None for 1. save_mean, save_invstd: C values each, as batch_norm_train
+    returns them or of another origin. out: an array of x's shape for dx, which must overlap neither x nor dy.
+
+    Returns (dx, dscale, dbias): dx like x, the others C values. An empty batch gives an empty dx and zeros.
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    arguments.like("dy", dy, x)
+    reads = {"dy": dy, **_given(x, axis, scale=scale)}
+    for name, value in (("save_mean", save_mean), ("save_invstd", save_invstd)):
+        reads[name] = arguments.per_channel(name, value, x, axis)
+    if out is not None:
+        arguments.like("out", out, x)
+        _check_writes({"out": out}, {"x": x, **reads})
+    if x.size == 0:
+        sums = _per_channel_results(x, axis, scale)
+        for array in sums:
+            _fill(array, 0)
+        return _like(x) if out is None else out, *sums
+    prepared = _prepare("backward" if training else "constant", x, axis, dy, out)
+    dx = _like(x) if out is None else out
+    dscale, dbias = _per_channel_results(x, axis, scale)
+    count = _count(x, axis)
+    prepared.run(
+        x,
+        {
+            "x": x,
+            "dy": dy,
+            "dx": dx,
+            "scale": scale,
+            "save_mean": save_mean,
+            "save_invstd": save_invstd,
+            "dscale": dscale,
+            "dbias": dbias,
+        },
+        {"count_rest": count - int(x.dtype.type(count))},
+        written=(dx, dscale, dbias),
+    )
+    return dx, dscale, dbias
+
+
+def moments(x: Array, /, *, axis: int = 1) -> tuple[int, Array, Array]:
+    """Count, mean and sum of squared deviations of each channel: what statistics are merged from.
+
+    Returns (count, mean, m2): the number m of values per channel; mean and m2 = sum((x - mean)**2), C values each, of
+    shape (C,). The population variance is m2 / count, the sample variance m2 / (count - 1). Two sets are merged by
+    T. Chan, G. Golub and R. LeVeque's formula (1979). An empty batch gives count 0 and zeros.
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    count = _count(x, axis)
+    if x.size == 0:
+        mean, m2 = _per_channel_results(x, axis, None)
+        _fill(mean, 0)
+        _fill(m2, 0)
+        return count, mean, m2
+    prepared = _prepare("moments", x, axis)
+    mean, m2 = _per_channel_results(x, axis, None)
+    prepared.run(x, {"x": x, "mean": mean, "m2": m2}, {}, written=(mean, m2))
+    return count, mean, m2
+
+
+def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: float = 0.0) -> None:
+    """into = scale * new + momentum * into, in place; with momentum 0 what was in `into` does not count, NaN included.
+
+    into, new: contiguous arrays of equal size, dtype (float32 or float64) and context.
+    """
+    arguments.flat_pair("into", into, "new", new)
+    arguments.writable("into", into)
+    queue = into.queue or new.queue
+    if queue is None:
+        raise ContextError("neither into nor new has a queue; give one of them a queue with with_queue(queue)")
+    if into.size == 0:
+        return
+    build = Build("accumulate.cl", (("DOUBLE", int(into.dtype.itemsize == 8)), ("LANES", 1), ("VEC", 1)))
+    kernel = program.kernel(queue.context, build, "accumulate")
+    groups = min(into.size, limits(queue.device).compute_units * _ACCUMULATE_GROUPS)
+    memory: tuple[Any, ...] = (into.base_data, _start(into), new.base_data, _start(new))
+    event = kernel(queue, (groups,), (1,), *memory, into.size, scale, momentum, wait_for=[*into.events, *new.events])
+    _note(event, into, new)
+
+
+def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
+    """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line."""
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    if x.size == 0:
+        return "nothing to do: x is empty"
+    if operation not in OPERATIONS:
+        raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted")
+    return str(_prepare(operation, x, axis, x if operation in _BACKWARD else None).plan)
+
+
+@dataclass(frozen=True)
+class _Step:
+    kernel: cl.Kernel
+    global_size: tuple[int]
+    local_size: tuple[int]
+    names: tuple[str, ...]  # of the kernel's arguments, in order
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything about a call that its shapes decide; made once per shape and thread."""
+
+    plan: Plan
+    steps: tuple[_Step, ...]
+    numbers: dict[str, Any]  # argument name -> value
+
+    def run(
+        self,
+        x: Array,
+        arrays: dict[str, Array | None],
+        numbers: dict[str, Any],
+        written: Iterable[Array | None],
+    ) -> None:
+        queue = _queue(x)
+        values: dict[str, Any] = {**self.numbers, **numbers}
+        wait_for: list[cl.Event] = []
+        for name, array in arrays.items():
+            if array is None:
+                values[name] = None
+                values[f"{name}_start"] = 0
+            else:
+                values[name] = array.base_data
+                values[f"{name}_start"] = _start(array)
+                wait_for += array.events
+        if self.plan.scratch:
+            values["partial"] = _scratch(x, self.plan.scratch)
+        for step in self.steps:
+            event = step.kernel(
+                queue, step.global_size, step.local_size, *[values[name] for name in step.names], wait_for=wait_for
+            )
+            wait_for = [event]
+        ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+        _note(event, *(written if ordered else arrays.values()))
+
+
+def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> _Prepared:
+    """Layout, plan and kernels for these shapes and strides; without `out` the result will lie as _like makes it."""
+    queue = _queue(x)
+    device = queue.device
+    tuning = _tuning(device)
+    strides = (x.strides, None if dy is None else dy.strides, None if out is None else out.strides)
+    key = (operation, x.shape, strides, x.dtype, axis, queue.context.int_ptr, device.int_ptr, tuning)
+    known: dict[Any, _Prepared] | None = getattr(_local, "prepared", None)
+    if known is None:
+        known = _local.prepared = {}
+    found = known.get(key)
+    if found is None:
+        if len(known) >= _MOST_PREPARED:
+            known.clear()
+        found = known[key] = _make(operation, x, axis, dy, out, tuning)
+    return found
+
+
+def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | None, tuning: Tuning) -> _Prepared:
+    device = _queue(x).device
+    facts = limits(device)
+    if x.dtype.itemsize == 8 and not facts.fp64:
+        raise DtypeError(f"x is {x.dtype}; {device.name.strip()} computes in float32 only")
+    others: dict[str, tuple[int, ...]] = {}
+    if dy is not None:
+        others["dy"] = dy.strides
+    if operation != "moments":
+        result = "dx" if operation in _BACKWARD else "y"
+        others[result] = arguments.dense_strides(x) if out is None else out.strides
+    layout = arguments.layout(x, axis, others)
+    planned = plan(operation, layout.problem(x.dtype.itemsize), facts, tuning)
+    numbers: dict[str, Any] = asdict(planned.geometry)
+    numbers |= {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner}
+    numbers["count"] = layout.outer * layout.inner
+    for name, (row, channel) in zip(("x", *others), layout.strides, strict=True):
+        numbers[f"{name}_row"] = row
+        numbers[f"{name}_channel"] = channel
+    steps = tuple(
+        _Step(
+            program.kernel(_queue(x).context, launch.build, launch.kernel),
+            (launch.groups * launch.lanes,),
+            (launch.lanes,),
+            tuple(p.name for p in sources.parameters(launch.build.source, launch.kernel)),
+        )
+        for launch in planned.launches
+    )
+    return _Prepared(planned, steps, numbers)
+
+
+def _tuning(device: cl.Device) -> Tuning:
+    names = _names.get(device.int_ptr)
+    if names is None:
+        platform = device.platform
+        names = _names[device.int_ptr] = (platform.name, platform.version, device.name, limits(device).kind)
+    return tuning_for(*names)
+
+
+_names: dict[int, tuple[str, str, str, str]] = {}
+
+
+def _queue(x: Array) -> cl.CommandQueue:
+    """x's queue, which arguments.tensor has seen."""
+    assert x.queue is not None
+    return x.queue
+
+
+def _start(array: Array) -> int:
+    """Index in its buffer of an array's first element."""
+    return array.offset // array.dtype.itemsize
+
+
+def _count(x: Array, axis: int) -> int:
+    """Values per channel."""
+    return math.prod(x.shape[:axis] + x.shape[axis + 1 :])
+
+
+def _given(x: Array, axis: int, **values: Array | None) -> dict[str, Array]:
+    """Those of the optional per-channel arguments that are there, checked."""
+    return {name: arguments.per_channel(name, value, x, axis) for name, value in values.items() if value is not None}
+
+
+def _check_writes(writes: dict[str, Array], reads: dict[str, Array]) -> None:
+    """What is written must be writable, and share memory with nothing else in the call."""
+    names = list(writes)
+    for index, name in enumerate(names):
+        arguments.writable(name, writes[name])
+        for other in names[index + 1 :]:
+            arguments.disjoint(name, writes[name], other, writes[other])
+        for other, array in reads.items():
+            arguments.disjoint(name, writes[name], other, array)
+
+
+def _like(x: Array) -> Array:
+    """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps."""
+    with _room_for(x, x.size):
+        if x.flags.c_contiguous:
+            made: Array = empty_like(x)
+            return made
+        return Array(x.queue, x.shape, x.dtype, strides=arguments.dense_strides(x), allocator=x.allocator)
+
+
+def _per_channel_results(x: Array, axis: int, scale: Array | None) -> tuple[Array, Array]:
+    """Two uninitialised arrays of one number per channel."""
+    shape = (x.shape[axis],) if scale is None else scale.shape
+    with _room_for(x, x.shape[axis]):
+        one, other = (Array(x.queue, shape, x.dtype, allocator=x.allocator) for _ in range(2))
+        return one, other
+
+
+def _scratch(x: Array, size: int) -> Any:
+    """A buffer for `size` numbers of x's dtype; whoever enqueues kernels with it may let go of it at once."""
+    nbytes = size * x.dtype.itemsize
+    with _room_for(x, size):
+        if x.allocator is not None:
+            return x.allocator(nbytes)
+        return cl.Buffer(_queue(x).context, cl.mem_flags.READ_WRITE, nbytes)
+
+
+@contextlib.contextmanager
+def _room_for(x: Array, size: int) -> Iterator[None]:
+    """SizeError where the device cannot hold `size` numbers of x's dtype in one buffer, or has no memory left."""
+    device = _queue(x).device
+    nbytes, most = size * x.dtype.itemsize, limits(device).max_alloc_bytes
+    if nbytes > most:
+        raise SizeError(f"a result needs {nbytes:,} bytes; {device.name.strip()} allocates at most {most:,} at once")
+    try:
+        yield
+    except cl.MemoryError as error:
+        raise SizeError(f"{device.name.strip()} has no room for a result of {nbytes:,} bytes: {error}") from error
+
+
+def _fill(array: Array, value: float) -> None:
+    if array.size:
+        array.fill(array.dtype.type(value))
+
+
+def _note(event: cl.Event, *arrays: Array | None) -> None:
+    """Make `event` the one that each array's content waits for: it comes after all that the array waited for before."""
+    for array in arrays:
+        if array is not None:
+            del array.events[:]
+            array.add_event(event)

@@ -1,0 +1,318 @@
+"""Planning: numbers in, a frozen plan out. Nothing here touches a device.
+
+A tensor is [outer][channels][inner] (arguments.py brings every accepted layout to that). For each direction there is an
+ordered tuple of candidates, fastest first; each says why it declines, and the last accepts everything:
+
+    resident  one group owns a channel: it reduces the slice, then reads it again from a cache. One launch.
+    split     several groups share a channel: partial results, merged by every group of the second launch.
+    serial    one work-item per channel, element by element: runs anywhere, and is the oracle on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+_MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
+_MOST_WIDTH_DOWN_COLUMNS = 64  # work-items across channels: enough for whole cache lines
+_LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and merging than they balance
+_MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
+_PASSES = 4  # over its region that a work-item makes at most, with what loops within loops add
+_EVEN = 1.1  # how much longer than the average the busiest compute unit may work
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What a device can do, as far as planning cares; oclbn.device.limits reads it off a device."""
+
+    kind: str  # "cpu", "gpu" or "accelerator"
+    compute_units: int
+    max_group: int  # work-items in a work-group
+    local_bytes: int
+    cache_bytes: int  # of global memory; 0 where the driver does not say
+    memory_bytes: int
+    max_alloc_bytes: int
+    fp64: bool
+    fp16: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is chosen per device rather than per shape; oclbn.tuning reads it from tuning.toml."""
+
+    lanes: int = 1  # work-items per group, a power of two
+    vec: int = 8  # 4-byte elements per vector, a power of two up to 16
+    unroll: int = 4  # independent sums per work-item
+    blocks: int = 4  # vectors of neighbouring channels per work-item, where channels lie side by side
+    chunk_bytes: int = 16384  # what is summed before it is merged; read twice, so it should fit the innermost cache
+    groups_per_unit: int = 16  # groups that a split aims at, per compute unit
+    stream: bool = True  # outputs of tensors too large for the cache go past it
+    most_steps: int = 0  # turns of loops that the driver lets a work-item make in all; 0: any number
+    variant: str = ""  # "": the first candidate that accepts; else only this one
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A tensor as the kernels see it."""
+
+    outer: int
+    channels: int
+    inner: int
+    itemsize: int  # 4 or 8 bytes per element
+    columns: bool  # channels lie side by side: inner is 1
+
+    @property
+    def count(self) -> int:
+        """Elements per channel."""
+        return self.outer * self.inner
+
+    @property
+    def slice_bytes(self) -> int:
+        """Bytes of one channel."""
+        return self.count * self.itemsize
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.slice_bytes * self.channels
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the compiler sees; sizes never appear here."""
+
+    source: str  # "forward.cl"
+    defines: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel to be enqueued: `groups` work-groups of `lanes` work-items."""
+
+    kernel: str
+    build: Build
+    groups: int
+    lanes: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the tensor is cut up; the names are those of the kernels' arguments (see kernels/walk.clh)."""
+
+    slices: int
+    slice_rows: int
+    slice_columns: int
+    column_slices: int
+    chunk_rows: int
+    chunk_columns: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Launches in order, the cut they share, and the numbers of partial results between them."""
+
+    variant: str
+    geometry: Geometry
+    launches: tuple[Launch, ...]
+    scratch: int  # numbers of the accumulator's type, 0 where nothing is passed on
+
+    def __str__(self) -> str:
+        first = self.launches[0]
+        defines = dict(first.build.defines)
+        shown = ", ".join(f"{name}={defines[name]}" for name in ("LANES", "VEC", "UNROLL", "BLOCKS") if name in defines)
+        walk = "columns" if defines["COLUMNS"] else "rows"
+        cut = f", {self.geometry.slices} slices" if self.geometry.slices > 1 else ""
+        return f"{self.variant} ({' + '.join(launch.kernel for launch in self.launches)}; {walk}, {shown}{cut})"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a direction needs: kernels of its variants, arrays that it reads, numbers per partial result."""
+
+    source: str
+    resident: str  # "" where there is no such variant
+    split: tuple[str, ...]
+    arrays_read: int
+    partial: int
+
+
+OPERATIONS = {
+    "train": Operation("forward.cl", "train_resident", ("moments_partial", "train_apply"), 1, 3),
+    "infer": Operation("forward.cl", "", ("infer",), 1, 0),
+    "moments": Operation("moments.cl", "", ("moments_partial", "moments_merge"), 1, 3),
+    "backward": Operation("backward.cl", "backward_resident", ("backward_partial", "backward_apply"), 2, 6),
+    "constant": Operation("backward.cl", "", ("constant_partial", "constant_merge"), 2, 6),
+}
+_SOURCES = {"moments_partial": "moments.cl"}  # kernels that are used from another direction's file
+_MERGES = {"moments_merge", "constant_merge"}  # one group per block: the slices are what it merges
+
+Candidate = Callable[[Operation, Problem, DeviceLimits, Tuning], Plan | None]
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(operation: str, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
+    """The plan for `operation` (a key of OPERATIONS): the first candidate that accepts the problem."""
+    wanted = OPERATIONS[operation]
+    for name, candidate in CANDIDATES.items():
+        if tuning.variant in ("", name):
+            found = candidate(wanted, problem, device, tuning)
+            if found is not None:
+                return found
+    return serial(wanted, problem, device, tuning)
+
+
+def resident(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan | None:
+    """One group per channel, or per block of neighbouring channels."""
+    if not operation.resident or problem.count > _MOST_SLICE_ELEMENTS:
+        return None
+    shape = _group_shape(problem, device, tuning)
+    if _slices_for_steps(problem, tuning, shape) > 1:
+        return None
+    if not tuning.variant:
+        if not _is_even(shape.blocks, device.compute_units):
+            return None  # some compute units would idle while others work
+        again = problem.slice_bytes * operation.arrays_read * shape.channels
+        if device.cache_bytes and again * device.compute_units > device.cache_bytes:
+            return None  # the second read would come from memory in either form; split balances better
+    return _assemble("resident", operation, (operation.resident,), problem, device, tuning, shape, slices=1)
+
+
+def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan | None:
+    """Several groups per channel; the second launch merges what the first one found."""
+    shape = _group_shape(problem, device, tuning)
+    wanted = -(-device.compute_units * tuning.groups_per_unit // shape.blocks)
+    useful = max(1, problem.slice_bytes * shape.channels // _LEAST_SLICE_BYTES)
+    needed = max(-(-problem.count // _MOST_SLICE_ELEMENTS), _slices_for_steps(problem, tuning, shape))
+    slices = max(min(wanted, useful, _MOST_SLICES), needed)
+    if tuning.variant == "split":
+        slices = max(slices, 2)
+    return _assemble("split", operation, operation.split, problem, device, tuning, shape, slices)
+
+
+def serial(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
+    """One work-item per channel, one element at a time; more only where 32-bit numbers end."""
+    alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, stream=False)
+    shape = _group_shape(problem, device, alone)
+    slices = max(-(-problem.count // _MOST_SLICE_ELEMENTS), _slices_for_steps(problem, alone, shape))
+    kernels = (operation.resident,) if operation.resident and slices == 1 else operation.split
+    return _assemble("serial", operation, kernels, problem, device, alone, shape, slices)
+
+
+CANDIDATES: dict[str, Candidate] = {"resident": resident, "split": split, "serial": serial}
+
+
+@dataclass(frozen=True)
+class _GroupShape:
+    lanes: int
+    vec: int
+    blocks_per_item: int  # BLOCKS
+    width: int  # work-items side by side
+    channels: int  # that one group handles
+    blocks: int  # groups that all channels need
+
+
+def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning) -> _GroupShape:
+    lanes = min(tuning.lanes, _floor_power(device.max_group))
+    widest = max(1, tuning.vec * 4 // problem.itemsize)
+    if problem.columns:
+        vec = min(widest, _floor_power(problem.channels))
+        blocks_per_item = tuning.blocks if problem.channels >= vec * tuning.blocks else 1
+        width = min(lanes, _MOST_WIDTH_DOWN_COLUMNS, _ceil_power(-(-problem.channels // (vec * blocks_per_item))))
+        channels = vec * blocks_per_item * width
+    else:
+        vec = min(widest, _floor_power(problem.inner))
+        while lanes > 1 and problem.inner % vec:
+            vec //= 2  # with several work-items only whole vectors are walked
+        blocks_per_item = channels = 1
+        width = min(lanes, _ceil_power(problem.inner // vec))
+    return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels))
+
+
+def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> int:
+    """How many slices it takes to keep each work-item's loops within what the driver allows."""
+    if not tuning.most_steps:
+        return 1
+    tall = shape.lanes // shape.width
+    along = 1 + (shape.blocks_per_item if problem.columns else -(-problem.inner // (shape.vec * shape.width)))
+    turns = _PASSES * -(-problem.outer // tall) * along
+    return -(-turns // tuning.most_steps)
+
+
+def _assemble(
+    variant: str,
+    operation: Operation,
+    kernels: tuple[str, ...],
+    problem: Problem,
+    device: DeviceLimits,
+    tuning: Tuning,
+    shape: _GroupShape,
+    slices: int,
+) -> Plan:
+    geometry = _cut(problem, tuning, shape, slices)
+    stream = tuning.stream and shape.lanes == 1 and 0 < device.cache_bytes < problem.tensor_bytes
+    defines: dict[str, int] = {
+        "COLUMNS": int(problem.columns),
+        "DOUBLE": int(problem.itemsize == 8),
+        "LANES": shape.lanes,
+        "VEC": shape.vec,
+    }
+    if problem.columns:
+        defines["BLOCKS"] = shape.blocks_per_item
+    else:
+        defines["UNROLL"] = tuning.unroll
+        defines["STREAM"] = int(stream)
+    launches = tuple(
+        Launch(
+            kernel,
+            Build(_SOURCES.get(kernel, operation.source), tuple(defines.items())),
+            shape.blocks * (1 if kernel in _MERGES else geometry.slices),
+            shape.lanes,
+        )
+        for kernel in kernels
+    )
+    scratch = operation.partial * geometry.slices * problem.channels if len(kernels) > 1 else 0
+    return Plan(variant, geometry, launches, scratch)
+
+
+def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int) -> Geometry:
+    """Cut a channel into about `slices` slices: by rows where there are enough of them, else within rows too."""
+    slice_rows = -(-problem.outer // slices)
+    row_slices = -(-problem.outer // slice_rows)
+    column_slices, slice_columns = 1, problem.inner
+    vectors = problem.inner // shape.vec
+    beside = min(slices // row_slices, vectors)
+    if beside > 1:
+        per_slice = -(-vectors // beside)
+        column_slices = -(-vectors // per_slice)  # what lies beyond the last whole vector goes to the last slice
+        slice_columns = per_slice * shape.vec
+    across = shape.channels if problem.columns else slice_columns
+    elements = tuning.chunk_bytes // problem.itemsize
+    tall = shape.lanes // shape.width
+    chunk_columns = (
+        slice_columns if across <= elements or problem.columns else max(1, elements // shape.vec) * shape.vec
+    )
+    chunk_rows = max(tall, elements // max(1, across))
+    return Geometry(
+        slices=row_slices * column_slices,
+        slice_rows=slice_rows,
+        slice_columns=slice_columns,
+        column_slices=column_slices,
+        chunk_rows=chunk_rows,
+        chunk_columns=chunk_columns,
+        width=shape.width,
+    )
+
+
+def _is_even(groups: int, units: int) -> bool:
+    rounds = -(-groups // units)
+    return rounds * units <= groups * _EVEN
+
+
+def _floor_power(number: int) -> int:
+    return 1 << (max(1, number).bit_length() - 1)
+
+
+def _ceil_power(number: int) -> int:
+    return 1 << (max(1, number) - 1).bit_length()

@@ -1,0 +1,119 @@
+"""From a Build and a context to kernels that are ready to be enqueued.
+
+Programs are kept per context and Build, kernels per thread as well, because setting an argument changes a kernel. A
+build that fails raises BuildError with the compiler's words and the lines that they speak of.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyopencl as cl
+
+from . import pocl, sources
+from .errors import BuildError
+
+if TYPE_CHECKING:
+    from .plan import Build
+
+OPTIONS = ("-cl-std=CL1.2",)
+_PLACE = re.compile(r"([^\s:]+):(\d+)(?::\d+)?:")  # "forward.cl:14:3:", wherever it stands in a line about an error
+_CONTEXT_LINES = 2
+
+_lock = threading.Lock()
+_programs: dict[tuple[int, Build], cl.Program] = {}  # a program keeps its context alive, so addresses stay unique
+_local = threading.local()
+
+
+def kernel(context: cl.Context, build: Build, name: str) -> cl.Kernel:
+    """Kernel `name` of `build` in `context`, its argument types set; this thread's own.
+
+    Compiles on first use. Raises BuildError where the driver refuses the program.
+    """
+    kernels: dict[tuple[int, Build, str], cl.Kernel] | None = getattr(_local, "kernels", None)
+    if kernels is None:
+        kernels = _local.kernels = {}
+    key = (context.int_ptr, build, name)
+    found = kernels.get(key)
+    if found is None:
+        found = cl.Kernel(program(context, build), name)
+        found.set_arg_types([_argument_type(p.type, build) for p in sources.parameters(build.source, name)])
+        kernels[key] = found
+    return found
+
+
+def program(context: cl.Context, build: Build) -> cl.Program:
+    """The compiled program of `build` in `context`; compiled once per process."""
+    key = (context.int_ptr, build)
+    with _lock:
+        if key not in _programs:
+            _programs[key] = _compile(context, build)
+        return _programs[key]
+
+
+def text_of(build: Build) -> str:
+    """The complete source that the compiler is given for `build`."""
+    return _header(build) + sources.load(build.source).text
+
+
+def _header(build: Build) -> str:
+    return "".join(f"#define {name} {value}\n" for name, value in build.defines)
+
+
+def _compile(context: cl.Context, build: Build) -> cl.Program:
+    for device in context.devices:
+        pocl.mend_target(device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", cl.CompilerWarning)  # remarks of a build that succeeded
+            built: cl.Program = cl.Program(context, text_of(build)).build(list(OPTIONS))
+            return built
+    except cl.Error as error:
+        raise BuildError(_explain(build, context, str(error))) from error
+
+
+def _explain(build: Build, context: cl.Context, log: str) -> str:
+    """The compiler's log, then each line it complains of with its neighbours, numbered as in the file."""
+    defines = " ".join(f"{name}={value}" for name, value in build.defines)
+    devices = ", ".join(f"{device.name.strip()} ({device.platform.name.strip()})" for device in context.devices)
+    lines = text_of(build).split("\n")
+    origins = [("", 0)] * len(build.defines) + list(sources.load(build.source).origins)
+    shown: list[str] = []
+    for index in _complaints(log, origins):
+        shown.append(f"{origins[index][0]}:")
+        around = range(max(0, index - _CONTEXT_LINES), min(len(origins), index + _CONTEXT_LINES + 1))
+        shown += [
+            f"{'>' if near == index else ' '} {origins[near][1]:4d} | {lines[near]}"
+            for near in around
+            if origins[near][0] == origins[index][0] and origins[near][1]
+        ]
+    if not shown:  # the driver names no line that we know: show what it was given
+        shown = [f"  {number:4d} | {line}" for number, line in enumerate(lines, start=1)]
+    return f"{build.source} does not build on {devices} with {defines}\n\n{log.strip()}\n\n" + "\n".join(shown)
+
+
+def _complaints(log: str, origins: list[tuple[str, int]]) -> list[int]:
+    """Indices of the lines that the log calls wrong, by file and line, or by line of the whole text (Oclgrind)."""
+    files = {file for file, _ in origins}
+    found: dict[int, None] = {}
+    for line in log.splitlines():
+        place = _PLACE.search(line) if "error" in line.lower() else None
+        if place is None:
+            continue
+        number = int(place[2])
+        if place[1] in files and (place[1], number) in origins:
+            found[origins.index((place[1], number))] = None
+        elif place[1] not in files and 0 < number <= len(origins):
+            found[number - 1] = None
+    return list(found)
+
+
+def _argument_type(name: str, build: Build) -> Any:
+    if name == "buffer":
+        return None
+    accumulator = np.float64 if dict(build.defines).get("DOUBLE") else np.float32
+    return {"long": np.int64, "int": np.int32, "ACC": accumulator}[name]

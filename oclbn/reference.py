@@ -1,0 +1,192 @@
+"""Batch normalization in float64 NumPy: the oracle that the tests, the demo and the checks compare with.
+
+    xhat = (x - mean) * invstd,    invstd = 1 / sqrt(var + epsilon),    y = xhat * scale + bias
+
+Mean and (population) variance are taken per channel, over every axis but the channel axis. Formulas, forward
+and backward: S. Ioffe and C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167, sections 3 and 3.1.
+
+Whatever the element type that comes in, everything is computed and returned in float64. Non-finite data is
+followed quietly to where IEEE arithmetic leads it. Results are new arrays; arguments are never written to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from oclbn.errors import ShapeError
+
+Float64s = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TrainReference:
+    """What a training step makes of a batch; y has the shape of x, all else is (C,)."""
+
+    y: Float64s
+    mean: Float64s
+    var: Float64s  # population variance: the one that the batch is normalised with
+    invstd: Float64s
+    running_mean: Float64s | None
+    running_var: Float64s | None
+
+
+def moments(x: ArrayLike, *, axis: int = 1) -> tuple[int, Float64s, Float64s]:
+    """Count, mean and M2 (sum of squared distances from the mean) of each channel.
+
+    x: any real array of rank >= 2 with its channels on `axis`. Returns the number of elements in a channel,
+    and two arrays of shape (C,). An empty channel has count, mean and M2 zero: nothing changes when it is merged.
+    ShapeError: x has fewer than two axes.
+    """
+    rows, _ = _as_rows(x, axis, "x")
+    with np.errstate(all="ignore"):
+        mean, m2, _ = _moments_of_rows(rows)
+    return rows.shape[1], mean, m2
+
+
+def train(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    running_mean: ArrayLike | None = None,
+    running_var: ArrayLike | None = None,
+    *,
+    epsilon: float = 1e-5,
+    factor: float = 0.1,
+    axis: int = 1,
+    guard: bool = True,
+) -> TrainReference:
+    """Normalise a batch with its own statistics and update the running ones.
+
+    x: rank >= 2, channels on `axis`; the other arrays hold C elements of any shape, and any may be None
+    (scale 1, bias 0, nothing to update). running = (1 - factor) * running + factor * batch, where the batch's
+    variance is the unbiased one, M2 / (m - 1). With `guard`, a channel whose batch statistics are not finite
+    keeps its running statistics; an empty batch changes none. ShapeError: ranks or channel counts do not fit.
+    """
+    rows, shape = _as_rows(x, axis, "x")
+    channels, count = rows.shape
+    with np.errstate(all="ignore"):
+        mean, m2, centred = _moments_of_rows(rows)
+        var = m2 / max(count, 1)
+        invstd = 1.0 / np.sqrt(var + epsilon)
+        y = centred * (invstd * _column(scale, channels, 1.0, "scale"))[:, None]
+        y += _column(bias, channels, 0.0, "bias")[:, None]
+        unbiased = m2 / np.float64(count - 1)
+        keep = np.full(channels, count == 0) | (guard & ~(np.isfinite(mean) & np.isfinite(var)))
+        return TrainReference(
+            y=_from_rows(y, shape, axis),
+            mean=mean,
+            var=var,
+            invstd=invstd,
+            running_mean=_averaged(running_mean, mean, factor, keep, "running_mean"),
+            running_var=_averaged(running_var, unbiased, factor, keep, "running_var"),
+        )
+
+
+def infer(
+    x: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    mean: ArrayLike,
+    var: ArrayLike,
+    *,
+    epsilon: float = 1e-5,
+    axis: int = 1,
+) -> Float64s:
+    """Normalise x with statistics that are given; y has the shape of x.
+
+    x: rank >= 2, channels on `axis`; the other arrays hold C elements of any shape; scale and bias may be
+    None (1 and 0). ShapeError: ranks or channel counts do not fit.
+    """
+    rows, shape = _as_rows(x, axis, "x")
+    channels = rows.shape[0]
+    with np.errstate(all="ignore"):
+        invstd = 1.0 / np.sqrt(_column(var, channels, 1.0, "var") + epsilon)
+        y = rows - _column(mean, channels, 0.0, "mean")[:, None]
+        y *= (invstd * _column(scale, channels, 1.0, "scale"))[:, None]
+        y += _column(bias, channels, 0.0, "bias")[:, None]
+    return _from_rows(y, shape, axis)
+
+
+def backward(
+    x: ArrayLike,
+    dy: ArrayLike,
+    scale: ArrayLike | None,
+    mean: ArrayLike,
+    invstd: ArrayLike,
+    *,
+    axis: int = 1,
+    training: bool = True,
+) -> tuple[Float64s, Float64s, Float64s]:
+    """Gradients (dx, dscale, dbias) of a loss whose gradient with respect to y is dy.
+
+    x, dy: one shape, rank >= 2, channels on `axis`; mean, invstd and scale (None: 1) hold C elements of any
+    shape. dx has the shape of x, dscale and dbias are (C,). With `training`, mean and invstd depend on x; else
+    they are constants. ShapeError: ranks, shapes or channel counts do not fit.
+    """
+    rows, shape = _as_rows(x, axis, "x")
+    grads, grad_shape = _as_rows(dy, axis, "dy")
+    if grad_shape != shape:
+        raise ShapeError(f"dy has shape {grad_shape}; x has shape {shape}")
+    channels, count = rows.shape
+    with np.errstate(all="ignore"):
+        deviation = _column(invstd, channels, 1.0, "invstd")
+        xhat = (rows - _column(mean, channels, 0.0, "mean")[:, None]) * deviation[:, None]
+        dscale = np.sum(grads * xhat, axis=1)
+        dbias = np.sum(grads, axis=1)
+        if training and count:
+            grads = grads - (dbias / count)[:, None] - xhat * (dscale / count)[:, None]
+        dx = grads * (deviation * _column(scale, channels, 1.0, "scale"))[:, None]
+    return _from_rows(dx, shape, axis), dscale, dbias
+
+
+def _moments_of_rows(rows: Float64s) -> tuple[Float64s, Float64s, Float64s]:
+    """Mean, M2 and the distances from the mean, for each row."""
+    divisor = max(rows.shape[1], 1)
+    mean = np.sum(rows, axis=1) / divisor
+    # The distances are nearly exact, so their mean is the rounding error of the mean: take it out of both.
+    centred = rows - mean[:, None]
+    error = np.sum(centred, axis=1) / divisor
+    error[~np.isfinite(error)] = 0.0
+    centred -= error[:, None]
+    return mean + error, np.sum(centred * centred, axis=1), centred
+
+
+def _averaged(
+    running: ArrayLike | None, batch: Float64s, factor: float, keep: NDArray[np.bool_], name: str
+) -> Float64s | None:
+    if running is None:
+        return None
+    old = _column(running, batch.size, 0.0, name)
+    return np.where(keep, old, (1.0 - factor) * old + factor * batch)
+
+
+def _as_rows(array: ArrayLike, axis: int, name: str) -> tuple[Float64s, tuple[int, ...]]:
+    """The array as (channels, elements of a channel) in float64, and its own shape."""
+    given: NDArray[Any] = np.asarray(array)
+    if given.ndim < 2:
+        raise ShapeError(f"{name} has {given.ndim} axes; it needs at least 2")
+    front = np.moveaxis(given, axis, 0)
+    # One channel in one row: NumPy then adds pairwise along it.
+    rows = np.array(front, dtype=np.float64, order="C").reshape(front.shape[0], math.prod(front.shape[1:]))
+    return rows, given.shape
+
+
+def _from_rows(rows: Float64s, shape: tuple[int, ...], axis: int) -> Float64s:
+    others = list(shape)
+    channels = others.pop(axis)
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(channels, *others), 0, axis))
+
+
+def _column(values: ArrayLike | None, channels: int, default: float, name: str) -> Float64s:
+    """A per-channel argument as a new float64 array of shape (channels,)."""
+    if values is None:
+        return np.full(channels, default)
+    flat = np.array(values, dtype=np.float64).reshape(-1)
+    if flat.size != channels:
+        raise ShapeError(f"{name} has {flat.size} elements; x has {channels} channels")
+    return flat

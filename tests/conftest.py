@@ -1,0 +1,159 @@
+"""The frame of the suite: which devices the tests run on.
+
+Three tiers. A test that asks for no queue needs no device. A test that asks for `queue` (or `other_queue`) runs on
+one device: the POCL wheel's where that is installed, else the one that oclbn itself would choose; OCLBN_DEVICE,
+PYOPENCL_CTX or ``--device SPEC`` (repeatable, the syntax of oclbn.device) name others. ``--device all`` runs on every
+device that is not a simulator; a simulator runs when it is named.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+from pathlib import Path
+
+# Parallel processes can break POCL's kernel cache, and POCL reads this once, when its platform is first looked at.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _cache = Path(os.environ.get("POCL_CACHE_DIR", Path.home() / ".cache" / "pocl" / "kcache"))
+    _cache = _cache / os.environ["PYTEST_XDIST_WORKER"]
+    _cache.mkdir(parents=True, exist_ok=True)
+    os.environ["POCL_CACHE_DIR"] = str(_cache)
+
+import numpy as np
+import pyopencl as cl
+import pytest
+
+import oclbn.device
+from oclbn.device import DeviceInfo
+from oclbn.errors import DeviceNotFoundError
+
+HOW_TO_GET_A_DEVICE = (
+    "this test needs an OpenCL device and there is none: `python -m pip install 'oclbn[pocl]'` brings one that runs "
+    "on the processor; `oclbn devices` lists what is found"
+)
+SHORT_NAMES = {
+    "portable computing language": "pocl",
+    "nvidia cuda": "nvidia",
+    "amd accelerated parallel processing": "amd",
+}
+DEVICES = pytest.StashKey[list[DeviceInfo]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="run on this device: P:D, part of a name, a type, or `all` (every device but simulators); repeatable",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[DEVICES] = chosen(config.getoption("--device"))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    infos = config.stash[DEVICES]
+    return [f"device: {device_id(info)}, {info.name}, {info.platform_version}" for info in infos] or ["device: none"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "queue" in metafunc.fixturenames:
+        infos = metafunc.config.stash[DEVICES]
+        devices = [pytest.param(info, id=device_id(info)) for info in infos]
+        metafunc.parametrize("queue", devices or [pytest.param(None, id="no device")], indirect=True, scope="session")
+
+
+def chosen(specs: list[str]) -> list[DeviceInfo]:
+    """The devices of this run; a specification that fits no device, or several, ends the run."""
+    try:
+        if specs:
+            infos: list[DeviceInfo] = []
+            for spec in specs:
+                infos += [info for info in oclbn.device.devices() if not info.simulator] if spec == "all" else []
+                infos += [oclbn.device.select(spec)] if spec != "all" else []
+            return list(dict.fromkeys(infos))
+        if "OCLBN_DEVICE" in os.environ or "PYOPENCL_CTX" in os.environ:
+            return [oclbn.device.select()]
+    except DeviceNotFoundError as error:
+        raise pytest.UsageError(str(error)) from error
+    if wheel := pocl_wheel():
+        return [wheel]
+    return [oclbn.device.select()] if oclbn.device.devices() else []
+
+
+def pocl_wheel() -> DeviceInfo | None:
+    """The device of the package pocl-binary-distribution; a POCL of the system has another version, or a suffix."""
+    try:
+        version = importlib.metadata.version("pocl-binary-distribution")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    pattern = re.compile(rf"pocl {re.escape(version)}\b(?!\+)", re.IGNORECASE)
+    return next((info for info in oclbn.device.devices() if pattern.search(info.platform_version)), None)
+
+
+def device_id(info: DeviceInfo) -> str:
+    """A readable name: platform, its version where several share the name, index of the device."""
+    alike = {
+        other.platform_index: other.platform_version
+        for other in oclbn.device.devices()
+        if short_name(other) == short_name(info)
+    }
+    version = ""
+    if len(alike) > 1:
+        version = platform_number(info.platform_version)
+        if [platform_number(other) for other in alike.values()].count(version) > 1:
+            version += f"@{info.platform_index}"
+    return f"{short_name(info)}{version}-{info.device_index}"
+
+
+def short_name(info: DeviceInfo) -> str:
+    name = info.platform.lower()
+    return SHORT_NAMES.get(name) or re.sub(r"\W.*", "", name)
+
+
+def platform_number(version: str) -> str:
+    """The implementation's own version, which stands behind that of OpenCL."""
+    own = re.sub(r"^OpenCL [\d.]+", "", version)
+    number = re.search(r"\d+(\.\d+)*", own)
+    return number.group() if number else ""
+
+
+@pytest.fixture(scope="session")
+def queue(request: pytest.FixtureRequest) -> cl.CommandQueue:
+    """An in-order queue on the device that the test runs on."""
+    if request.param is None:
+        pytest.fail(HOW_TO_GET_A_DEVICE, pytrace=False)
+    return cl.CommandQueue(cl.Context([request.param.device]))
+
+
+@pytest.fixture(scope="session")
+def other_queue(queue: cl.CommandQueue) -> cl.CommandQueue:
+    """A queue of another context on the same device."""
+    return cl.CommandQueue(cl.Context([queue.device]))
+
+
+@pytest.fixture(scope="session")
+def free_queue(queue: cl.CommandQueue) -> cl.CommandQueue:
+    """An out-of-order queue in the context of `queue`."""
+    out_of_order = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+    if not queue.device.get_info(cl.device_info.QUEUE_PROPERTIES) & out_of_order:
+        pytest.skip(f"needs out-of-order queues; {queue.device.name} has none")
+    return cl.CommandQueue(queue.context, properties=out_of_order)
+
+
+@pytest.fixture(scope="session")
+def needs_fp64(queue: cl.CommandQueue) -> None:
+    """Skips where the device computes no float64."""
+    if not oclbn.device.limits(queue.device).fp64:
+        pytest.skip(f"needs fp64; {queue.device.name} has none")
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> np.dtype:
+    """Each element type; float64 only where the device computes it."""
+    if request.param is np.float64:
+        request.getfixturevalue("needs_fp64")
+    return np.dtype(request.param)

@@ -1,0 +1,621 @@
+"""The four calls of oclbn.functional against the float64 reference."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cla
+import pytest
+from data import COLUMNS, EMPTY, FEW_SHAPES, NASTY, ONE_PER_CHANNEL, SHAPES, Data, Spoiled, gaussian, make, per_channel
+from tolerances import Bound, assert_within
+
+from oclbn import reference
+from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+
+FOUR = ("scale", "bias", "running_mean", "running_var")
+NONE_PATTERNS = [
+    pytest.param({"scale"}, id="no scale"),
+    pytest.param({"bias"}, id="no bias"),
+    pytest.param({"scale", "bias"}, id="not affine"),
+    pytest.param({"running_mean"}, id="no running mean"),
+    pytest.param({"running_var"}, id="no running variance"),
+    pytest.param({"running_mean", "running_var"}, id="no running statistics"),
+    pytest.param(set(FOUR), id="none of the four"),
+]
+
+
+def put(queue: cl.CommandQueue, host: np.ndarray | None) -> cla.Array | None:
+    return None if host is None else cla.to_device(queue, host)
+
+
+def bits(array: cla.Array) -> bytes:
+    return array.get().tobytes()
+
+
+def all_bits(arrays: tuple[cla.Array, ...]) -> list[bytes]:
+    return [bits(array) for array in arrays]
+
+
+def check_training(
+    queue: cl.CommandQueue,
+    host: Data,
+    axis: int,
+    *,
+    absent: frozenset[str] | set[str] = frozenset(),
+    **options: Any,
+) -> None:
+    """One training step, every result against the reference."""
+    given = {name: None if name in absent else getattr(host, name) for name in FOUR}
+    expected = reference.train(host.x, *given.values(), axis=axis, **options)
+    device = {name: put(queue, array) for name, array in given.items()}
+    y, save_mean, save_invstd = batch_norm_train(put(queue, host.x), *device.values(), axis=axis, **options)
+
+    factor = options.get("factor", 0.1)
+    bound = Bound(host.x, expected.mean, expected.invstd, given["scale"], given["bias"], axis=axis, dtype=host.x.dtype)
+    good = host.good
+    with np.errstate(all="ignore"):
+        y_bound = np.nan_to_num(bound.y(), nan=0.0)  # a bad channel must be NaN: nothing else fits it
+    assert y.shape == host.x.shape
+    assert y.dtype == host.x.dtype
+    assert_within(y, expected.y, y_bound, "y")
+    assert save_mean.shape == save_invstd.shape == host.scale.shape
+    assert save_mean.dtype == save_invstd.dtype == host.x.dtype
+    assert_within(save_mean.get()[good], expected.mean[good], bound.stored_mean()[good], "save_mean")
+    assert_within(save_invstd.get()[good], expected.invstd[good], bound.stored_invstd()[good], "save_invstd")
+    for channel in host.bad:
+        assert not np.isfinite(save_mean.get()[channel] * save_invstd.get()[channel])
+    if device["running_mean"] is not None:
+        limit = bound.running_mean(host.running_mean, factor)
+        limit[list(host.bad)] = 0.0
+        assert_within(device["running_mean"], expected.running_mean, limit, "running_mean")
+    if device["running_var"] is not None:
+        count = per_channel(host.x.shape, axis)
+        limit = bound.running_var(host.running_var, expected.var * count / (count - 1), factor)
+        limit[list(host.bad)] = 0.0
+        assert_within(device["running_var"], expected.running_var, limit, "running_var")
+
+
+def check_backward(queue: cl.CommandQueue, host: Data, axis: int, *, scale: bool = True) -> None:
+    """Gradients after a training step: the device gets its own saved statistics, the reference exact ones."""
+    forward = reference.train(host.x, axis=axis)
+    given = host.scale if scale else None
+    expected = reference.backward(host.x, host.dy, given, forward.mean, forward.invstd, axis=axis)
+    x, gamma = put(queue, host.x), put(queue, given)
+    _, save_mean, save_invstd = batch_norm_train(x, gamma, None, None, None, axis=axis)
+    results = batch_norm_backward(x, put(queue, host.dy), gamma, save_mean, save_invstd, axis=axis)
+    bound = Bound(host.x, forward.mean, forward.invstd, given, None, axis=axis, dtype=host.x.dtype)
+    check_gradients(results, expected, bound.gradients(host.dy, training=True), host)
+
+
+def check_gradients(results: Any, expected: Any, bounds: Any, host: Data) -> None:
+    dx, dscale, dbias = results
+    assert dx.shape == host.x.shape
+    assert dscale.shape == dbias.shape == host.scale.shape
+    assert dx.dtype == dscale.dtype == dbias.dtype == host.x.dtype
+    good = host.good
+    assert_within(dbias.get()[good], expected[2][good], bounds[2][good], "dbias")
+    assert_within(dscale.get()[good], expected[1][good], bounds[1][good], "dscale")
+    assert_within(dx, expected[0], np.nan_to_num(bounds[0], nan=0.0), "dx")
+
+
+def foreign(host: Data, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Statistics that are not those of x."""
+    own = reference.train(host.x, axis=axis)
+    return (own.mean + 0.25).astype(host.x.dtype), (own.invstd * 1.5).astype(host.x.dtype)
+
+
+# --- against the reference, over shapes
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_training(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    check_training(queue, make(shape, axis), axis)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES + ONE_PER_CHANNEL)
+def test_inference(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    check_inference(queue, make(shape, axis), axis)
+
+
+def check_inference(
+    queue: cl.CommandQueue, host: Data, axis: int, *, epsilon: float = 1e-5, absent: frozenset[str] = frozenset()
+) -> None:
+    scale, bias = (None if name in absent else getattr(host, name) for name in ("scale", "bias"))
+    mean, var = host.running_mean, host.running_var
+    expected = reference.infer(host.x, scale, bias, mean, var, epsilon=epsilon, axis=axis)
+    arrays = [put(queue, array) for array in (host.x, scale, bias, mean, var)]
+    y = batch_norm_infer(*arrays, epsilon=epsilon, axis=axis)
+    invstd = 1 / np.sqrt(var.astype(np.float64) + epsilon)
+    bound = Bound(host.x, mean, invstd, scale, bias, axis=axis, dtype=host.x.dtype)
+    assert y.shape == host.x.shape
+    assert y.dtype == host.x.dtype
+    assert_within(y, expected, np.nan_to_num(bound.inferred(), nan=0.0), "y")
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_backward(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    check_backward(queue, make(shape, axis), axis)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "constants"])
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES + ONE_PER_CHANNEL)
+def test_backward_with_foreign_statistics(
+    queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, training: bool
+) -> None:
+    host = make(shape, axis)
+    mean, invstd = foreign(host, axis)
+    expected = reference.backward(host.x, host.dy, host.scale, mean, invstd, axis=axis, training=training)
+    arrays = [put(queue, array) for array in (host.x, host.dy, host.scale, mean, invstd)]
+    results = batch_norm_backward(*arrays, axis=axis, training=training)
+    bound = Bound(host.x, mean, invstd, host.scale, None, axis=axis, dtype=host.x.dtype)
+    check_gradients(results, expected, bound.gradients(host.dy, training=training), host)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_backward_with_constant_statistics(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    host = make(shape, axis)
+    mean, invstd = host.running_mean, (1 / np.sqrt(host.running_var)).astype(np.float32)
+    expected = reference.backward(host.x, host.dy, host.scale, mean, invstd, axis=axis, training=False)
+    arrays = [put(queue, array) for array in (host.x, host.dy, host.scale, mean, invstd)]
+    results = batch_norm_backward(*arrays, axis=axis, training=False)
+    bound = Bound(host.x, mean, invstd, host.scale, None, axis=axis, dtype=host.x.dtype)
+    check_gradients(results, expected, bound.gradients(host.dy, training=False), host)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES + ONE_PER_CHANNEL)
+def test_moments(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    check_moments(queue, make(shape, axis), axis)
+
+
+def check_moments(queue: cl.CommandQueue, host: Data, axis: int) -> None:
+    expected_count, expected_mean, expected_m2 = reference.moments(host.x, axis=axis)
+    count, mean, m2 = moments(put(queue, host.x), axis=axis)
+    ones = np.ones_like(expected_mean)
+    bound = Bound(host.x, expected_mean, ones, None, None, axis=axis, dtype=host.x.dtype)
+    good = host.good
+    assert count == expected_count
+    assert mean.shape == m2.shape == host.scale.shape
+    assert_within(mean.get()[good], expected_mean[good], bound.stored_mean()[good], "mean")
+    assert_within(m2.get()[good], expected_m2[good], bound.m2()[good], "m2")
+    assert (m2.get()[good] >= 0).all()
+
+
+# --- float64
+
+
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+@pytest.mark.usefixtures("needs_fp64")
+def test_float64(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    host = make(shape, axis, np.float64)
+    check_training(queue, host, axis)
+    check_inference(queue, host, axis)
+    check_backward(queue, host, axis)
+    check_moments(queue, host, axis)
+
+
+# --- data that breaks batch normalizations
+
+
+@pytest.mark.parametrize("maker", NASTY)
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_training_on_nasty_data(
+    queue: cl.CommandQueue, dtype: np.dtype, shape: tuple[int, ...], axis: int, maker: Any
+) -> None:
+    check_training(queue, make(shape, axis, dtype, maker), axis)
+
+
+@pytest.mark.parametrize("maker", NASTY)
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_backward_on_nasty_data(
+    queue: cl.CommandQueue, dtype: np.dtype, shape: tuple[int, ...], axis: int, maker: Any
+) -> None:
+    check_backward(queue, make(shape, axis, dtype, maker), axis)
+
+
+@pytest.mark.parametrize("maker", NASTY)
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_moments_of_nasty_data(
+    queue: cl.CommandQueue, dtype: np.dtype, shape: tuple[int, ...], axis: int, maker: Any
+) -> None:
+    check_moments(queue, make(shape, axis, dtype, maker), axis)
+
+
+@pytest.mark.parametrize("maker", NASTY)
+def test_inference_on_nasty_data(queue: cl.CommandQueue, dtype: np.dtype, maker: Any) -> None:
+    """With the statistics of the data itself, as an evaluation has them after a training."""
+    host = make((6, 5, 11, 13), 1, dtype, maker)
+    own = reference.train(host.x)
+    mean, var = own.mean.astype(dtype), own.var.astype(dtype)
+    expected = reference.infer(host.x, host.scale, host.bias, mean, var)
+    y = batch_norm_infer(*(put(queue, array) for array in (host.x, host.scale, host.bias, mean, var)))
+    with np.errstate(all="ignore"):
+        invstd = 1 / np.sqrt(var.astype(np.float64) + 1e-5)
+        bound = Bound(host.x, mean, invstd, host.scale, host.bias, axis=1, dtype=dtype).inferred()
+    assert_within(y, expected, np.nan_to_num(bound, nan=0.0), "y")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=["NaN", "inf", "minus inf"])
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+@pytest.mark.parametrize("guard", [True, False], ids=["guarded", "unguarded"])
+def test_a_bad_channel_spoils_no_other(
+    queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, value: float, guard: bool
+) -> None:
+    host = make(shape, axis, maker=Spoiled(value))
+    clean = make(shape, axis)  # the same draws, without the bad value
+    four = [put(queue, getattr(host, name)) for name in FOUR]
+    clean_four = [put(queue, getattr(clean, name)) for name in FOUR]
+    y, mean, invstd = batch_norm_train(put(queue, host.x), *four, axis=axis, guard=guard)
+    clean_results = batch_norm_train(put(queue, clean.x), *clean_four, axis=axis, guard=guard)
+    good, bad = host.good, list(host.bad)
+    for spoiled, untouched in zip((mean, invstd, *four), (*clean_results[1:], *clean_four), strict=True):
+        assert spoiled.get()[good].tobytes() == untouched.get()[good].tobytes()
+    channels_first = np.moveaxis(y.get(), axis, 0)
+    assert channels_first[good].tobytes() == np.moveaxis(clean_results[0].get(), axis, 0)[good].tobytes()
+    assert np.isnan(channels_first[bad]).all()
+    for after, before in zip(four[2:], (host.running_mean, host.running_var), strict=True):
+        if guard:
+            assert after.get()[bad].tobytes() == before[bad].tobytes()
+        else:
+            assert not np.isfinite(after.get()[bad]).any()
+
+
+@pytest.mark.parametrize("guard", [True, False], ids=["guarded", "unguarded"])
+def test_skipped_counts_the_updates_that_were_left_out(queue: cl.CommandQueue, guard: bool) -> None:
+    host = make((5, 4, 6), 1, maker=Spoiled(np.nan))
+    skipped = cla.to_device(queue, np.array([[7, 0, 3, 0]], dtype=np.uint32))
+    four = [put(queue, getattr(host, name)) for name in FOUR]
+    x = put(queue, host.x)
+    for _ in range(3):
+        batch_norm_train(x, *four, guard=guard, skipped=skipped)
+    assert skipped.get().tolist() == [[7, 0, 6 if guard else 3, 0]]
+
+
+def test_skipped_without_running_statistics_counts_nothing(queue: cl.CommandQueue) -> None:
+    host = make((5, 4, 6), 1, maker=Spoiled(np.nan))
+    skipped = cla.zeros(queue, 4, np.uint32)
+    batch_norm_train(put(queue, host.x), None, None, None, None, skipped=skipped)
+    assert skipped.get().tolist() == [0, 0, 0, 0]
+
+
+# --- options
+
+
+@pytest.mark.parametrize("absent", NONE_PATTERNS)
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_any_of_the_four_may_be_absent(
+    queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, absent: set[str]
+) -> None:
+    host = make(shape, axis)
+    check_training(queue, host, axis, absent=absent)
+    check_inference(queue, host, axis, absent=frozenset(absent))
+    check_backward(queue, host, axis, scale="scale" not in absent)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 0.1, 1 / 3])
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES[:1] + FEW_SHAPES[3:4])
+def test_factor(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, factor: float) -> None:
+    host = make(shape, axis)
+    check_training(queue, host, axis, factor=factor)
+    arrays = [put(queue, getattr(host, name)) for name in FOUR]
+    batch_norm_train(put(queue, host.x), *arrays, axis=axis, factor=factor)
+    if factor == 0.0:
+        assert bits(arrays[2]) == host.running_mean.tobytes()
+        assert bits(arrays[3]) == host.running_var.tobytes()
+
+
+def test_factor_one_forgets_what_was_there(queue: cl.CommandQueue) -> None:
+    """Even NaN: 0 * NaN must not come in."""
+    host = make((6, 3, 7), 1)
+    spoiled = np.full(3, np.nan, np.float32)
+    running_mean, running_var = put(queue, spoiled), put(queue, spoiled)
+    batch_norm_train(put(queue, host.x), None, None, running_mean, running_var, factor=1.0)
+    assert np.isfinite(running_mean.get()).all()
+    assert np.isfinite(running_var.get()).all()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-12, 1e-3, 1.0, 1e10])
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES[:1] + FEW_SHAPES[3:4])
+def test_epsilon(queue: cl.CommandQueue, dtype: np.dtype, shape: tuple[int, ...], axis: int, epsilon: float) -> None:
+    host = make(shape, axis, dtype)
+    check_training(queue, host, axis, epsilon=epsilon)
+    check_inference(queue, host, axis, epsilon=epsilon)
+
+
+def test_puzzlelibs_example(queue: cl.CommandQueue) -> None:
+    """The first batch of the page: mean 6 to 11, unbiased variance 36."""
+    x = put(queue, np.arange(18).reshape(3, 6).astype(np.float32))
+    mean, var = cla.zeros(queue, (1, 6, 1, 1), np.float32), cla.zeros(queue, (1, 6, 1, 1), np.float32)
+    y, _, _ = batch_norm_train(x, None, None, mean, var, factor=1.0)
+    assert mean.get().ravel().tolist() == [6.0, 7.0, 8.0, 9.0, 10.0, 11.0]
+    assert var.get().ravel().tolist() == [36.0] * 6
+    np.testing.assert_allclose(y.get(), np.outer([-1, 0, 1], np.full(6, 6 / np.sqrt(24 + 1e-5))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4, 1, 1), (4, 1), (2, 2)], ids=str)
+def test_per_channel_arrays_have_any_shape(queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
+    host = make((6, 4, 5), 1)
+    x, dy = put(queue, host.x), put(queue, host.dy)
+    plain = [put(queue, getattr(host, name)) for name in FOUR]
+    shaped = [put(queue, getattr(host, name).reshape(shape)) for name in FOUR]
+    expected, results = batch_norm_train(x, *plain), batch_norm_train(x, *shaped)
+    assert all_bits(results) == all_bits(expected)
+    assert all_bits(tuple(shaped)) == all_bits(tuple(plain))
+    assert [result.shape for result in results] == [x.shape, shape, shape]
+    _, mean, invstd = results
+    gradients = batch_norm_backward(x, dy, shaped[0], mean, invstd)
+    assert [gradient.shape for gradient in gradients] == [x.shape, shape, shape]
+    assert all_bits(gradients) == all_bits(batch_norm_backward(x, dy, plain[0], *expected[1:]))
+    assert bits(batch_norm_infer(x, *shaped)) == bits(batch_norm_infer(x, *plain))
+
+
+def test_results_without_scale_have_one_axis(queue: cl.CommandQueue) -> None:
+    host = make((6, 4, 5), 1)
+    x = put(queue, host.x)
+    _, mean, invstd = batch_norm_train(x, None, None, cla.zeros(queue, (1, 4, 1), np.float32), None)
+    assert mean.shape == invstd.shape == (4,)
+    _, dscale, dbias = batch_norm_backward(x, x, None, mean, invstd)
+    assert dscale.shape == dbias.shape == (4,)
+
+
+# --- gradients against finite differences
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "constants"])
+@pytest.mark.usefixtures("needs_fp64")
+def test_gradients_are_those_of_the_forward(queue: cl.CommandQueue, training: bool) -> None:
+    """Central differences of the device's own float64 forward."""
+    host = make((3, 2, 4), 1, np.float64)
+    weights = host.dy
+    own = reference.train(host.x)
+    var = 1 / own.invstd**2 - 1e-5
+
+    def loss(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> float:
+        arrays = [put(queue, array) for array in (x, scale, bias)]
+        if training:
+            y, _, _ = batch_norm_train(*arrays, None, None)
+        else:
+            y = batch_norm_infer(*arrays, put(queue, own.mean), put(queue, var))
+        return float((y.get() * weights).sum())
+
+    arguments = [host.x, host.scale, host.bias]
+    arrays = [put(queue, array) for array in (host.x, weights, host.scale, own.mean, own.invstd)]
+    gradients = batch_norm_backward(*arrays, training=training)
+    step = 1e-5
+    for which, gradient in enumerate(gradients):
+        numeric = np.empty_like(arguments[which])
+        for index in np.ndindex(numeric.shape):
+            sides = []
+            for sign in (1, -1):
+                moved = [argument.copy() for argument in arguments]
+                moved[which][index] += sign * step
+                sides.append(loss(*moved))
+            numeric[index] = (sides[0] - sides[1]) / (2 * step)
+        # Truncation step^2 * f'''/6 and rounding eps * loss / step are each about 1e-10.
+        np.testing.assert_allclose(gradient.get(), numeric, rtol=1e-7, atol=1e-8)
+
+
+# --- where arrays lie
+
+
+def lying(queue: cl.CommandQueue, host: np.ndarray, before: int, after: int = 3) -> cla.Array:
+    """The array as a view that starts `before` elements into a bigger buffer filled with NaN."""
+    parent = np.full(before + host.size + after, np.nan, host.dtype)
+    parent[before : before + host.size] = host.ravel()
+    return cla.to_device(queue, parent)[before : before + host.size].reshape(host.shape)
+
+
+def surroundings(view: cla.Array, before: int, after: int = 3) -> np.ndarray:
+    """What lies around such a view."""
+    whole = np.empty(before + view.size + after, view.dtype)
+    cl.enqueue_copy(view.queue, whole, view.base_data)
+    return np.concatenate([whole[:before], whole[before + view.size :]])
+
+
+@pytest.mark.parametrize("before", [1, 3, 8, 64])
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_views_with_an_offset_change_nothing(
+    queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, before: int
+) -> None:
+    """Bitwise: neither does a result depend on where its arrays lie, nor is anything around them touched."""
+    host = make(shape, axis)
+    plain = [put(queue, getattr(host, name)) for name in FOUR]
+    views = [lying(queue, getattr(host, name), before) for name in FOUR]
+    x, dy = put(queue, host.x), put(queue, host.dy)
+    x_view, dy_view = lying(queue, host.x, before), lying(queue, host.dy, before)
+    out = lying(queue, np.zeros_like(host.x), before)
+
+    expected = batch_norm_train(x, *plain, axis=axis)
+    results = batch_norm_train(x_view, *views, axis=axis, out=out)
+    assert results[0] is out
+    assert all_bits(results) == all_bits(expected)
+    assert all_bits(tuple(views)) == all_bits(tuple(plain))
+    y = batch_norm_infer(x_view, *views, axis=axis, out=out)
+    assert y is out
+    assert bits(y) == bits(batch_norm_infer(x, *plain, axis=axis))
+    mean, invstd = (lying(queue, result.get(), before) for result in expected[1:])
+    gradients = batch_norm_backward(x_view, dy_view, views[0], mean, invstd, axis=axis, out=out)
+    assert gradients[0] is out
+    assert all_bits(gradients) == all_bits(batch_norm_backward(x, dy, plain[0], *expected[1:], axis=axis))
+    count, *partial = moments(x_view, axis=axis)
+    assert (count, all_bits(tuple(partial))) == (per_channel(shape, axis), all_bits(moments(x, axis=axis)[1:]))
+    for view in (x_view, dy_view, out, *views):
+        assert np.isnan(surroundings(view, before)).all()
+
+
+def test_slices_of_the_batch(queue: cl.CommandQueue) -> None:
+    host = make((9, 4, 15), 1)
+    whole = put(queue, host.x)
+    part = whole[2:7]
+    expected = batch_norm_train(put(queue, host.x[2:7]), None, None, None, None)
+    assert all_bits(batch_norm_train(part, None, None, None, None)) == all_bits(expected)
+
+
+def test_per_channel_slices_of_one_array(queue: cl.CommandQueue) -> None:
+    """All parameters of a layer in one buffer, as a trainer may keep them."""
+    host = make((6, 5, 7), 1)
+    pool = put(queue, np.concatenate([getattr(host, name) for name in FOUR]))
+    slices = [pool[5 * i : 5 * i + 5] for i in range(4)]
+    plain = [put(queue, getattr(host, name)) for name in FOUR]
+    x = put(queue, host.x)
+    assert all_bits(batch_norm_train(x, *slices)) == all_bits(batch_norm_train(x, *plain))
+    assert bits(pool) == b"".join(all_bits(tuple(plain)))
+
+
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_out_is_filled_and_returned(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    host = make(shape, axis)
+    x, dy, scale = put(queue, host.x), put(queue, host.dy), put(queue, host.scale)
+    fresh = batch_norm_train(x, scale, None, None, None, axis=axis)
+    out = cla.empty_like(x)
+    results = batch_norm_train(x, scale, None, None, None, axis=axis, out=out)
+    assert results[0] is out
+    assert all_bits(results) == all_bits(fresh)
+    fresh = batch_norm_backward(x, dy, scale, *results[1:], axis=axis)
+    out = cla.empty_like(x)
+    results = batch_norm_backward(x, dy, scale, *results[1:], axis=axis, out=out)
+    assert results[0] is out
+    assert all_bits(results) == all_bits(fresh)
+
+
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_inference_in_place(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    host = make(shape, axis)
+    x = put(queue, host.x)
+    four = [put(queue, getattr(host, name)) for name in FOUR]
+    expected = bits(batch_norm_infer(x, *four, axis=axis))
+    assert bits(x) == host.x.tobytes()
+    assert batch_norm_infer(x, *four, axis=axis, out=x) is x
+    assert bits(x) == expected
+
+
+def test_inputs_stay_as_they_are(queue: cl.CommandQueue) -> None:
+    host = make((6, 5, 7), 1)
+    x, dy = put(queue, host.x), put(queue, host.dy)
+    four = [put(queue, getattr(host, name)) for name in FOUR]
+    _, mean, invstd = batch_norm_train(x, *four)
+    saved = all_bits((mean, invstd, *four[2:]))
+    batch_norm_backward(x, dy, four[0], mean, invstd)
+    batch_norm_infer(x, *four)
+    moments(x)
+    inputs = [host.x, host.dy, host.scale, host.bias]
+    assert all_bits((x, dy, *four[:2])) == [array.tobytes() for array in inputs]
+    assert all_bits((mean, invstd, *four[2:])) == saved
+
+
+# --- repeatability
+
+
+def everything(queue: cl.CommandQueue, host: Data, axis: int) -> list[bytes]:
+    x, dy = put(queue, host.x), put(queue, host.dy)
+    four = [put(queue, getattr(host, name)) for name in FOUR]
+    forward = batch_norm_train(x, *four, axis=axis)
+    backward = batch_norm_backward(x, dy, four[0], *forward[1:], axis=axis)
+    return all_bits((*forward, *backward, *four, batch_norm_infer(x, *four, axis=axis), *moments(x, axis=axis)[1:]))
+
+
+@pytest.mark.parametrize(("shape", "axis"), [*FEW_SHAPES, *COLUMNS[-4:]])
+def test_the_same_bits_every_time(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    host = make(shape, axis)
+    first = everything(queue, host, axis)
+    for _ in range(3):
+        assert everything(queue, host, axis) == first
+
+
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_the_same_bits_from_other_threads(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    host = make(shape, axis)
+    expected = everything(queue, host, axis)
+    results: list[list[bytes] | BaseException] = []
+
+    def run() -> None:
+        own = cl.CommandQueue(queue.context)
+        try:
+            results.append(everything(own, host, axis))
+        except BaseException as error:
+            results.append(error)
+            raise
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] * 4
+
+
+def test_the_same_bits_in_another_context(queue: cl.CommandQueue, other_queue: cl.CommandQueue) -> None:
+    host = make((7, 5, 13), 1)
+    assert everything(other_queue, host, 1) == everything(queue, host, 1)
+
+
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES[:3])
+def test_a_sample_more_does_not_change_inference(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    """Evaluation knows no batch: a sample's output is the same alone and among others."""
+    host = make(shape, axis)
+    four = [put(queue, getattr(host, name)) for name in FOUR]
+    together = batch_norm_infer(put(queue, host.x), *four, axis=axis).get()
+    alone = batch_norm_infer(put(queue, host.x[1:2]), *four, axis=axis).get()
+    assert alone.tobytes() == together[1:2].tobytes()
+
+
+# --- empty batches
+
+
+@pytest.mark.parametrize(("shape", "axis"), EMPTY)
+def test_an_empty_batch_changes_nothing(
+    queue: cl.CommandQueue, dtype: np.dtype, shape: tuple[int, ...], axis: int
+) -> None:
+    host = make(shape, axis, dtype)
+    x, dy = cla.empty(queue, shape, dtype), cla.empty(queue, shape, dtype)
+    four = [put(queue, getattr(host, name)) for name in FOUR]
+    before = all_bits(tuple(four))
+    skipped = cla.zeros(queue, shape[axis], np.uint32)
+    y, mean, invstd = batch_norm_train(x, *four, axis=axis, skipped=skipped)
+    assert y.shape == shape
+    assert mean.shape == invstd.shape == (shape[axis],)
+    assert all_bits(tuple(four)) == before
+    assert not skipped.get().any()
+    dx, dscale, dbias = batch_norm_backward(x, dy, four[0], mean, invstd, axis=axis)
+    assert dx.shape == shape
+    assert not dscale.get().any()
+    assert not dbias.get().any()
+    assert batch_norm_infer(x, *four, axis=axis).shape == shape
+    count, mean, m2 = moments(x, axis=axis)
+    assert count == 0
+    assert not mean.get().any()
+    assert not m2.get().any()
+
+
+def test_an_empty_batch_fills_no_out(queue: cl.CommandQueue) -> None:
+    x, out = cla.empty(queue, (0, 3, 4), np.float32), cla.empty(queue, (0, 3, 4), np.float32)
+    assert batch_norm_train(x, None, None, None, None, out=out)[0] is out
+
+
+# --- numbers that PyTorch's kernels get wrong
+
+
+@pytest.mark.parametrize("exponent", [2, 4, 6])
+def test_variance_of_tiny_spread_is_exact(queue: cl.CommandQueue, exponent: int) -> None:
+    """Two values one ulp-ish apart around 10**exponent: E[x^2] - E[x]^2 has no digit of their variance."""
+    base = np.float32(10.0**exponent)
+    step = np.float32(np.spacing(base) * 4)
+    x = np.where(np.arange(2 * 3 * 64) % 2, base, base + step).astype(np.float32).reshape(2, 3, 64)
+    _, _, invstd = batch_norm_train(put(queue, x), None, None, None, None, epsilon=0.0)
+    np.testing.assert_allclose(invstd.get(), 2.0 / float(step), rtol=8 * np.finfo(np.float32).eps)
+
+
+def test_a_single_pair_normalises_to_one(queue: cl.CommandQueue) -> None:
+    x = np.array([[1.0, -5.0], [3.0, 5.0]], np.float32)
+    y, mean, _ = batch_norm_train(put(queue, x), None, None, None, None, epsilon=0.0)
+    assert mean.get().tolist() == [2.0, 0.0]
+    np.testing.assert_allclose(y.get(), [[-1, -1], [1, 1]], rtol=4 * np.finfo(np.float32).eps)
+
+
+def test_makers_are_seeded() -> None:
+    """Bitwise comparisons of this file rest on that."""
+    assert make((4, 5), 1).x.tobytes() == make((4, 5), 1).x.tobytes()
+    spoiled = make((4, 5), 1, maker=Spoiled(np.nan))
+    assert np.array_equal(np.delete(spoiled.x, 2, axis=1), np.delete(make((4, 5), 1, maker=gaussian).x, 2, axis=1))

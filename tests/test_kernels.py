@@ -1,0 +1,122 @@
+"""Every kernel in every form, against the reference: variants by groups of one and of many work-items.
+
+The plans of a device use a few of these; here each is forced. Rows named "small" are few and tiny enough for a
+simulator that checks every access (run them with ``--device Oclgrind -k small``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cla
+import pytest
+from data import make
+from test_functional import check_backward, check_inference, check_moments, check_training, everything, put
+
+from oclbn import functional, reference
+from oclbn.functional import accumulate, batch_norm_backward, explain
+from oclbn.plan import OPERATIONS
+from oclbn.tuning import using
+
+FORMS = [
+    pytest.param({"variant": "resident", "lanes": 1, "vec": 4}, id="resident, one work-item"),
+    pytest.param({"variant": "resident", "lanes": 1, "vec": 8, "blocks": 2}, id="resident, one work-item, wide"),
+    pytest.param({"variant": "resident", "lanes": 16, "vec": 1, "blocks": 1}, id="resident, 16 work-items"),
+    pytest.param({"variant": "resident", "lanes": 64, "vec": 4, "blocks": 2}, id="resident, 64 work-items, vectors"),
+    pytest.param({"variant": "split", "lanes": 1, "vec": 4, "groups_per_unit": 5}, id="split, one work-item"),
+    pytest.param({"variant": "split", "lanes": 1, "vec": 1, "unroll": 1}, id="split, one work-item, no vectors"),
+    pytest.param({"variant": "split", "lanes": 32, "vec": 1, "blocks": 1}, id="split, 32 work-items"),
+    pytest.param({"variant": "split", "lanes": 16, "vec": 4, "blocks": 1}, id="split, 16 work-items, vectors"),
+    pytest.param({"variant": "serial"}, id="serial"),
+]
+SHAPES = [
+    pytest.param((3, 2, 5), 1, id="small rows"),
+    pytest.param((2, 3, 16), 1, id="small rows of whole vectors"),
+    pytest.param((5, 7), 1, id="small columns"),
+    pytest.param((2, 3, 9), -1, id="small channels last"),
+    pytest.param((9, 5, 7, 7), 1, id="short rows"),
+    pytest.param((4, 3, 4096), 1, id="rows of several chunks"),
+    pytest.param((2, 2, 9001), 1, id="ragged rows of several chunks"),
+    pytest.param((400, 70), 1, id="columns of several chunks"),
+    pytest.param((3, 20, 21, 33), 3, id="channels last, a scrap"),
+]
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_agrees_with_the_reference(
+    queue: cl.CommandQueue, form: dict[str, Any], shape: tuple[int, ...], axis: int
+) -> None:
+    host = make(shape, axis)
+    with using(**form, chunk_bytes=4096):
+        check_training(queue, host, axis)
+        check_inference(queue, host, axis)
+        check_moments(queue, host, axis)
+        check_backward(queue, host, axis)
+        arrays = [put(queue, a) for a in (host.x, host.dy, host.scale, host.running_mean, host.running_var)]
+        dx, dscale, dbias = batch_norm_backward(*arrays, axis=axis, training=False)
+    wanted = reference.backward(
+        host.x, host.dy, host.scale, host.running_mean, host.running_var, axis=axis, training=False
+    )
+    eps = np.finfo(host.x.dtype).eps
+    for got, want in zip((dx, dscale, dbias), wanted, strict=True):
+        scale = max(float(np.abs(want).max()), float(np.abs(host.dy).max()))
+        assert np.abs(got.get() - want.reshape(got.shape)).max() <= 64 * eps * scale
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_bits_twice(queue: cl.CommandQueue, form: dict[str, Any]) -> None:
+    host = make((5, 6, 300), 1)
+    with using(**form):
+        assert everything(queue, host, 1) == everything(queue, host, 1)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("variant", ["resident", "split", "serial"])
+def test_the_variant_asked_for_is_the_one_that_runs(queue: cl.CommandQueue, operation: str, variant: str) -> None:
+    x = cla.zeros(queue, (4, 8, 64), np.float32)
+    with using(variant=variant):
+        told = explain(x, operation=operation)
+    has_it = variant != "resident" or OPERATIONS[operation].resident
+    assert told.startswith(variant if has_it else "serial"), told
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_streaming_past_the_cache_changes_no_bit(
+    queue: cl.CommandQueue, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors larger than the cache are written past it where the compiler can; with this cache all of them are."""
+    host = make((7, 5, 333), 1)
+    kept = everything(queue, host, 1)
+    small = replace(functional.limits(queue.device), cache_bytes=1)
+    with using(**{**form, "variant": "split"}, stream=False):
+        plain = everything(queue, host, 1)
+    monkeypatch.setattr(functional, "limits", lambda device: small)
+    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
+    with using(**{**form, "variant": "split"}, stream=True):
+        streamed = everything(queue, host, 1)
+    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
+    assert streamed == plain
+    assert len(kept) == len(plain)
+
+
+@pytest.mark.parametrize("offset", [0, 3], ids=["whole", "offset"])
+@pytest.mark.parametrize("count", [1, 7, 1025], ids=["one", "small", "large"])
+def test_accumulate(queue: cl.CommandQueue, count: int, offset: int) -> None:
+    rng = np.random.default_rng(count)
+    into, new = rng.standard_normal((2, count + offset)).astype(np.float32)
+    device_into, device_new = cla.to_device(queue, into), cla.to_device(queue, new)
+    accumulate(device_into[offset:], device_new[offset:], scale=0.5, momentum=0.25)
+    wanted = into.copy()
+    wanted[offset:] = np.float32(0.5) * new[offset:] + np.float32(0.25) * into[offset:]
+    np.testing.assert_allclose(device_into.get(), wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(device_into.get()[:offset], into[:offset])
+
+
+def test_accumulate_without_momentum_forgets_nan(queue: cl.CommandQueue) -> None:
+    into = cla.to_device(queue, np.full(5, np.nan, np.float32))
+    accumulate(into, cla.to_device(queue, np.arange(5, dtype=np.float32)))
+    np.testing.assert_array_equal(into.get(), np.arange(5))

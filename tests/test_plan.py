@@ -1,0 +1,188 @@
+"""Planning: numbers in, a plan out, with neither a device nor a mock."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oclbn.plan import OPERATIONS, DeviceLimits, Plan, Problem, Tuning, plan
+
+LAPTOP = DeviceLimits(
+    kind="cpu",
+    compute_units=2,
+    max_group=4096,
+    local_bytes=1 << 20,
+    cache_bytes=32 << 20,
+    memory_bytes=16 << 30,
+    max_alloc_bytes=4 << 30,
+    fp64=True,
+    fp16=False,
+)
+CARD = replace(LAPTOP, kind="gpu", compute_units=80, max_group=1024, local_bytes=48 << 10, cache_bytes=6 << 20)
+CPU = Tuning()
+GPU = Tuning(lanes=256, vec=1, blocks=1, groups_per_unit=8, stream=False)
+RESNET = Problem(outer=32, channels=256, inner=3136, itemsize=4, columns=False)
+
+
+def groups(planned: Plan) -> list[int]:
+    return [launch.groups for launch in planned.launches]
+
+
+def defines(planned: Plan) -> dict[str, int]:
+    return dict(planned.launches[0].build.defines)
+
+
+def test_many_channels_on_few_cores_are_resident() -> None:
+    planned = plan("train", RESNET, LAPTOP, CPU)
+    assert planned.variant == "resident"
+    assert groups(planned) == [256]
+    assert planned.scratch == 0
+
+
+def test_three_big_channels_are_split() -> None:
+    planned = plan("train", Problem(8, 3, 50_176, 4, columns=False), CARD, GPU)
+    assert planned.variant == "split"
+    assert all(count > 80 for count in groups(planned))
+    assert planned.scratch == 3 * 3 * planned.geometry.slices
+
+
+def test_a_channel_too_large_for_the_cache_is_split() -> None:
+    assert plan("train", Problem(64, 4, 1 << 20, 4, columns=False), LAPTOP, CPU).variant == "split"
+
+
+def test_channels_that_leave_a_core_idle_are_split() -> None:
+    assert plan("train", Problem(32, 3, 3136, 4, columns=False), LAPTOP, CPU).variant == "split"
+    assert plan("train", Problem(32, 4, 3136, 4, columns=False), LAPTOP, CPU).variant == "resident"
+
+
+def test_a_named_variant_is_the_only_one() -> None:
+    for variant in ("resident", "split", "serial"):
+        assert plan("train", RESNET, LAPTOP, replace(CPU, variant=variant)).variant == variant
+
+
+def test_split_really_splits() -> None:
+    assert plan("train", RESNET, LAPTOP, replace(CPU, variant="split")).geometry.slices > 1
+
+
+def test_serial_needs_nothing_of_a_device() -> None:
+    poor = replace(LAPTOP, max_group=1, local_bytes=0, cache_bytes=0, compute_units=1)
+    planned = plan("backward", RESNET, poor, replace(GPU, variant="serial"))
+    assert {launch.lanes for launch in planned.launches} == {1}
+    assert defines(planned)["VEC"] == 1
+
+
+def test_groups_never_exceed_the_device() -> None:
+    planned = plan("train", RESNET, replace(CARD, max_group=100), GPU)
+    assert {launch.lanes for launch in planned.launches} == {64}
+
+
+def test_double_halves_the_vector() -> None:
+    assert defines(plan("train", RESNET, LAPTOP, CPU))["VEC"] == 8
+    assert defines(plan("train", replace(RESNET, itemsize=8), LAPTOP, CPU))["VEC"] == 4
+
+
+@pytest.mark.parametrize(("inner", "vec"), [(1, 1), (2, 2), (3, 2), (7, 4), (8, 8), (49, 8)])
+def test_a_vector_fits_into_a_row(inner: int, vec: int) -> None:
+    assert defines(plan("train", Problem(4, 8, inner, 4, columns=False), LAPTOP, CPU))["VEC"] == vec
+
+
+def test_with_lanes_vectors_divide_the_row() -> None:
+    tuning = replace(GPU, vec=4)
+    assert defines(plan("train", replace(RESNET, inner=49), CARD, tuning))["VEC"] == 1
+    assert defines(plan("train", replace(RESNET, inner=3136), CARD, tuning))["VEC"] == 4
+
+
+def test_only_tensors_beyond_the_cache_are_streamed() -> None:
+    assert defines(plan("infer", RESNET, LAPTOP, CPU))["STREAM"] == 1
+    assert defines(plan("infer", replace(RESNET, outer=1), LAPTOP, CPU))["STREAM"] == 0
+    assert defines(plan("infer", RESNET, replace(LAPTOP, cache_bytes=0), CPU))["STREAM"] == 0
+
+
+def test_shapes_do_not_reach_the_compiler() -> None:
+    one = plan("train", RESNET, LAPTOP, CPU)
+    other = plan("train", Problem(31, 250, 3000, 4, columns=False), LAPTOP, CPU)
+    assert [launch.build for launch in one.launches] == [launch.build for launch in other.launches]
+
+
+def test_loops_are_kept_within_what_the_driver_allows() -> None:
+    long = Problem(2, 3, 1_000_003, 4, columns=False)
+    limited = replace(GPU, lanes=64, most_steps=60_000)
+    for variant in ("", "serial"):
+        planned = plan("train", long, LAPTOP, replace(limited, variant=variant))
+        lanes = planned.launches[0].lanes
+        assert planned.geometry.slice_rows * planned.geometry.slice_columns / lanes * 3 < 60_000
+
+
+def test_a_plan_says_what_it_is() -> None:
+    assert str(plan("train", RESNET, LAPTOP, CPU)) == "resident (train_resident; rows, LANES=1, VEC=8, UNROLL=4)"
+    split = str(plan("backward", RESNET, LAPTOP, replace(CPU, variant="split")))
+    assert split.startswith("split (backward_partial + backward_apply; rows, ")
+    assert split.endswith(" slices)")
+
+
+PROBLEMS = st.builds(
+    Problem,
+    outer=st.one_of(st.integers(1, 70), st.integers(1, 1 << 31)),
+    channels=st.one_of(st.integers(1, 70), st.integers(1, 1 << 20)),
+    inner=st.one_of(st.integers(1, 70), st.integers(1, 1 << 33)),
+    itemsize=st.sampled_from([4, 8]),
+    columns=st.just(False),
+) | st.builds(
+    Problem,
+    outer=st.one_of(st.integers(1, 70), st.integers(1, 1 << 33)),
+    channels=st.one_of(st.integers(1, 70), st.integers(1, 1 << 20)),
+    inner=st.just(1),
+    itemsize=st.sampled_from([4, 8]),
+    columns=st.just(True),
+)
+TUNINGS = st.builds(
+    Tuning,
+    lanes=st.sampled_from([1, 16, 64, 256]),
+    vec=st.sampled_from([1, 2, 4, 8, 16]),
+    blocks=st.sampled_from([1, 2, 4, 8]),
+    chunk_bytes=st.sampled_from([256, 4096, 16384]),
+    groups_per_unit=st.integers(1, 64),
+    stream=st.booleans(),
+    variant=st.sampled_from(["", "resident", "split", "serial"]),
+)
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(st.sampled_from(sorted(OPERATIONS)), PROBLEMS, st.sampled_from([LAPTOP, CARD]), TUNINGS)
+def test_every_element_is_in_exactly_one_slice(
+    operation: str, problem: Problem, device: DeviceLimits, tuning: Tuning
+) -> None:
+    planned = plan(operation, problem, device, tuning)
+    cut = planned.geometry
+    made = defines(planned)
+    row_slices = cut.slices // cut.column_slices
+    assert cut.slices == row_slices * cut.column_slices
+    assert (row_slices - 1) * cut.slice_rows < problem.outer <= row_slices * cut.slice_rows
+    # the last slice of a row takes what is left, and no slice is without a whole vector
+    if problem.columns:
+        assert (cut.column_slices, cut.slice_columns) == (1, 1)
+    else:
+        vectors = problem.inner // made["VEC"]
+        assert vectors >= 1
+        assert (cut.column_slices - 1) * cut.slice_columns < vectors * made["VEC"]
+        assert cut.column_slices == 1 or cut.slice_columns % made["VEC"] == 0
+        assert cut.column_slices * cut.slice_columns + made["VEC"] > problem.inner
+        assert cut.chunk_columns // made["VEC"] >= 1
+    # 32-bit numbers inside a region
+    assert cut.slice_rows * max(cut.slice_columns, made["VEC"]) < 1 << 31
+    assert cut.chunk_rows >= 1
+    # work-items side by side and below each other make up the group
+    assert made["LANES"] % cut.width == 0
+    assert math.log2(cut.width) % 1 == 0
+    if made["LANES"] > 1 and not problem.columns:
+        assert problem.inner % made["VEC"] == 0
+    # every channel has a group
+    share = made["VEC"] * made["BLOCKS"] * cut.width if problem.columns else 1
+    assert planned.launches[0].groups == -(-problem.channels // share) * cut.slices
+    assert planned.launches[0].lanes == made["LANES"] <= device.max_group
+    if len(planned.launches) > 1:
+        assert planned.scratch == OPERATIONS[operation].partial * cut.slices * problem.channels

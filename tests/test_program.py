@@ -1,0 +1,66 @@
+"""Programs: built once, kernels per thread, and a build that fails tells where."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pyopencl as cl
+import pytest
+
+from oclbn import program, sources
+from oclbn.errors import BuildError
+from oclbn.plan import Build
+
+ACCUMULATE = Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 1)))
+
+
+def test_a_program_is_built_once_per_context(queue: cl.CommandQueue) -> None:
+    assert program.program(queue.context, ACCUMULATE) is program.program(queue.context, ACCUMULATE)
+
+
+def test_a_kernel_is_the_threads_own(queue: cl.CommandQueue) -> None:
+    mine = program.kernel(queue.context, ACCUMULATE, "accumulate")
+    assert program.kernel(queue.context, ACCUMULATE, "accumulate") is mine
+    theirs: list[cl.Kernel] = []
+    thread = threading.Thread(
+        target=lambda: theirs.append(program.kernel(queue.context, ACCUMULATE, "accumulate")),
+    )
+    thread.start()
+    thread.join()
+    assert theirs[0] is not mine
+
+
+def test_a_failing_build_shows_the_numbered_lines(
+    queue: cl.CommandQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in sources.kernel_directory().glob("*.cl*"):
+        (tmp_path / path.name).write_text(path.read_text())
+    broken = tmp_path / "accumulate.cl"
+    lines = broken.read_text().splitlines()
+    at = next(index for index, line in enumerate(lines) if "const ACC value" in line)
+    lines[at] = lines[at].replace("scale *", "scale_that_is_not_there *")
+    broken.write_text("\n".join(lines))
+    monkeypatch.setattr(sources, "kernel_directory", lambda: tmp_path)
+    sources.load.cache_clear()
+    try:
+        with pytest.raises(BuildError) as caught:
+            program.program(queue.context, Build("accumulate.cl", (*ACCUMULATE.defines, ("BROKEN", 1))))
+    finally:
+        sources.load.cache_clear()
+    message = str(caught.value)
+    assert isinstance(caught.value, RuntimeError)
+    assert message.startswith("accumulate.cl does not build on ")
+    assert "LANES=1" in message
+    assert "scale_that_is_not_there" in message
+    assert f"{at + 1:4d} | {lines[at]}" in message
+
+
+def test_a_failed_build_can_be_mended(queue: cl.CommandQueue) -> None:
+    with pytest.raises(BuildError):
+        program.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 3000))))
+    assert program.program(queue.context, ACCUMULATE)
+
+
+def test_the_text_opens_with_the_defines() -> None:
+    assert program.text_of(ACCUMULATE).startswith("#define DOUBLE 0\n#define LANES 1\n#define VEC 1\n#line 1")
