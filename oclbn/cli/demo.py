@@ -1,0 +1,137 @@
+"""`oclbn demo`: batch normalization on real data, each result held against float64 NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+import numpy as np
+import pyopencl as cl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from oclbn import device
+from oclbn.cli import demo_data, demo_report, plot
+from oclbn.cli.demo_data import Case
+from oclbn.cli.demo_run import Outcome, Schedule, run
+from oclbn.device import DeviceInfo
+from oclbn.errors import OclbnError
+
+DIGITS = "scikit-learn's handwritten digits"
+
+
+@click.command()
+@click.option("--device", "spec", metavar="SPEC", help="P:D, part of a name, or gpu, cpu, accelerator.")
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A .npy file to use in place of the digits: float32, float64 or integers.",
+)
+@click.option("--axis", type=int, help="Channel axis of --input.  [default: 1]")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the normalised data (scale 1, bias 0) as .npy; of the digits: their activations.",
+)
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the channels before and after (.png, .svg, .pdf); of the digits: their activations.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Samples in a batch.")
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Times through the data.")
+@click.option("--batches", type=click.IntRange(1), help="Stop training after so many batches.")
+def command(
+    spec: str | None,
+    source: Path | None,
+    axis: int | None,
+    output: Path | None,
+    picture: Path | None,
+    batch_size: int,
+    epochs: int,
+    batches: int | None,
+) -> None:
+    """Normalise real data on a device and check every number.
+
+    Trains on mini-batches, evaluates, goes backward, compares each result with float64 NumPy, and times the calls.
+    The data are 1,797 handwritten digits (as features, as images and as activations of 16 filters) or your own array.
+    The exit status is 1 when a result is out of its bound.
+    """
+    if axis is not None and source is None:
+        raise click.BadParameter("it needs --input: the digits have their channels on axis 1", param_hint="--axis")
+    _check_targets(source, output, picture)
+    info = device.select(spec)
+    console = Console(highlight=False)
+    cases = demo_data.digits() if source is None else (_own(source, 1 if axis is None else axis, info),)
+    demo_report.print_device(console, info)
+    outcomes = _run_all(console, cases, device.queue_for(info), Schedule(batch_size, epochs, batches))
+    demo_report.print_outcomes(console, outcomes)
+    console.print()
+    shown = outcomes[-1]
+    if output is not None:
+        _write(output, lambda file: np.save(file, shown.y))
+        console.print(Text(f"Wrote {output}: {shown.case.name}, normalised, {shown.y.shape} {shown.y.dtype}"))
+    if picture is not None:
+        title = f"{DIGITS}, {shown.case.name}" if source is None else shown.case.name
+        title += f" {shown.y.shape}\nnormalised on {info.name}, {info.platform}"
+        drawn = plot.histograms(shown.case.x, shown.y, shown.case.axis, title, file_format=_format(picture))
+        _write(picture, lambda file: file.write(drawn))
+        console.print(Text(f"Wrote {picture}"))
+    passed, line = demo_report.verdict(outcomes)
+    console.print(line)
+    if not passed:
+        raise click.exceptions.Exit(1)
+
+
+def _check_targets(source: Path | None, output: Path | None, picture: Path | None) -> None:
+    """Whatever would keep the results from being written has to show before the work is done."""
+    for option, target in (("--output", output), ("--plot", picture)):
+        if target is None:
+            continue
+        if not target.absolute().parent.is_dir():
+            raise click.BadParameter(f"{target.parent} is not a folder", param_hint=option)
+        if source is not None and target.exists() and target.samefile(source):
+            raise click.BadParameter(f"{target} is the file that --input names", param_hint=option)
+    if output is not None and picture is not None and output.absolute() == picture.absolute():
+        raise click.BadParameter(f"{picture} is the file that --output names", param_hint="--plot")
+    if picture is not None:
+        if _format(picture) not in plot.FORMATS:
+            raise click.BadParameter(f"{picture} does not end in .{', .'.join(plot.FORMATS)}", param_hint="--plot")
+        plot.require_matplotlib()
+
+
+def _own(source: Path, axis: int, info: DeviceInfo) -> Case:
+    try:
+        return demo_data.from_file(source, axis, fp64=info.limits.fp64)
+    except OclbnError as error:
+        raise click.BadParameter(str(error), param_hint="--input") from error
+
+
+def _run_all(console: Console, cases: Sequence[Case], queue: cl.CommandQueue, schedule: Schedule) -> list[Outcome]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"))
+    outcomes = []
+    # A pipe gets no bar: it would be redrawn as line after line.
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        for case in cases:
+            task = bar.add_task(case.name, total=schedule.total(case))
+            outcomes.append(run(case, queue, schedule, lambda task=task: bar.advance(task)))  # type: ignore[misc]
+    return outcomes
+
+
+def _write(target: Path, fill: Callable[[BinaryIO], object]) -> None:
+    try:
+        with demo_data.replacing(target) as file:
+            fill(file)
+    except OSError as error:
+        raise click.FileError(str(target), hint=error.strerror) from error
+
+
+def _format(picture: Path) -> str:
+    return picture.suffix.lower().lstrip(".")

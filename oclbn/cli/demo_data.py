@@ -1,0 +1,132 @@
+"""What the demo works on: scikit-learn's handwritten digits in three shapes, or the user's own array."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oclbn.errors import DtypeError, MissingExtraError, ParameterError, ShapeError
+
+FILTERS = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One data set: samples on one axis, channels on another."""
+
+    name: str
+    x: NDArray[Any]  # float32 or float64, C order
+    axis: int = 1  # of the channels, not negative
+    note: str = ""
+
+    @property
+    def batch_axis(self) -> int:
+        return 0 if self.axis else 1
+
+    @property
+    def channels(self) -> int:
+        return int(self.x.shape[self.axis])
+
+    @property
+    def samples(self) -> int:
+        return int(self.x.shape[self.batch_axis])
+
+    def batch(self, samples: NDArray[np.intp]) -> NDArray[Any]:
+        """The named samples, as an array of its own."""
+        return np.ascontiguousarray(np.take(self.x, samples, axis=self.batch_axis))
+
+
+def digits() -> tuple[Case, ...]:
+    """1,797 handwritten digits of 8x8 pixels (0 to 16): as features, as images, and through 16 filters.
+
+    MissingExtraError: scikit-learn, which ships them, is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError(
+            "the digits come with scikit-learn, which is not installed: pip install 'oclbn[demo]', "
+            "or give an array of your own with --input"
+        ) from error
+    images = np.ascontiguousarray(load_digits().images, dtype=np.float32)
+    return (
+        Case("features", images.reshape(len(images), 64)),
+        Case("images", images[:, None]),
+        Case("activations", activations(images)),
+    )
+
+
+def activations(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Feature maps (N, 16, H, W) of images (N, H, W): 3x3 convolutions with bias, borders padded with zeros.
+
+    Weights and biases are drawn once from U(-1/3, 1/3), the way PyTorch starts a Conv2d(1, 16, 3).
+    """
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(-1 / 3, 1 / 3, (FILTERS, 3, 3))
+    biases = rng.uniform(-1 / 3, 1 / 3, FILTERS)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    maps = np.einsum("nhwij,kij->nkhw", patches, weights, optimize=True) + biases[:, None, None]
+    return np.ascontiguousarray(maps, dtype=np.float32)
+
+
+def from_file(path: Path, axis: int, *, fp64: bool) -> Case:
+    """The array in a .npy file, with its channels on `axis`; converted to float32 where it must be, with a note.
+
+    Pickled objects are never loaded. ParameterError: not a readable .npy file, or no such axis; DtypeError:
+    neither floating point nor integers; ShapeError: fewer than two axes, or nothing in it.
+    """
+    try:
+        with path.open("rb") as file:
+            given = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise ParameterError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # NumPy lets whatever its parsers raise on foreign bytes come through
+        reason = "it holds pickled Python objects" if "allow_pickle" in str(error) else str(error)
+        raise ParameterError(f"{path} is not a .npy file of numbers: {reason}") from error
+    if given.ndim < 2:
+        raise ShapeError(f"{path} has shape {given.shape}; batch normalization needs at least 2 axes")
+    if not -given.ndim <= axis < given.ndim:
+        raise ParameterError(f"axis {axis} is not one of the {given.ndim} axes of {path}, shape {given.shape}")
+    if given.size == 0:
+        raise ShapeError(f"{path} has shape {given.shape}: there is nothing in it")
+    x, note = _as_computed(given, path, fp64)
+    return Case(path.name, x, axis % given.ndim, note)
+
+
+def _as_computed(given: NDArray[Any], path: Path, fp64: bool) -> tuple[NDArray[Any], str]:
+    """The array in the type that the device computes with, and what had to be done to it."""
+    kept = given.dtype.newbyteorder("=")
+    if kept == np.float32 or (kept == np.float64 and fp64):
+        return np.ascontiguousarray(given, dtype=kept), ""
+    if kept != np.float64 and kept != np.float16 and given.dtype.kind not in "iub":
+        raise DtypeError(f"{path} holds {given.dtype}; wanted float32, float64 or integers")
+    with np.errstate(over="ignore"):
+        x = np.ascontiguousarray(given, dtype=np.float32)
+    note = f"{kept} converted to float32"
+    if kept == np.float64:
+        note += " (the device has no double precision)"
+    elif not np.array_equal(x, given, equal_nan=kept == np.float16):
+        note += ", rounded: not every value fits"
+    return x, note
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once all of it is written, and leaves nothing behind otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

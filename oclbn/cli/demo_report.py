@@ -1,0 +1,194 @@
+"""What the demo prints: one table each for the data, the running statistics, the channels, the checks and the times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from oclbn.cli.demo_checks import BOUNDS
+from oclbn.cli.demo_layers import EPSILON
+from oclbn.cli.demo_run import Outcome
+from oclbn.cli.plot import evenly
+from oclbn.device import DeviceInfo
+
+LABELS = {
+    "y": "y",
+    "save_mean": "batch mean",
+    "save_invstd": "batch 1/std",
+    "running_mean": "running mean",
+    "running_var": "running variance",
+    "evaluated": "evaluated",
+    "normalised": "normalised",
+    "dx": "dx",
+    "dscale": "dscale",
+    "dbias": "dbias",
+}
+Section = tuple[Table, list[str]]  # a table and the remarks below it
+CHANNELS_SHOWN = 16  # of one case; fewer when there are several cases
+
+
+def print_device(console: Console, info: DeviceInfo) -> None:
+    """Which device: index, name, platform, versions."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row(Text("Device", style="bold"), Text(f"{info.spec}  {info.name}"))
+    grid.add_row(Text("Platform", style="bold"), Text(f"{info.platform}, {info.platform_version}"))
+    grid.add_row(Text("Driver", style="bold"), Text(info.driver))
+    console.print(grid)
+
+
+def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """All tables, each with its title above and its remarks below."""
+    for title, part in PARTS.items():
+        table, remarks = part(outcomes)
+        console.print()
+        console.print(Text(title, style="bold"))
+        console.print(table)
+        for remark in remarks:
+            console.print(Text(remark, style="dim"))
+
+
+def verdict(outcomes: Sequence[Outcome]) -> tuple[bool, Text]:
+    """Whether all checks passed, and the line that says so."""
+    number = sum(len(outcome.checks.worst) for outcome in outcomes)
+    failed = [f"{LABELS[name]} of {outcome.case.name}" for outcome in outcomes for name in outcome.checks.failed]
+    if failed:
+        return False, Text(f"FAIL  {len(failed)} of {number} checks: {', '.join(failed)}", style="bold red")
+    return True, Text(f"PASS  all {number} checks", style="bold green")
+
+
+def data(outcomes: Sequence[Outcome]) -> Section:
+    table = _table()
+    for heading in ("data set", "shape", "type", "layer", "trained on"):
+        table.add_column(heading, overflow="fold")
+    for outcome in outcomes:
+        case = outcome.case
+        shape = ", ".join(map(str, case.x.shape))
+        batch = outcome.batch_shape[case.batch_axis]
+        trained = f"{outcome.settling[-1].batch} batches of {batch}"
+        table.add_row(case.name, f"({shape})", str(case.x.dtype), outcome.label, trained)
+    return table, [remark for outcome in outcomes for remark in _remarks(outcome)]
+
+
+def _remarks(outcome: Outcome) -> list[str]:
+    case, std = outcome.case, outcome.before.std
+    broken = np.count_nonzero(~np.isfinite(case.x), axis=tuple(a for a in range(case.x.ndim) if a != case.axis))
+    constant, narrow = np.count_nonzero(std == 0), np.count_nonzero((std > 0) & (std < 10 * math.sqrt(EPSILON)))
+    remarks = {
+        case.note: bool(case.note),
+        f"not finite: {broken.sum()} values in {np.count_nonzero(broken)} of {case.channels} channels; "
+        "their batches leave these channels' running statistics alone": broken.any(),
+        f"constant channels, which come out as 0: {constant} of {case.channels}": constant > 0,
+        f"channels that epsilon, {EPSILON:g}, keeps narrower than 1: {narrow} of {case.channels}": narrow > 0,
+    }
+    return [f"{case.name}: {remark}" for remark, applies in remarks.items() if applies]
+
+
+def settling(outcomes: Sequence[Outcome]) -> Section:
+    table = _table()
+    table.add_column("data set", overflow="fold")
+    table.add_column("statistic")
+    for heading in ("at start", "1 batch", "halfway", "at end"):
+        table.add_column(heading, justify="right")
+    for outcome in outcomes:
+        by_batch = {settled.batch: settled for settled in outcome.settling}
+        last = outcome.settling[-1].batch
+        points = [by_batch[0], by_batch[1], by_batch[max(last // 2, 1)], by_batch[last]]
+        table.add_row(outcome.case.name, "mean", *(_percent(point.mean) for point in points))
+        table.add_row("", "variance", *(_percent(point.var) for point in points))
+    return table, ["root mean square over channels, relative to that of the deviations (variances)"]
+
+
+def channels(outcomes: Sequence[Outcome]) -> Section:
+    table = _table()
+    table.add_column("\nchannel", overflow="fold")
+    for heading in ("data", "normalised", "evaluated"):
+        table.add_column(f"{heading}\nmean", justify="right")
+        table.add_column("\nstd", justify="right")
+    for outcome in outcomes:
+        columns = [
+            values
+            for spread in (outcome.before, outcome.normalised, outcome.evaluated)
+            for values in (spread.mean, spread.std)
+        ]
+        shown = evenly(outcome.case.channels, CHANNELS_SHOWN if len(outcomes) == 1 else 4)
+        indent = _group(table, outcomes, outcome)
+        for channel in shown:
+            table.add_row(f"{indent}{channel}", *(_number(values[channel]) for values in columns))
+        if len(shown) < outcome.case.channels:
+            table.add_row(f"{indent}lowest", *(_number(np.fmin.reduce(values)) for values in columns), style="dim")
+            table.add_row(f"{indent}highest", *(_number(np.fmax.reduce(values)) for values in columns), style="dim")
+    return table, [
+        "normalised: by all the data's own statistics, with scale 1 and bias 0",
+        "evaluated: by the running statistics, with the layer's own scale and bias",
+    ]
+
+
+def checks(outcomes: Sequence[Outcome]) -> Section:
+    table = _table()
+    table.add_column("result")
+    for outcome in outcomes:
+        table.add_column(outcome.case.name, justify="right", overflow="fold")
+    table.add_column("bound", justify="right")
+    for name, label in LABELS.items():
+        cells = [_error(outcome.checks.worst[name], outcome.checks.passed(name)) for outcome in outcomes]
+        table.add_row(label, *cells, f"{BOUNDS[name]:g}")
+    return table, ["measured at the channel's largest value; sums also at the norm of their terms"]
+
+
+def times(outcomes: Sequence[Outcome]) -> Section:
+    table = _table()
+    table.add_column("operation", overflow="fold")
+    table.add_column("kernels")
+    table.add_column("first", justify="right", no_wrap=True)
+    table.add_column("median", justify="right", no_wrap=True)
+    for outcome in outcomes:
+        indent = _group(table, outcomes, outcome)
+        for timing in outcome.timings:
+            table.add_row(f"{indent}{timing.operation}", timing.kernels, _time(timing.first), _time(timing.median))
+    return table, ["the first call builds the kernels, or loads them from the driver's cache"]
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _group(table: Table, outcomes: Sequence[Outcome], outcome: Outcome) -> str:
+    """Head the rows of one data set with its name where there are several; returns how far to indent them."""
+    if len(outcomes) == 1:
+        return ""
+    table.add_row(outcome.case.name)
+    return "  "
+
+
+PARTS: dict[str, Callable[[Sequence[Outcome]], Section]] = {
+    "Data": data,
+    "Running statistics: distance from those of all the data": settling,
+    "Channels before and after": channels,
+    "Largest error against float64 NumPy, in units in the last place": checks,
+    "Time per call on one batch, host included": times,
+}
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if 0.1 <= abs(value) < 1e5 else f"{value:.3g}"
+
+
+def _error(error: float, passed: bool) -> Text:
+    shown = "NaN misplaced" if math.isinf(error) else f"{error:.2f}"
+    return Text(shown, style="green") if passed else Text(f"{shown} FAIL", style="bold red")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{1e6 * seconds:.0f} us"
+    return f"{1e3 * seconds:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -1,0 +1,423 @@
+"""`oclbn demo`: on the digits, on one's own array, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pyopencl as cl
+import pytest
+from click.testing import CliRunner, Result
+
+import oclbn.device
+from oclbn import reference
+from oclbn.cli import demo_data, plot
+from oclbn.cli.demo_checks import BOUNDS, Checks, channel_scale, ulps
+from oclbn.cli.demo_report import LABELS
+from oclbn.cli.group import oclbn as oclbn_command
+from oclbn.errors import DtypeError, ParameterError, ShapeError
+
+
+def words(result: Result) -> str:
+    """The output without its line breaks."""
+    return " ".join(result.output.split())
+
+
+def demo(*arguments: object) -> Result:
+    result = CliRunner().invoke(oclbn_command, ["demo", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    return result
+
+
+@pytest.fixture
+def spec(queue: cl.CommandQueue) -> str:
+    """The index of the device that the test runs on."""
+    return oclbn.device.select(queue.device).spec
+
+
+def saved(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+def drawn(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(0).normal(3.0, 2.0, shape).astype(dtype)
+
+
+# ---- the digits
+
+
+def test_the_digits_pass_and_are_written_and_drawn(spec: str, tmp_path: Path) -> None:
+    output, picture = tmp_path / "digits.npy", tmp_path / "digits.png"
+    result = demo("--device", spec, "--output", output, "--plot", picture)
+    assert result.exit_code == 0, result.output
+    assert "PASS  all 30 checks" in result.output
+    info = oclbn.device.select(spec)
+    for shown in (
+        f"{info.spec}  {info.name}",
+        "BatchNorm(64)",
+        "BatchNorm2D(1)",
+        "BatchNorm2D(16)",
+        "42 batches of 128",
+    ):
+        assert shown in result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines() if str(tmp_path) not in line)
+
+    y = np.load(output)
+    assert y.dtype == np.float32
+    assert y.shape == (1797, 16, 8, 8)
+    _, mean, m2 = reference.moments(y)
+    np.testing.assert_allclose(mean, 0.0, atol=1e-6)
+    np.testing.assert_allclose(m2 / (1797 * 64), 1.0, atol=1e-4)
+    assert sorted(tmp_path.iterdir()) == [output, picture]
+    check_picture(picture.read_bytes(), rows=16)
+
+
+def check_picture(png: bytes, rows: int) -> None:
+    """Big enough to read, and with both colours in it."""
+    pixels = matplotlib.image.imread(io.BytesIO(png))[..., :3]
+    assert pixels.shape[0] > 100 + 40 * rows
+    assert pixels.shape[1] > 900
+    for colour in (plot.BEFORE, plot.AFTER):
+        rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        filled = 0.85 * rgb + 0.15  # bars are a little transparent
+        assert np.count_nonzero(np.abs(pixels - filled).max(axis=-1) < 0.02) > 400
+
+
+def test_it_runs_as_a_process_and_leaves_no_animation_in_a_pipe(spec: str) -> None:
+    command = [sys.executable, "-m", "oclbn", "demo", "--device", spec, "--batches", "2", "--batch-size", "64"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "PASS  all 30 checks" in process.stdout
+    assert "2 batches of 64" in process.stdout
+    assert "\x1b" not in process.stdout
+    assert "\r" not in process.stdout
+    assert "Traceback" not in process.stderr
+
+
+def test_a_result_out_of_its_bound_fails_the_run(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_infer = reference.infer
+
+    def shifted(*arguments: object, **options: object) -> np.ndarray:
+        return true_infer(*arguments, **options) + 1e-4  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reference, "infer", shifted)
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", drawn((64, 5))))
+    assert result.exit_code == 1
+    assert "FAIL" in result.output
+    assert "evaluated of x.npy" in result.output
+    assert "PASS" not in result.output
+
+
+def test_activations_are_padded_convolutions_with_differing_channels() -> None:
+    images = np.random.default_rng(0).uniform(0.0, 16.0, (3, 8, 8)).astype(np.float32)
+    maps = demo_data.activations(images)
+    assert maps.shape == (3, 16, 8, 8)
+    bias = demo_data.activations(np.zeros_like(images))[0, :, 0, 0]
+    impulse = np.zeros((1, 8, 8), np.float32)
+    impulse[0, 4, 4] = 1.0
+    kernels = demo_data.activations(impulse)[0, :, 3:6, 3:6] - bias[:, None, None]  # mirrored in both directions
+    expected = np.einsum("kij,nij->nk", kernels[:, ::-1, ::-1], images[:, 2:5, 3:6]) + bias
+    np.testing.assert_allclose(maps[:, :, 3, 4], expected, rtol=1e-4, atol=1e-4)
+    corner = np.einsum("kij,nij->nk", kernels[:, ::-1, ::-1][:, 1:, 1:], images[:, :2, :2]) + bias
+    np.testing.assert_allclose(maps[:, :, 0, 0], corner, rtol=1e-4, atol=1e-4)
+
+
+# ---- one's own array
+
+OWN = [
+    pytest.param((200, 6), 1, "BatchNorm(6)", id="features"),
+    pytest.param((40, 3, 7), 1, "BatchNorm1D(3)", id="sequences"),
+    pytest.param((9, 3, 2, 3, 2), 1, "BatchNorm3D(3)", id="volumes, fewer samples than a batch"),
+    pytest.param((50, 4, 5), -1, "functional, axis 2", id="channels last"),
+    pytest.param((5, 300), 0, "functional, axis 0", id="channels first"),
+    pytest.param((6, 2, 2, 2, 2, 2), 1, "functional, axis 1", id="more axes than the modules have"),
+]
+
+
+@pytest.mark.parametrize(("shape", "axis", "layer"), OWN)
+def test_own_array(spec: str, tmp_path: Path, shape: tuple[int, ...], axis: int, layer: str) -> None:
+    x, output = drawn(shape), tmp_path / "y.npy"
+    source = saved(tmp_path / "x.npy", x)
+    result = demo("--device", spec, "--input", source, "--axis", axis, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "PASS  all 10 checks" in result.output
+    assert layer in result.output
+    y = np.load(output)
+    assert y.shape == x.shape
+    np.testing.assert_allclose(y, reference.train(x, axis=axis).y, atol=2e-6)
+    np.testing.assert_array_equal(np.load(source), x)
+
+
+def test_double_precision_is_kept_where_the_device_has_it(spec: str, tmp_path: Path) -> None:
+    x, output = drawn((100, 4), np.float64), tmp_path / "y.npy"
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x), "--output", output)
+    assert result.exit_code == 0, result.output
+    fp64 = oclbn.device.select(spec).limits.fp64
+    assert np.load(output).dtype == (np.float64 if fp64 else np.float32)
+    assert ("no double precision" in result.output) == (not fp64)
+
+
+def test_integers_are_converted_with_a_note(spec: str, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 255, (60, 3, 4), dtype=np.uint8)
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x))
+    assert result.exit_code == 0, result.output
+    assert "uint8 converted to float32" in result.output
+
+
+def test_data_that_are_not_finite_are_shown_as_they_are(spec: str, tmp_path: Path) -> None:
+    x, output, picture = drawn((60, 3, 4)), tmp_path / "y.npy", tmp_path / "x.png"
+    x[7, 1, 2], x[8, 1, 0] = np.nan, np.inf
+    result = demo(
+        "--device",
+        spec,
+        "--input",
+        saved(tmp_path / "x.npy", x),
+        "--output",
+        output,
+        "--plot",
+        picture,
+        "--batch-size",
+        8,
+    )
+    assert result.exit_code == 0, result.output
+    assert "not finite: 2 values in 1 of 3 channels" in words(result)
+    y = np.load(output)
+    assert np.isnan(y[:, 1]).all()
+    assert np.isfinite(y[:, [0, 2]]).all()
+    check_picture(picture.read_bytes(), rows=3)
+
+
+def test_data_without_one_finite_value_are_reported(spec: str, tmp_path: Path) -> None:
+    picture = tmp_path / "x.pdf"
+    source = saved(tmp_path / "x.npy", np.full((30, 20), np.nan, np.float32))
+    result = demo("--device", spec, "--input", source, "--plot", picture)
+    assert result.exit_code == 0, result.output
+    assert "not finite: 600 values in 20 of 20 channels" in words(result)
+    assert picture.read_bytes().startswith(b"%PDF")
+
+
+def test_a_constant_channel_is_named(spec: str, tmp_path: Path) -> None:
+    x = drawn((60, 3))
+    x[:, 2] = 0.1
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x))
+    assert result.exit_code == 0, result.output
+    assert "constant channels, which come out as 0: 1 of 3" in result.output
+
+
+# ---- what may be in a file
+
+
+def test_foreign_byte_order_and_column_order_are_made_ours(tmp_path: Path) -> None:
+    x = drawn((4, 3, 2))
+    for name, array in (("big", x.astype(">f4")), ("columns", np.asfortranarray(x))):
+        case = demo_data.from_file(saved(tmp_path / f"{name}.npy", array), 1, fp64=True)
+        assert case.note == ""
+        assert case.x.dtype == np.dtype("=f4")
+        assert case.x.flags.c_contiguous
+        np.testing.assert_array_equal(case.x, x)
+
+
+def test_conversion_says_when_it_rounds(tmp_path: Path) -> None:
+    exact = saved(tmp_path / "exact.npy", np.array([[1, 2**24]]))
+    assert demo_data.from_file(exact, 1, fp64=True).note == "int64 converted to float32"
+    rounded = saved(tmp_path / "rounded.npy", np.array([[1, 2**24 + 1]]))
+    assert "rounded" in demo_data.from_file(rounded, 1, fp64=True).note
+    half = saved(tmp_path / "half.npy", np.array([[1.0, np.nan]], np.float16))
+    assert demo_data.from_file(half, 1, fp64=True).note == "float16 converted to float32"
+    double = demo_data.from_file(saved(tmp_path / "double.npy", np.array([[1.0, 1e300]])), 1, fp64=False)
+    assert double.x.dtype == np.float32
+    assert "no double precision" in double.note
+
+
+def npz(path: Path) -> Path:
+    np.savez(path, x=np.zeros((2, 2)))
+    return path.with_name(path.name + ".npz")
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+BAD_FILES = [
+    pytest.param(lambda p: saved(p, np.array([[1, "a"]], dtype=object)), ParameterError, "pickled", id="objects"),
+    pytest.param(lambda p: saved(p, np.zeros((2, 2), complex)), DtypeError, "complex128; wanted", id="complex"),
+    pytest.param(lambda p: saved(p, np.array([["a"]])), DtypeError, "wanted float32, float64 or integers", id="text"),
+    pytest.param(lambda p: saved(p, np.zeros(5)), ShapeError, r"shape \(5,\).*at least 2 axes", id="one axis"),
+    pytest.param(lambda p: saved(p, np.array(1.0)), ShapeError, r"shape \(\).*at least 2 axes", id="a scalar"),
+    pytest.param(lambda p: saved(p, np.zeros((0, 3))), ShapeError, "nothing in it", id="empty"),
+    pytest.param(lambda p: written(p, b""), ParameterError, "not a .npy file", id="no bytes"),
+    pytest.param(lambda p: written(p, b"1,2\n3,4\n"), ParameterError, "not a .npy file", id="text file"),
+    pytest.param(
+        lambda p: written(p, npy_bytes(np.zeros((9, 9)))[:-8]), ParameterError, "not a .npy file", id="truncated"
+    ),
+    pytest.param(
+        lambda p: written(p, npy_bytes(np.zeros((9, 9)))[:40]), ParameterError, "not a .npy file", id="header cut"
+    ),
+    pytest.param(
+        lambda p: written(p, npy_bytes(np.zeros((9, 9))).replace(b"(9, 9)", b"(9, -9")),
+        ParameterError,
+        "not a .npy file",
+        id="broken header",
+    ),
+    pytest.param(npz, ParameterError, "not a .npy file", id="npz"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD_FILES)
+def test_a_bad_file_is_a_clear_error(make, error: type[Exception], message: str, queue, tmp_path: Path) -> None:
+    source = make(tmp_path / "x.npy")
+    with pytest.raises(error, match=message):
+        demo_data.from_file(source, 1, fp64=True)
+    result = demo("--device", oclbn.device.select(queue.device).spec, "--input", source)
+    assert result.exit_code == 2
+    assert "Invalid value for --input" in result.output
+    assert source.name in result.output
+
+
+def test_bad_options(spec: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "x.npy", drawn((8, 3)))
+    (tmp_path / "link.npy").symlink_to(source)
+    for arguments, message in (
+        (["--input", tmp_path / "absent.npy"], "does not exist"),
+        (["--input", tmp_path], "is a directory"),
+        (["--input", source, "--axis", 2], "axis 2 is not one of the 2 axes"),
+        (["--input", source, "--axis", -3], "axis -3 is not one of the 2 axes"),
+        (["--axis", 0], "needs --input"),
+        (["--output", tmp_path / "absent" / "y.npy"], "is not a folder"),
+        (["--input", source, "--output", source], "is the file that --input names"),
+        (["--input", source, "--output", tmp_path / "link.npy"], "is the file that --input names"),
+        (["--output", tmp_path / "y.png", "--plot", tmp_path / "y.png"], "is the file that --output names"),
+        (["--plot", tmp_path / "y.gif"], "does not end in .png, .svg, .pdf"),
+        (["--batch-size", 0], "--batch-size"),
+        (["--epochs", 0], "--epochs"),
+        (["--batches", "many"], "--batches"),
+    ):
+        result = demo("--device", spec, *arguments)
+        assert result.exit_code == 2, arguments
+        assert message in words(result), arguments
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.npy", "x.npy"]
+    np.testing.assert_array_equal(np.load(source), drawn((8, 3)))
+
+
+def test_one_value_per_channel_cannot_be_trained_on(spec: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "x.npy", drawn((8, 3)))
+    result = demo("--device", spec, "--input", source, "--batch-size", 1)
+    assert result.exit_code == 1
+    assert "batches of 1 have one value per channel of x.npy" in words(result)
+
+
+def test_an_unknown_device_is_an_error_that_lists_what_there_is(spec: str) -> None:
+    result = demo("--device", "no such device")
+    assert result.exit_code == 1
+    assert oclbn.device.select(spec).name in result.output
+
+
+def test_without_a_device_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oclbn.device, "devices", tuple)
+    result = demo()
+    assert result.exit_code == 1
+    assert "pip install 'oclbn[pocl]'" in words(result)
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        pytest.param("sklearn.datasets", [], id="scikit-learn, for the digits"),
+        pytest.param("matplotlib", ["--plot", "x.png"], id="matplotlib, for --plot"),
+    ],
+)
+def test_a_missing_package_names_the_extra(
+    package: str, arguments: list[str], spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = demo("--device", spec, *arguments)
+    assert result.exit_code == 1
+    assert "pip install 'oclbn[demo]'" in words(result)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_is_a_clear_error(spec: str, tmp_path: Path) -> None:
+    source, folder = saved(tmp_path / "x.npy", drawn((8, 3))), tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    result = demo("--device", spec, "--input", source, "--output", folder / "y.npy")
+    assert result.exit_code == 1
+    assert "Permission denied" in result.output
+
+
+# ---- the parts
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "y.npy"
+    target.write_bytes(b"old")
+
+    def interrupted() -> None:
+        with demo_data.replacing(target) as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert target.read_bytes() == b"old"
+    with demo_data.replacing(target) as file:
+        file.write(b"new")
+    assert target.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_errors_are_counted_in_units_at_the_channels_own_scale() -> None:
+    wanted = np.array([[1000.0, 1.0], [-500.0, 0.25]])
+    scale = channel_scale(wanted, 1, np.zeros(2))
+    np.testing.assert_array_equal(scale, [[1000.0, 1.0]])
+    np.testing.assert_array_equal(channel_scale(wanted, 0, np.array([0.0, 700.0])), [[1000.0], [700.0]])
+    got = wanted.copy()
+    got[1, 1] += 3 * 2.0**-23
+    assert ulps(got, wanted, scale, np.dtype(np.float32)) == 3.0
+    assert ulps(got, wanted, scale, np.dtype(np.float64)) == 3.0 * 2.0**29
+
+
+def test_nan_in_another_place_is_an_infinite_error() -> None:
+    wanted = np.array([1.0, np.nan, np.inf])
+    assert ulps(np.array([1.0, np.nan, np.nan]), wanted, 1.0, np.dtype(np.float32)) == 0.0
+    assert ulps(np.array([np.nan, np.nan, np.inf]), wanted, 1.0, np.dtype(np.float32)) == np.inf
+    assert ulps(np.array([1.0, 1.0, np.inf]), wanted, 1.0, np.dtype(np.float32)) == np.inf
+    assert ulps(np.array([np.nan]), np.array([np.nan]), 1.0, np.dtype(np.float32)) == 0.0
+
+
+def test_checks_keep_the_worst_and_name_what_failed() -> None:
+    checks = Checks(np.dtype(np.float32))
+    one = np.ones(1)
+    for error in (2.0, BOUNDS["y"] + 1.0, 0.0):
+        checks.add("y", one + error * 2.0**-23, one, 1.0)
+    checks.add("dx", one, one, 1.0)
+    assert checks.worst == {"y": BOUNDS["y"] + 1.0, "dx": 0.0}
+    assert checks.failed == ["y"]
+
+
+def test_every_result_has_a_bound_and_a_label() -> None:
+    assert BOUNDS.keys() == LABELS.keys()
+
+
+def test_at_most_so_many_channels_are_shown_spread_over_all() -> None:
+    assert plot.evenly(3, 16) == [0, 1, 2]
+    assert plot.evenly(64, 4) == [0, 21, 42, 63]
+    assert plot.evenly(1, 4) == [0]
+    assert len(set(plot.evenly(1000, 16))) == 16
+
+
+def test_a_plot_of_one_constant_channel_is_drawn() -> None:
+    x = np.full((10, 1), 3.0, np.float32)
+    check_picture(plot.histograms(x, np.zeros_like(x), 1, "constant"), rows=1)
