@@ -12,7 +12,7 @@
 
 #define REGION                                                                                                          \
     region_of((int)(get_group_id(0) % slices), (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, \
-              slice_columns, column_slices, chunk_rows, chunk_columns, width)
+              slice_columns, column_slices, chunk_rows, chunk_columns, width, share)
 
 static SumsC sums_read(const __global ACC *partial, const int slice, const Region *g, const int u, const int channels)
 {
@@ -61,6 +61,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     __global ACC *dbias,                        // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share,
     const ACC count, const ACC count_rest)
 {
     SCRATCH(SumsC, scratch);
@@ -69,14 +70,15 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
     CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
-    for (int u = 0; u < BLOCKS; ++u) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-    region_sums(from, x_row, slope, dy_row, &g, mean, sums);
-    for (int u = 0; u < BLOCKS; ++u)
+    EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+    region_sums(from, x_row, x_channel, slope, dy_row, dy_channel, &g, mean, sums);
+    EACH_BLOCK(u, &g)
         gradient_finish(GROUP_SUMS(sums[u], scratch, &g), &g, u, scale, scale_start, mean[u],
                         channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, count, count_rest,
                         &level[u], &gain[u], &tilt[u], &shift[u]);
-    region_gradient(from, x_row, slope, dy_row, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, &g, mean,
-                    level, gain, tilt, shift);
+    region_gradient(from, x_row, x_channel, slope, dy_row, dy_channel,
+                    dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g, mean, level, gain, tilt,
+                    shift);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partial(
@@ -88,16 +90,17 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
     const long save_mean_start,
     __global ACC *restrict partial,             // [slices][6][channels]: gradient, product, deviation, each with its rest
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width)
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share)
 {
     SCRATCH(SumsC, scratch);
     const Region g = REGION;
     SumsC sums[BLOCKS];
     CH mean[BLOCKS];
-    for (int u = 0; u < BLOCKS; ++u) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-    region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row,
-                dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, &g, mean, sums);
-    for (int u = 0; u < BLOCKS; ++u) {
+    EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+    region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
+                dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel, &g, mean, sums);
+    EACH_BLOCK(u, &g) {
         const SumsC all = GROUP_SUMS(sums[u], scratch, &g);
         if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, all);
     }
@@ -121,20 +124,22 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
     __global ACC *dbias,                        // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share,
     const ACC count, const ACC count_rest)
 {
     Region g = REGION;
     CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
     g.leader = g.leader && get_group_id(0) % slices == 0;
-    for (int u = 0; u < BLOCKS; ++u) {
+    EACH_BLOCK(u, &g) {
         mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
         gradient_finish(sums_merged(partial, slices, &g, u, channels), &g, u, scale, scale_start, mean[u],
                         channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, count, count_rest,
                         &level[u], &gain[u], &tilt[u], &shift[u]);
     }
-    region_gradient(x + region_start(&g, x_start, x_row, x_channel), x_row,
-                    dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row,
-                    dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, &g, mean, level, gain, tilt, shift);
+    region_gradient(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
+                    dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel,
+                    dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g, mean, level, gain, tilt,
+                    shift);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partial(
@@ -152,25 +157,27 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     const long save_invstd_start,
     __global ACC *restrict partial,             // [slices][6][channels]: gradient, product, deviation, each with its rest
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width)
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share)
 {
     SCRATCH(SumsC, scratch);
     const Region g = REGION;
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
     CH mean[BLOCKS], gain[BLOCKS], nothing[BLOCKS];
-    for (int u = 0; u < BLOCKS; ++u) {
+    EACH_BLOCK(u, &g) {
         mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
         gain[u] = channel_load(scale, scale_start, &g, u, 1) * channel_load(save_invstd, save_invstd_start, &g, u, 0);
         nothing[u] = 0;
     }
-    region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, slope, dy_row, &g, mean, sums);
-    for (int u = 0; u < BLOCKS; ++u) {
+    region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, slope, dy_row, dy_channel, &g, mean,
+                sums);
+    EACH_BLOCK(u, &g) {
         const SumsC all = GROUP_SUMS(sums[u], scratch, &g);
         if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, all);
     }
-    region_normalize(slope, dy_row, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, &g, nothing, gain,
-                     nothing);
+    region_normalize(slope, dy_row, dy_channel, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g,
+                     nothing, gain, nothing);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(
@@ -180,11 +187,12 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(
     __global ACC *dscale,                       // [channels]
     __global ACC *dbias,                        // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width)
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share)
 {
     const Region g = region_of(0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
-                               chunk_rows, chunk_columns, width);
-    for (int u = 0; u < BLOCKS; ++u) {
+                               chunk_rows, chunk_columns, width, share);
+    EACH_BLOCK(u, &g) {
         const SumsC sums = sums_merged(partial, slices, &g, u, channels);
         const CH invstd = channel_load(save_invstd, save_invstd_start, &g, u, 0);
         if (!g.leader) continue;

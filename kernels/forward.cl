@@ -15,7 +15,7 @@
 
 #define REGION                                                                                                          \
     region_of((int)(get_group_id(0) % slices), (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, \
-              slice_columns, column_slices, chunk_rows, chunk_columns, width)
+              slice_columns, column_slices, chunk_rows, chunk_columns, width, share)
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     const __global STORE *restrict x,           // [outer][channels][inner], by its strides
@@ -36,6 +36,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     __global ACC *save_invstd,                  // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share,
     const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const int guard)
 {
     SCRATCH(MomentsC, scratch);
@@ -43,12 +44,13 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
     MomentsC set[BLOCKS];
     CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
-    region_moments(from, x_row, &g, set);
-    for (int u = 0; u < BLOCKS; ++u)
+    region_moments(from, x_row, x_channel, &g, set);
+    EACH_BLOCK(u, &g)
         train_finish(GROUP_MOMENTS(set[u], scratch, &g), &g, u, scale, scale_start, bias, bias_start, running_mean,
                      running_mean_start, running_var, running_var_start, skipped, skipped_start, save_mean, save_invstd,
                      count, unbiased, epsilon, factor, guard, &mean[u], &gain[u], &shift[u]);
-    region_normalize(from, x_row, y + region_start(&g, y_start, y_row, y_channel), y_row, &g, mean, gain, shift);
+    region_normalize(from, x_row, x_channel, y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel, &g, mean,
+                     gain, shift);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
@@ -56,7 +58,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     const long x_start, const long x_row, const long x_channel,
     __global STORE *restrict y,                 // [outer][channels][inner], by its strides
     const long y_start, const long y_row, const long y_channel,
-    const __global ACC *partial,                // [slices][3][channels]: mean, rest, m2
+    const __global ACC *partial,                // [slices][4][channels]: mean and m2, each with its rest
     const __global ACC *scale,                  // [channels], or null: 1
     const long scale_start,
     const __global ACC *bias,                   // [channels], or null: 0
@@ -71,12 +73,13 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     __global ACC *save_invstd,                  // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share,
     const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const int guard)
 {
     Region g = REGION;
     CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
     g.leader = g.leader && get_group_id(0) % slices == 0;
-    for (int u = 0; u < BLOCKS; ++u) {
+    EACH_BLOCK(u, &g) {
         MomentsC set = MomentsC_none();
         for (int s = 0; s < slices; ++s)
             set = MomentsC_merge(set, moments_read(partial, s, &g, u, channels, outer, inner, slice_rows, slice_columns,
@@ -85,8 +88,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
                      running_var_start, skipped, skipped_start, save_mean, save_invstd, count, unbiased, epsilon, factor,
                      guard, &mean[u], &gain[u], &shift[u]);
     }
-    region_normalize(x + region_start(&g, x_start, x_row, x_channel), x_row,
-                     y + region_start(&g, y_start, y_row, y_channel), y_row, &g, mean, gain, shift);
+    region_normalize(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
+                     y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel, &g, mean, gain, shift);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
@@ -104,16 +107,17 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
     const long var_start,
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share,
     const ACC epsilon)
 {
     const Region g = REGION;
     CH centre[BLOCKS], gain[BLOCKS], shift[BLOCKS];
-    for (int u = 0; u < BLOCKS; ++u) {
+    EACH_BLOCK(u, &g) {
         centre[u] = channel_load(mean, mean_start, &g, u, 0);
         gain[u] = channel_load(scale, scale_start, &g, u, 1)
                   * inverse_root(channel_load(var, var_start, &g, u, 1) + epsilon);
         shift[u] = channel_load(bias, bias_start, &g, u, 0);
     }
-    region_normalize(x + region_start(&g, x_start, x_row, x_channel), x_row,
-                     y + region_start(&g, y_start, y_row, y_channel), y_row, &g, centre, gain, shift);
+    region_normalize(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
+                     y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel, &g, centre, gain, shift);
 }

@@ -10,41 +10,44 @@
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial(
     const __global STORE *restrict x,           // [outer][channels][inner], by its strides
     const long x_start, const long x_row, const long x_channel,
-    __global ACC *restrict partial,             // [slices][3][channels]: mean, rest, m2
+    __global ACC *restrict partial,             // [slices][4][channels]: mean and m2, each with its rest
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width)
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share)
 {
     SCRATCH(MomentsC, scratch);
     const int slice = (int)(get_group_id(0) % slices);
     const Region g = region_of(slice, (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, slice_columns,
-                               column_slices, chunk_rows, chunk_columns, width);
+                               column_slices, chunk_rows, chunk_columns, width, share);
     MomentsC set[BLOCKS];
-    region_moments(x + region_start(&g, x_start, x_row, x_channel), x_row, &g, set);
-    for (int u = 0; u < BLOCKS; ++u) {
+    region_moments(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, &g, set);
+    EACH_BLOCK(u, &g) {
         const MomentsC all = GROUP_MOMENTS(set[u], scratch, &g);
         if (!g.leader) continue;
-        channel_save(partial, (slice * 3L + 0) * channels, &g, u, all.mean);
-        channel_save(partial, (slice * 3L + 1) * channels, &g, u, all.rest);
-        channel_save(partial, (slice * 3L + 2) * channels, &g, u, all.m2);
+        channel_save(partial, (slice * 4L + 0) * channels, &g, u, all.mean);
+        channel_save(partial, (slice * 4L + 1) * channels, &g, u, all.rest);
+        channel_save(partial, (slice * 4L + 2) * channels, &g, u, all.m2);
+        channel_save(partial, (slice * 4L + 3) * channels, &g, u, all.m2_rest);
     }
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_merge(
-    const __global ACC *restrict partial,       // [slices][3][channels]: mean, rest, m2
+    const __global ACC *restrict partial,       // [slices][4][channels]: mean and m2, each with its rest
     __global ACC *restrict mean,                // [channels]
     __global ACC *restrict m2,                  // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width)
+    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
+    const int share)
 {
     const Region g = region_of(0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
-                               chunk_rows, chunk_columns, width);
-    for (int u = 0; u < BLOCKS; ++u) {
+                               chunk_rows, chunk_columns, width, share);
+    EACH_BLOCK(u, &g) {
         MomentsC set = MomentsC_none();
         for (int s = 0; s < slices; ++s)
             set = MomentsC_merge(set, moments_read(partial, s, &g, u, channels, outer, inner, slice_rows, slice_columns,
                                                    column_slices));
         if (!g.leader) continue;
         channel_save(mean, 0, &g, u, joined(set.mean, set.rest));
-        channel_save(m2, 0, &g, u, set.m2);
+        channel_save(m2, 0, &g, u, joined(set.m2, set.m2_rest));
     }
 }

@@ -251,8 +251,9 @@ def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: floa
     kernel = program.kernel(queue.context, build, "accumulate")
     groups = min(into.size, limits(queue.device).compute_units * _ACCUMULATE_GROUPS)
     memory: tuple[Any, ...] = (into.base_data, _start(into), new.base_data, _start(new))
-    event = kernel(queue, (groups,), (1,), *memory, into.size, scale, momentum, wait_for=[*into.events, *new.events])
-    _note(event, into, new)
+    wait_for = _events(into, queue) + _events(new, queue)
+    event = kernel(queue, (groups,), (1,), *memory, into.size, scale, momentum, wait_for=wait_for)
+    _note(event, queue, (into,), (into, new))
 
 
 def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
@@ -299,7 +300,7 @@ class _Prepared:
             else:
                 values[name] = array.base_data
                 values[f"{name}_start"] = _start(array)
-                wait_for += array.events
+                wait_for += _events(array, queue)
         if self.plan.scratch:
             values["partial"] = _scratch(x, self.plan.scratch)
         for step in self.steps:
@@ -307,8 +308,7 @@ class _Prepared:
                 queue, step.global_size, step.local_size, *[values[name] for name in step.names], wait_for=wait_for
             )
             wait_for = [event]
-        ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
-        _note(event, *(written if ordered else arrays.values()))
+        _note(event, queue, written, arrays.values())
 
 
 def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> _Prepared:
@@ -334,20 +334,21 @@ def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | No
     facts = limits(device)
     if x.dtype.itemsize == 8 and not facts.fp64:
         raise DtypeError(f"x is {x.dtype}; {device.name.strip()} computes in float32 only")
-    others: dict[str, tuple[int, ...]] = {}
+    others: dict[str, tuple[int, ...]] = {}  # by the names that the caller knows
     if dy is not None:
         others["dy"] = dy.strides
     if operation != "moments":
-        result = "dx" if operation in _BACKWARD else "y"
-        others[result] = arguments.dense_strides(x) if out is None else out.strides
+        others["out"] = arguments.dense_strides(x) if out is None else out.strides
     layout = arguments.layout(x, axis, others)
+    result = "dx" if operation in _BACKWARD else "y"
     planned = plan(operation, layout.problem(x.dtype.itemsize), facts, tuning)
     numbers: dict[str, Any] = asdict(planned.geometry)
     numbers |= {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner}
     numbers["count"] = layout.outer * layout.inner
     for name, (row, channel) in zip(("x", *others), layout.strides, strict=True):
-        numbers[f"{name}_row"] = row
-        numbers[f"{name}_channel"] = channel
+        inside = result if name == "out" else name
+        numbers[f"{inside}_row"] = row
+        numbers[f"{inside}_channel"] = channel
     steps = tuple(
         _Step(
             program.kernel(_queue(x).context, launch.build, launch.kernel),
@@ -447,9 +448,30 @@ def _fill(array: Array, value: float) -> None:
         array.fill(array.dtype.type(value))
 
 
-def _note(event: cl.Event, *arrays: Array | None) -> None:
-    """Make `event` the one that each array's content waits for: it comes after all that the array waited for before."""
-    for array in arrays:
+def _events(array: Array, queue: cl.CommandQueue) -> list[cl.Event]:
+    """What work on `queue` that touches `array` has to wait for."""
+    home = array.queue
+    if home is queue or home is None or home == queue:
+        return list(array.events)
+    # Reads on the array's own queue are not among its events; and OpenCL starts what another queue waits for
+    # only once its own queue is flushed.
+    marker = cl.enqueue_marker(home)
+    home.flush()
+    return [*array.events, marker]
+
+
+def _note(
+    event: cl.Event, queue: cl.CommandQueue, written: Iterable[Array | None], touched: Iterable[Array | None]
+) -> None:
+    """Make `event` what the arrays wait for: it comes after all that they waited for before.
+
+    On an in-order queue that is needed for what was written, and for arrays of other queues.
+    """
+    ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+    foreign = [array for array in touched if array is not None and array.queue is not queue and array.queue != queue]
+    if foreign:
+        queue.flush()
+    for array in (*written, *foreign) if ordered else touched:
         if array is not None:
             del array.events[:]
             array.add_event(event)

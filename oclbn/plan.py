@@ -18,6 +18,12 @@ _MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
 _MOST_WIDTH_DOWN_COLUMNS = 64  # work-items across channels: enough for whole cache lines
 _LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and merging than they balance
 _MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
+_MOST_TOGETHER = 64  # channels that one work-item handles
+_LEAST_GROUPS = 4  # per compute unit, before channels are put together
+_LEAST_RUN = 128  # bytes of a row that columns should read at once
+_MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
+_MOST_ADDITIONS_DOWN = 256  # the same down columns, where sums have two levels (SHORT in columns.clh)
+_LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
 _PASSES = 4  # over its region that a work-item makes at most, with what loops within loops add
 _EVEN = 1.1  # how much longer than the average the busiest compute unit may work
 
@@ -44,8 +50,10 @@ class Tuning:
     lanes: int = 1  # work-items per group, a power of two
     vec: int = 8  # 4-byte elements per vector, a power of two up to 16
     unroll: int = 4  # independent sums per work-item
-    blocks: int = 4  # vectors of neighbouring channels per work-item, where channels lie side by side
+    blocks: int = 1  # with lanes > 1: vectors of neighbouring channels per work-item, where channels lie side by side
     chunk_bytes: int = 16384  # what is summed before it is merged; read twice, so it should fit the innermost cache
+    run_bytes: int = 12288  # short rows of neighbouring channels are walked together, as runs of about this length
+    near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
     groups_per_unit: int = 16  # groups that a split aims at, per compute unit
     stream: bool = True  # outputs of tensors too large for the cache go past it
     most_steps: int = 0  # turns of loops that the driver lets a work-item make in all; 0: any number
@@ -107,6 +115,7 @@ class Geometry:
     chunk_rows: int
     chunk_columns: int
     width: int
+    share: int  # channels that one group handles
 
 
 @dataclass(frozen=True)
@@ -139,9 +148,9 @@ class Operation:
 
 
 OPERATIONS = {
-    "train": Operation("forward.cl", "train_resident", ("moments_partial", "train_apply"), 1, 3),
+    "train": Operation("forward.cl", "train_resident", ("moments_partial", "train_apply"), 1, 4),
     "infer": Operation("forward.cl", "", ("infer",), 1, 0),
-    "moments": Operation("moments.cl", "", ("moments_partial", "moments_merge"), 1, 3),
+    "moments": Operation("moments.cl", "", ("moments_partial", "moments_merge"), 1, 4),
     "backward": Operation("backward.cl", "backward_resident", ("backward_partial", "backward_apply"), 2, 6),
     "constant": Operation("backward.cl", "", ("constant_partial", "constant_merge"), 2, 6),
 }
@@ -165,12 +174,15 @@ def plan(operation: str, problem: Problem, device: DeviceLimits, tuning: Tuning)
 
 def resident(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan | None:
     """One group per channel, or per block of neighbouring channels."""
+    row_bytes = problem.channels * problem.itemsize
     if not operation.resident or problem.count > _MOST_SLICE_ELEMENTS:
         return None
-    shape = _group_shape(problem, device, tuning)
+    shape = _group_shape(problem, device, tuning, near=True)
     if _slices_for_steps(problem, tuning, shape) > 1:
         return None
     if not tuning.variant:
+        if problem.columns and shape.lanes == 1 and shape.channels * problem.itemsize < min(_LEAST_RUN, row_bytes):
+            return None  # such narrow columns fit a near cache, but memory is read in too short pieces
         if not _is_even(shape.blocks, device.compute_units):
             return None  # some compute units would idle while others work
         again = problem.slice_bytes * operation.arrays_read * shape.channels
@@ -213,19 +225,26 @@ class _GroupShape:
     blocks: int  # groups that all channels need
 
 
-def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning) -> _GroupShape:
+def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool = False) -> _GroupShape:
+    """The group of a plan; with `near` one whose channels fit its compute unit's own cache from end to end."""
     lanes = min(tuning.lanes, _floor_power(device.max_group))
     widest = max(1, tuning.vec * 4 // problem.itemsize)
     if problem.columns:
         vec = min(widest, _floor_power(problem.channels))
-        blocks_per_item = tuning.blocks if problem.channels >= vec * tuning.blocks else 1
-        width = min(lanes, _MOST_WIDTH_DOWN_COLUMNS, _ceil_power(-(-problem.channels // (vec * blocks_per_item))))
-        channels = vec * blocks_per_item * width
+        if lanes > 1:
+            width = min(lanes, _MOST_WIDTH_DOWN_COLUMNS, _ceil_power(-(-problem.channels // (vec * tuning.blocks))))
+            channels = vec * tuning.blocks * width
+        else:
+            width = 1
+            channels = _columns_together(problem, tuning, vec, near)
+        most = tuning.blocks if lanes > 1 else _MOST_TOGETHER
+        blocks_per_item = 1 if channels == vec * width else most
     else:
         vec = min(widest, _floor_power(problem.inner))
         while lanes > 1 and problem.inner % vec:
             vec //= 2  # with several work-items only whole vectors are walked
-        blocks_per_item = channels = 1
+        channels = 1 if lanes > 1 else _rows_together(problem, device, tuning)
+        blocks_per_item = 1 if channels == 1 else _MOST_TOGETHER
         width = min(lanes, _ceil_power(problem.inner // vec))
     return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels))
 
@@ -235,9 +254,29 @@ def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> i
     if not tuning.most_steps:
         return 1
     tall = shape.lanes // shape.width
-    along = 1 + (shape.blocks_per_item if problem.columns else -(-problem.inner // (shape.vec * shape.width)))
+    along = 1 + (
+        shape.channels // (shape.vec * shape.width)
+        if problem.columns
+        else -(-problem.inner // (shape.vec * shape.width))
+    )
     turns = _PASSES * -(-problem.outer // tall) * along
     return -(-turns // tuning.most_steps)
+
+
+def _columns_together(problem: Problem, tuning: Tuning, vec: int, near: bool) -> int:
+    """How many neighbouring channels one work-item walks down at once: the wider, the longer its runs of memory."""
+    most = _MOST_TOGETHER * vec
+    if near:
+        most = min(most, max(1, tuning.near_bytes // (problem.slice_bytes * vec)) * vec)
+    return min(most, -(-problem.channels // vec) * vec)
+
+
+def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning) -> int:
+    """How many neighbouring channels one work-item walks at once, so that short rows make up a long run of memory."""
+    row_bytes = problem.inner * problem.itemsize
+    fitting = min(tuning.run_bytes // row_bytes, _MOST_TOGETHER, tuning.near_bytes // problem.slice_bytes)
+    busy = problem.channels // (device.compute_units * _LEAST_GROUPS)
+    return max(1, min(fitting, busy))
 
 
 def _assemble(
@@ -250,7 +289,7 @@ def _assemble(
     shape: _GroupShape,
     slices: int,
 ) -> Plan:
-    geometry = _cut(problem, tuning, shape, slices)
+    geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
     stream = tuning.stream and shape.lanes == 1 and 0 < device.cache_bytes < problem.tensor_bytes
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),
@@ -258,11 +297,9 @@ def _assemble(
         "LANES": shape.lanes,
         "VEC": shape.vec,
     }
-    if problem.columns:
-        defines["BLOCKS"] = shape.blocks_per_item
-    else:
-        defines["UNROLL"] = tuning.unroll
-        defines["STREAM"] = int(stream)
+    defines["BLOCKS"] = shape.blocks_per_item
+    defines["UNROLL"] = tuning.unroll
+    defines["STREAM"] = int(stream)
     launches = tuple(
         Launch(
             kernel,
@@ -276,7 +313,7 @@ def _assemble(
     return Plan(variant, geometry, launches, scratch)
 
 
-def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int) -> Geometry:
+def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arrays: int) -> Geometry:
     """Cut a channel into about `slices` slices: by rows where there are enough of them, else within rows too."""
     slice_rows = -(-problem.outer // slices)
     row_slices = -(-problem.outer // slice_rows)
@@ -287,13 +324,20 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int) -> G
         per_slice = -(-vectors // beside)
         column_slices = -(-vectors // per_slice)  # what lies beyond the last whole vector goes to the last slice
         slice_columns = per_slice * shape.vec
-    across = shape.channels if problem.columns else slice_columns
-    elements = tuning.chunk_bytes // problem.itemsize
     tall = shape.lanes // shape.width
-    chunk_columns = (
-        slice_columns if across <= elements or problem.columns else max(1, elements // shape.vec) * shape.vec
-    )
-    chunk_rows = max(tall, elements // max(1, across))
+    elements = tuning.chunk_bytes // (problem.itemsize * arrays)
+    if not problem.columns:
+        elements = min(elements, _MOST_ADDITIONS * shape.vec * tuning.unroll * shape.lanes)
+    chunk_columns = slice_columns
+    if problem.columns or slice_columns * shape.channels <= elements:
+        least = 1 if problem.columns else -(-_LEAST_CHUNK_VECTORS * shape.vec // slice_columns)
+        chunk_rows = max(tall, elements // (shape.channels * slice_columns), least)
+        if problem.columns:
+            chunk_rows = min(chunk_rows, _MOST_ADDITIONS_DOWN * tall)
+    else:
+        chunk_rows = tall
+        if slice_columns > elements:
+            chunk_columns = max(1, elements // shape.vec) * shape.vec
     return Geometry(
         slices=row_slices * column_slices,
         slice_rows=slice_rows,
@@ -302,6 +346,7 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int) -> G
         chunk_rows=chunk_rows,
         chunk_columns=chunk_columns,
         width=shape.width,
+        share=shape.channels,
     )
 
 

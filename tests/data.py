@@ -78,6 +78,7 @@ FEW_SHAPES = [
     _row((4, 6, 28, 28), "images"),
     _row((2, 3, 20_011), "few long rows"),
     _row((300, 33), "columns"),
+    _row((20_011, 5), "few long columns"),
     _row((3, 5, 7, 20), "channels last", axis=-1),
     _row((3, 40, 5), "rows of the first axis", axis=0),
 ]
@@ -184,6 +185,12 @@ def balanced(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Hos
     return rng.standard_normal(shape) + 1e4 * rng.choice([-1.0, 1.0], size=shape)
 
 
+def two_values(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    """What rounding takes from a sum of alike numbers has one sign and piles up."""
+    del axis
+    return rng.choice([0.1, 0.7], size=shape)
+
+
 @dataclass(frozen=True)
 class Spoiled:
     """Good channels with one among them that holds a single bad value."""
@@ -210,6 +217,7 @@ NASTY = [
     pytest.param(Offset(1e2), id="mean is 1e2 std"),
     pytest.param(Offset(1e4), id="mean is 1e4 std"),
     pytest.param(Offset(1e6), id="mean is 1e6 std"),
+    pytest.param(Offset(1_000_003.0), id="mean is 1e6 std and odd"),  # partial sums round to multiples of 8 and more
     pytest.param(Offset(1e6, std=1e-3), id="mean is 1e6 std of 1e-3"),
     pytest.param(constant, id="constant channels"),
     pytest.param(wide, id="channels from 1e-3 to 1e3"),
@@ -218,6 +226,7 @@ NASTY = [
     pytest.param(outlier, id="first row is an outlier"),
     pytest.param(trend, id="trend along the batch"),
     pytest.param(balanced, id="large numbers that cancel"),
+    pytest.param(two_values, id="two values only"),
     pytest.param(Spoiled(np.nan), id="one NaN"),
     pytest.param(Spoiled(np.inf), id="one inf"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from typing import Any
 
@@ -9,11 +10,26 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from data import COLUMNS, EMPTY, FEW_SHAPES, NASTY, ONE_PER_CHANNEL, SHAPES, Data, Spoiled, gaussian, make, per_channel
+from data import (
+    COLUMNS,
+    EMPTY,
+    FEW_SHAPES,
+    NASTY,
+    ONE_PER_CHANNEL,
+    SHAPES,
+    Data,
+    Offset,
+    Spoiled,
+    gaussian,
+    make,
+    per_channel,
+)
 from tolerances import Bound, assert_within
 
 from oclbn import reference
-from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+from oclbn.errors import DtypeError, ShapeError
+from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+from oclbn.tuning import using
 
 FOUR = ("scale", "bias", "running_mean", "running_var")
 NONE_PATTERNS = [
@@ -156,8 +172,11 @@ def test_backward_with_foreign_statistics(
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_backward_with_constant_statistics(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
-    host = make(shape, axis)
-    mean, invstd = host.running_mean, (1 / np.sqrt(host.running_var)).astype(np.float32)
+    check_constant_backward(queue, make(shape, axis), axis)
+
+
+def check_constant_backward(queue: cl.CommandQueue, host: Data, axis: int) -> None:
+    mean, invstd = host.running_mean, (1 / np.sqrt(host.running_var)).astype(host.x.dtype)
     expected = reference.backward(host.x, host.dy, host.scale, mean, invstd, axis=axis, training=False)
     arrays = [put(queue, array) for array in (host.x, host.dy, host.scale, mean, invstd)]
     results = batch_norm_backward(*arrays, axis=axis, training=False)
@@ -237,6 +256,13 @@ def test_inference_on_nasty_data(queue: cl.CommandQueue, dtype: np.dtype, maker:
     assert_within(y, expected, np.nan_to_num(bound, nan=0.0), "y")
 
 
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_slopes_of_two_values(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    """As behind a clipped activation: what rounding takes from a sum of alike numbers has one sign and piles up."""
+    host = make(shape, axis)
+    check_backward(queue, dataclasses.replace(host, dy=np.where(host.dy > 0.1, 1.1, 0.1).astype(np.float32)), axis)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=["NaN", "inf", "minus inf"])
 @pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
 @pytest.mark.parametrize("guard", [True, False], ids=["guarded", "unguarded"])
@@ -273,11 +299,42 @@ def test_skipped_counts_the_updates_that_were_left_out(queue: cl.CommandQueue, g
     assert skipped.get().tolist() == [[7, 0, 6 if guard else 3, 0]]
 
 
-def test_skipped_without_running_statistics_counts_nothing(queue: cl.CommandQueue) -> None:
-    host = make((5, 4, 6), 1, maker=Spoiled(np.nan))
-    skipped = cla.zeros(queue, 4, np.uint32)
-    batch_norm_train(put(queue, host.x), None, None, None, None, skipped=skipped)
-    assert skipped.get().tolist() == [0, 0, 0, 0]
+# --- every way to run
+
+WAYS = [  # test_kernels.py has more of them, on data that breaks nothing
+    pytest.param({"variant": "serial"}, id="serial"),
+    pytest.param({"lanes": 1, "vec": 1, "unroll": 1}, id="one element at a time"),
+    pytest.param({"lanes": 1, "vec": 4, "blocks": 2}, id="vectors of 4"),
+    pytest.param({"lanes": 16, "vec": 1, "blocks": 1}, id="groups of 16"),
+    pytest.param({"lanes": 64, "vec": 4, "blocks": 1, "variant": "split"}, id="groups of 64, vectors of 4, split"),
+    pytest.param({"chunk_bytes": 256}, id="small chunks"),
+    pytest.param({"groups_per_unit": 500, "variant": "split"}, id="many slices"),
+    pytest.param({"most_steps": 500}, id="few steps for a work-item"),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_every_way_to_run(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, way: dict[str, Any]) -> None:
+    """What the planner would choose elsewhere is right here too."""
+    with using(**way):
+        for maker in (Offset(1_000_003.0), Spoiled(np.nan)):
+            host = make(shape, axis, maker=maker)
+            check_training(queue, host, axis)
+            check_inference(queue, host, axis)
+            check_backward(queue, host, axis)
+            check_moments(queue, host, axis)
+        check_constant_backward(queue, make(shape, axis), axis)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("needs_fp64")
+def test_every_way_to_run_in_float64(queue: cl.CommandQueue, way: dict[str, Any]) -> None:
+    with using(**way):
+        for shape, axis in (((4, 6, 19), 1), ((300, 33), 1)):
+            host = make(shape, axis, np.float64, Offset(1e3))
+            check_training(queue, host, axis)
+            check_backward(queue, host, axis)
 
 
 # --- options
@@ -304,16 +361,6 @@ def test_factor(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, facto
     if factor == 0.0:
         assert bits(arrays[2]) == host.running_mean.tobytes()
         assert bits(arrays[3]) == host.running_var.tobytes()
-
-
-def test_factor_one_forgets_what_was_there(queue: cl.CommandQueue) -> None:
-    """Even NaN: 0 * NaN must not come in."""
-    host = make((6, 3, 7), 1)
-    spoiled = np.full(3, np.nan, np.float32)
-    running_mean, running_var = put(queue, spoiled), put(queue, spoiled)
-    batch_norm_train(put(queue, host.x), None, None, running_mean, running_var, factor=1.0)
-    assert np.isfinite(running_mean.get()).all()
-    assert np.isfinite(running_var.get()).all()
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-12, 1e-3, 1.0, 1e10])
@@ -505,6 +552,96 @@ def test_inputs_stay_as_they_are(queue: cl.CommandQueue) -> None:
     assert all_bits((mean, invstd, *four[2:])) == saved
 
 
+# --- strides
+
+
+def fetch(view: cla.Array) -> np.ndarray:
+    """A device array of any strides on the host."""
+    whole = np.empty(view.base_data.size, np.uint8)
+    cl.enqueue_copy(view.queue, whole, view.base_data, wait_for=view.events)
+    return np.ndarray(view.shape, view.dtype, whole, view.offset, view.strides).copy()
+
+
+def strided(queue: cl.CommandQueue, host: np.ndarray, layout: str) -> cla.Array:
+    """The array as a view of a bigger one, or in another order of its elements."""
+    around = [(0, 0)] * host.ndim
+    if layout == "channels last in memory":
+        order = (0, *range(2, host.ndim), 1)
+        back = (0, host.ndim - 1, *range(1, host.ndim - 1))
+        return put(queue, np.ascontiguousarray(host.transpose(order))).transpose(back)
+    if layout == "column major":
+        return put(queue, np.asfortranarray(host))
+    if layout == "every other sample":
+        return put(queue, np.repeat(host, 2, axis=0))[::2]
+    if layout == "every other channel":
+        return put(queue, np.repeat(host, 2, axis=1))[:, ::2]
+    if layout == "some of the channels":
+        around[1] = (2, 3)
+        return put(queue, np.pad(host, around, constant_values=np.nan))[:, 2 : 2 + host.shape[1]]
+    if layout == "rows with gaps":
+        around[-1] = (1, 4)
+        return put(queue, np.pad(host, around, constant_values=np.nan))[..., 1 : 1 + host.shape[-1]]
+    assert layout == "samples backwards"
+    return put(queue, np.ascontiguousarray(host[::-1]))[::-1]
+
+
+LAYOUTS = [
+    ((5, 4, 7), "channels last in memory"),
+    ((5, 4, 7), "column major"),
+    ((5, 4, 7), "every other sample"),
+    ((5, 4, 7), "every other channel"),
+    ((5, 4, 7), "some of the channels"),
+    ((5, 4, 7), "rows with gaps"),
+    ((5, 4, 7), "samples backwards"),
+    ((6, 9, 5, 4), "channels last in memory"),
+    ((6, 9, 5, 4), "every other sample"),
+    ((6, 9, 5, 4), "some of the channels"),
+    ((40, 9), "column major"),
+    ((40, 9), "every other sample"),
+    ((40, 9), "every other channel"),
+    ((40, 9), "some of the channels"),
+    ((40, 9), "samples backwards"),
+]
+
+
+@pytest.mark.parametrize(("shape", "layout"), LAYOUTS, ids=lambda value: str(value))
+def test_strided_views(queue: cl.CommandQueue, shape: tuple[int, ...], layout: str) -> None:
+    """Accepted without a copy; what comes out lies in the same order, and nothing in the gaps is read or written."""
+    host = make(shape, 1)
+    four = [put(queue, getattr(host, name)) for name in FOUR]
+    x, dy = strided(queue, host.x, layout), strided(queue, host.dy, layout)
+    assert np.array_equal(fetch(x), host.x)
+    gaps = np.isnan(whole_of(x))
+    expected = reference.train(host.x, *(getattr(host, name) for name in FOUR))
+    bound = Bound(host.x, expected.mean, expected.invstd, host.scale, host.bias, axis=1, dtype=np.float32)
+
+    y, mean, invstd = batch_norm_train(x, *four)
+    assert y.shape == shape
+    assert_within(fetch(y), expected.y, bound.y(), "y")
+    assert_within(mean, expected.mean, bound.stored_mean(), "save_mean")
+    assert_within(four[3], expected.running_var, bound.running_var(host.running_var, expected.var, 0.1), "running_var")
+    results = batch_norm_backward(x, dy, four[0], mean, invstd)
+    gradients = reference.backward(host.x, host.dy, host.scale, expected.mean, expected.invstd)
+    for name, result, gradient, limit in zip(
+        ("dx", "dscale", "dbias"), results, gradients, bound.gradients(host.dy, training=True), strict=True
+    ):
+        assert_within(fetch(result), gradient, limit, name)
+    _, m2 = moments(x)[1:]
+    assert_within(m2, expected.var * per_channel(shape, 1), bound.m2(), "m2")
+    given = [array.get() for array in four]
+    assert batch_norm_infer(x, *four, out=x) is x
+    inferred = Bound(host.x, given[2], 1 / np.sqrt(given[3] + 1e-5), *given[:2], axis=1, dtype=np.float32).inferred()
+    assert_within(fetch(x), reference.infer(host.x, *given), inferred, "y in place")
+    assert np.array_equal(np.isnan(whole_of(x)), gaps)
+
+
+def whole_of(view: cla.Array) -> np.ndarray:
+    """Everything in the buffer of a view."""
+    whole = np.empty(view.base_data.size // view.dtype.itemsize, view.dtype)
+    cl.enqueue_copy(view.queue, whole, view.base_data, wait_for=view.events)
+    return whole
+
+
 # --- repeatability
 
 
@@ -592,6 +729,30 @@ def test_an_empty_batch_changes_nothing(
 def test_an_empty_batch_fills_no_out(queue: cl.CommandQueue) -> None:
     x, out = cla.empty(queue, (0, 3, 4), np.float32), cla.empty(queue, (0, 3, 4), np.float32)
     assert batch_norm_train(x, None, None, None, None, out=out)[0] is out
+
+
+# --- accumulate
+
+
+@pytest.mark.parametrize(("scale", "momentum"), [(1.0, 0.0), (1.0, 1.0), (0.5, 0.9), (-2.0, 1.0)], ids=str)
+def test_accumulate(queue: cl.CommandQueue, dtype: np.dtype, scale: float, momentum: float) -> None:
+    old, new = np.random.default_rng(0).standard_normal((2, 1, 4097, 1)).astype(dtype)
+    into, added = lying(queue, old, 3), put(queue, new.reshape(-1))
+    accumulate(into, added, scale=scale, momentum=momentum)
+    expected = scale * new.astype(np.float64) + momentum * old.astype(np.float64)
+    assert_within(into, expected, 2 * np.finfo(dtype).eps * (abs(scale * new) + abs(momentum * old)), "into")
+    assert added.get().tobytes() == new.tobytes()
+    assert np.isnan(surroundings(into, 3)).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "error"), [(4, np.float32, ShapeError), (5, np.float16, DtypeError)], ids=["size", "dtype"]
+)
+def test_accumulate_refuses(queue: cl.CommandQueue, size: int, dtype: Any, error: type) -> None:
+    into = cla.zeros(queue, 5, np.float32)
+    with pytest.raises(error, match=r"\binto\b.*\bnew\b"):
+        accumulate(into, cla.empty(queue, size, dtype))
+    assert not into.get().any()
 
 
 # --- numbers that PyTorch's kernels get wrong

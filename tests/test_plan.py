@@ -47,7 +47,7 @@ def test_three_big_channels_are_split() -> None:
     planned = plan("train", Problem(8, 3, 50_176, 4, columns=False), CARD, GPU)
     assert planned.variant == "split"
     assert all(count > 80 for count in groups(planned))
-    assert planned.scratch == 3 * 3 * planned.geometry.slices
+    assert planned.scratch == 3 * 4 * planned.geometry.slices
 
 
 def test_a_channel_too_large_for_the_cache_is_split() -> None:
@@ -117,8 +117,20 @@ def test_loops_are_kept_within_what_the_driver_allows() -> None:
         assert planned.geometry.slice_rows * planned.geometry.slice_columns / lanes * 3 < 60_000
 
 
+def test_short_rows_of_neighbouring_channels_go_together() -> None:
+    short = plan("train", Problem(32, 2048, 49, 4, columns=False), LAPTOP, CPU)
+    assert short.geometry.share > 16
+    assert short.geometry.share * 49 * 4 <= CPU.run_bytes
+    assert groups(short)[0] >= 8
+    assert plan("train", RESNET, LAPTOP, CPU).geometry.share == 1
+    assert plan("train", Problem(32, 2048, 49, 4, columns=False), CARD, GPU).geometry.share == 1
+    assert plan("train", Problem(32, 8, 49, 4, columns=False), LAPTOP, CPU).geometry.share == 1
+
+
 def test_a_plan_says_what_it_is() -> None:
-    assert str(plan("train", RESNET, LAPTOP, CPU)) == "resident (train_resident; rows, LANES=1, VEC=8, UNROLL=4)"
+    assert (
+        str(plan("train", RESNET, LAPTOP, CPU)) == "resident (train_resident; rows, LANES=1, VEC=8, UNROLL=4, BLOCKS=1)"
+    )
     split = str(plan("backward", RESNET, LAPTOP, replace(CPU, variant="split")))
     assert split.startswith("split (backward_partial + backward_apply; rows, ")
     assert split.endswith(" slices)")
@@ -144,6 +156,8 @@ TUNINGS = st.builds(
     lanes=st.sampled_from([1, 16, 64, 256]),
     vec=st.sampled_from([1, 2, 4, 8, 16]),
     blocks=st.sampled_from([1, 2, 4, 8]),
+    run_bytes=st.sampled_from([1, 4096, 12288]),
+    near_bytes=st.sampled_from([1, 1 << 19]),
     chunk_bytes=st.sampled_from([256, 4096, 16384]),
     groups_per_unit=st.integers(1, 64),
     stream=st.booleans(),
@@ -181,8 +195,13 @@ def test_every_element_is_in_exactly_one_slice(
     if made["LANES"] > 1 and not problem.columns:
         assert problem.inner % made["VEC"] == 0
     # every channel has a group
-    share = made["VEC"] * made["BLOCKS"] * cut.width if problem.columns else 1
-    assert planned.launches[0].groups == -(-problem.channels // share) * cut.slices
+    if problem.columns:
+        beside = made["VEC"] * cut.width
+        assert cut.share % beside == 0
+        assert 1 <= cut.share // beside <= made["BLOCKS"]
+    else:
+        assert 1 <= cut.share <= made["BLOCKS"]
+    assert planned.launches[0].groups == -(-problem.channels // cut.share) * cut.slices
     assert planned.launches[0].lanes == made["LANES"] <= device.max_group
     if len(planned.launches) > 1:
         assert planned.scratch == OPERATIONS[operation].partial * cut.slices * problem.channels

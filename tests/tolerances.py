@@ -24,9 +24,9 @@ import numpy as np
 from data import along, others
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-ELEMENT = 4.0
+ELEMENT = 3.0
 SUM = 8.0
-TWICE = 64.0  # of eps squared, for a mean that is found twice
+TWICE = 16.0  # of eps squared, for a mean that is found twice
 
 Bounds = NDArray[np.float64]
 
