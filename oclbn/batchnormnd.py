@@ -1,0 +1,237 @@
+"""Batch normalization as a module: state, options and checks.
+
+The computing, and the source of its formulas, is in oclbn.functional; what every module has, in oclbn.module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+
+import numpy as np
+import pyopencl as cl
+from numpy.typing import DTypeLike, NDArray
+
+from oclbn import functional, gpuarray
+from oclbn.averaging import averaging_factor, settled_count
+from oclbn.errors import ModuleFileError, ModuleParameterError, ModuleShapeError, ModuleStateError
+from oclbn.gpuarray import Array
+from oclbn.module import Module
+from oclbn.parameters import Shapes, Variable
+
+if TYPE_CHECKING:
+    from oclbn.storage import Stored
+
+__all__ = ["BatchNormND", "Options"]
+
+
+class Options(TypedDict, total=False):
+    """What every module takes by keyword, beyond PuzzleLib's options; BatchNormND describes them."""
+
+    queue: cl.CommandQueue | None
+    dtype: DTypeLike
+    seed: Any
+    guard: bool
+
+
+class BatchNormND(Module):
+    """Batch normalization over axis 1 of (batch, maps, *spatial) with `nd` spatial axes.
+
+    maps: channels. epsilon >= 0: added to the variance. initFactor, minFactor in [0, 1]: batch n, counted from 1,
+    enters the running statistics with max(initFactor / n, minFactor). sscale: the initial scale is drawn from
+    N(1, sscale). affine: scale and bias are trained; off, they stay 1 and 0. name: in files and messages. empty:
+    tensors are not created until `load`. inplace: evaluation writes over its input.
+
+    queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
+    the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator does.
+    guard: channels whose batch statistics are not finite keep their running statistics; `skipped` counts them.
+
+    `scale`, `bias`, `mean`, `var` have shape (1, maps) + (1,) * nd, and so have `savemean`, `saveinvvar`, `scalegrad`
+    and `biasgrad`, which the last call and its gradient leave. `numOfProps` counts the training batches.
+    ModuleParameterError, ModuleDtypeError: an argument that is not wanted.
+
+    >>> from oclbn import BatchNormND, gpuarray
+    >>> bn = BatchNormND(4, 3)
+    >>> bn(gpuarray.ones((2, 3, 1, 2, 1, 2))).shape, bn.numOfProps, bn.mean.shape
+    ((2, 3, 1, 2, 1, 2), 1, (1, 3, 1, 1, 1, 1))
+    >>> bn.mean.get().ravel()
+    array([1., 1., 1.], dtype=float32)
+    """
+
+    _maps_argument: ClassVar[str] = "maps"
+
+    def __init__(
+        self,
+        nd: int,
+        maps: int,
+        epsilon: float = 1e-5,
+        initFactor: float = 1.0,
+        minFactor: float = 0.1,
+        sscale: float = 0.01,
+        affine: bool = True,
+        name: str | None = None,
+        empty: bool = False,
+        inplace: bool = False,
+        *,
+        queue: cl.CommandQueue | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: Any = None,
+        guard: bool = True,
+    ) -> None:
+        super().__init__(name, queue=queue, dtype=dtype)
+        nd = self._whole_number("nd", nd, 0)
+        self.maps = self._whole_number(self._maps_argument, maps, 1)
+        self.epsilon = self._real_number("epsilon", epsilon, 0.0)
+        self.initFactor = self._real_number("initFactor", initFactor, 0.0, 1.0)
+        self.minFactor = self._real_number("minFactor", minFactor, 0.0, 1.0)
+        sscale = self._real_number("sscale", sscale, 0.0)
+        self.affine = bool(affine)
+        self.inplace = bool(inplace)
+        self.guard = bool(guard)
+        self.numOfProps = 0
+        self.blueprint = {
+            "nd": nd,
+            "maps": self.maps,
+            "epsilon": self.epsilon,
+            "initFactor": self.initFactor,
+            "minFactor": self.minFactor,
+            "sscale": sscale,
+            "affine": self.affine,
+            "name": self.name,
+            "empty": bool(empty),
+            "inplace": self.inplace,
+        }
+        self._shape = (1, self.maps) + (1,) * nd
+        self._skipped: Array | None = None
+        self._units: tuple[Array, Array] | None = None
+        self.scale: Array | None = None
+        self.bias: Array | None = None
+        self.mean: Array | None = None
+        self.var: Array | None = None
+        self.savemean: Array | None = None
+        self.saveinvvar: Array | None = None
+        self.scalegrad: Array | None = None
+        self.biasgrad: Array | None = None
+        draw = self._generator(seed)
+        if not empty:
+            # Drawn in float64 and also without affine, as PuzzleLib does: a seeded script gets the same numbers.
+            self._create(draw(1.0, sscale if self.affine else 0.0, self._shape))
+
+    @property
+    def skipped(self) -> int:
+        """How many updates of a channel's running statistics the guard left out; reading it waits for the device."""
+        return 0 if self._skipped is None else int(self._skipped.get().sum(dtype=np.int64))
+
+    def reset(self) -> None:
+        """Drop the arrays that the last call and its gradient left."""
+        super().reset()
+        self.savemean = self.saveinvvar = self.scalegrad = self.biasgrad = None
+
+    def updateParams(self, learnRate: float) -> None:
+        """One step: data += learnRate * grad, in place (to descend, learnRate is negative); nothing without affine."""
+        if self.affine:
+            super().updateParams(learnRate)
+
+    def _create(self, scale: NDArray[Any]) -> None:
+        options: Any = {"dtype": self.calctype, "queue": self.queue}
+        self.setVar("scale", Variable(gpuarray.to_gpu(scale.astype(self.calctype), queue=self.queue), "scale"))
+        self.setVar("bias", Variable(gpuarray.zeros(self._shape, **options), "bias"))
+        self.setAttr("mean", gpuarray.zeros(self._shape, **options))
+        self.setAttr("var", gpuarray.ones(self._shape, **options))
+
+    def _generator(self, seed: Any) -> Any:
+        """The function that draws (mean, deviation, shape) from a normal distribution."""
+        if seed is None:
+            return np.random.normal
+        try:
+            return np.random.default_rng(seed).normal
+        except (TypeError, ValueError) as error:
+            raise ModuleParameterError(
+                f"{self}: seed is {seed!r}; wanted None or a seed for NumPy ({error})"
+            ) from error
+
+    def _tensors(self) -> tuple[Array, Array, Array, Array]:
+        scale, bias, mean, var = self.scale, self.bias, self.mean, self.var
+        if scale is None or bias is None or mean is None or var is None:
+            raise self._incomplete()
+        return scale, bias, mean, var
+
+    def _forward(self, data: Array) -> Array:
+        scale, bias, mean, var = self._tensors()
+        if not self.train:
+            out = data if self.inplace else None
+            y = functional.batch_norm_infer(data, scale, bias, mean, var, epsilon=self.epsilon, out=out)
+            self.savemean = self.saveinvvar = None
+            return y
+        if self.inplace:
+            raise ModuleStateError(f"{self}: inplace is for evaluation: training needs the input for its gradient")
+        count = self.numOfProps + 1
+        if self.guard and self._skipped is None:
+            self._skipped = gpuarray.zeros(self.maps, np.uint32, queue=self.queue)
+        y, self.savemean, self.saveinvvar = functional.batch_norm_train(
+            data,
+            scale,
+            bias,
+            mean,
+            var,
+            epsilon=self.epsilon,
+            factor=averaging_factor(count, self.initFactor, self.minFactor),
+            guard=self.guard,
+            skipped=self._skipped if self.guard else None,
+        )
+        if data.size:
+            self.numOfProps = count
+        return y
+
+    def _backward(self, data: Array, grad: Array) -> Array:
+        scale, _, mean, var = self._tensors()
+        if self.savemean is not None and self.saveinvvar is not None:
+            statistics, training = (self.savemean, self.saveinvvar), True
+        elif self.inplace:
+            raise ModuleStateError(f"{self}: backward after an evaluation in place, which wrote over its input")
+        else:
+            statistics, training = (mean, self._inverse_deviation(var)), False
+        dx, scalegrad, biasgrad = functional.batch_norm_backward(data, grad, scale, *statistics, training=training)
+        if self.affine:
+            self.scalegrad, self.biasgrad = scalegrad, biasgrad
+        return dx
+
+    def _inverse_deviation(self, var: Array) -> Array:
+        """1 / sqrt(var + epsilon): what evaluation makes of ones around mean 0, so that one place has the formula."""
+        if self._units is None or self._units[0].dtype != self.calctype:
+            ones = gpuarray.ones((1, self.maps), self.calctype, queue=self.queue)
+            self._units = ones, gpuarray.zeros_like(ones)
+        ones, zeros = self._units
+        return functional.batch_norm_infer(ones, None, None, zeros, var, epsilon=self.epsilon)
+
+    def _accumulate(self, scale: float, momentum: float) -> None:
+        for name, new in (("scale", self.scalegrad), ("bias", self.biasgrad)):
+            if new is not None:
+                functional.accumulate(self.vars[name].grad, new, scale=scale, momentum=momentum)
+
+    def _data_rank(self) -> int:
+        return len(self._shape)
+
+    def _check_shape(self, shape: tuple[int, ...], argument: str) -> None:
+        rank = self._data_rank()
+        if len(shape) != rank or shape[1] != self.maps:
+            raise ModuleShapeError(
+                f"{self}: {argument} has shape {shape}; wanted {rank} axes, with {self.maps} channels on axis 1"
+            )
+
+    def _shapes(self) -> tuple[Shapes, Shapes]:
+        return {"scale": self._shape, "bias": self._shape}, {"mean": self._shape, "var": self._shape}
+
+    def _counters(self) -> dict[str, int]:
+        return {"numOfProps": self.numOfProps}
+
+    def _set_counters(self, counters: Mapping[str, int]) -> None:
+        self.numOfProps = counters.get("numOfProps", settled_count(self.initFactor, self.minFactor))
+
+    def _check_stored(self, stored: Stored) -> None:
+        fixed = {"scale": 1.0, "bias": 0.0}
+        for name, values in stored.variables.items():
+            if not self.affine and not np.all(values == fixed[name]):
+                raise ModuleFileError(
+                    f"{self}: {stored.source} has a trained {name}; affine=False fixes it at {fixed[name]:g}"
+                )

@@ -1,0 +1,88 @@
+"""Device arrays on the default queue, under the names that PuzzleLib's users know.
+
+Every function takes ``queue=``, a pyopencl.CommandQueue, to use another one than
+:func:`oclbn.device.default_queue`. What comes back is a plain C-contiguous pyopencl.array.Array.
+
+    >>> import numpy as np
+    >>> from oclbn import gpuarray
+    >>> gpuarray.to_gpu(np.arange(3, dtype=np.float32)).get()
+    array([0., 1., 2.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cl_array
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+from pyopencl.array import Array
+
+from oclbn import device
+from oclbn.errors import DtypeError, ParameterError
+
+__all__ = ["Array", "empty", "empty_like", "full", "ones", "ones_like", "to_gpu", "zeros", "zeros_like"]
+
+Shape = int | tuple[int, ...]
+
+
+def to_gpu(ary: ArrayLike, *, queue: cl.CommandQueue | None = None) -> Array:
+    """Copy a host array to the device, with its shape and element type; returns when the copy is done.
+
+    Views that are not contiguous are packed, and foreign byte orders turned into the host's.
+    DtypeError: elements that no device can hold (Python objects, strings).
+    """
+    host: NDArray[Any] = np.asarray(ary)
+    if host.dtype.hasobject or host.dtype.kind in "SUmM":
+        raise DtypeError(f"ary has elements of type {host.dtype}; wanted numbers")
+    packed = np.asarray(host, dtype=host.dtype.newbyteorder("="), order="C")
+    return cl_array.to_device(_queue(queue), packed)
+
+
+def empty(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
+    """A new array of `shape`; its elements are whatever the memory held."""
+    return cl_array.empty(_queue(queue), shape, np.dtype(dtype))
+
+
+def zeros(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
+    """A new array of `shape`, filled with 0."""
+    return cl_array.zeros(_queue(queue), shape, np.dtype(dtype))
+
+
+def ones(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
+    """A new array of `shape`, filled with 1."""
+    return full(shape, 1, dtype, queue=queue)
+
+
+def full(
+    shape: Shape, fill_value: float, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None
+) -> Array:
+    """A new array of `shape`, filled with `fill_value`."""
+    # Filled on the host: pyopencl would compile a kernel for it, once for every element type.
+    return to_gpu(np.full(shape, fill_value, np.dtype(dtype)), queue=queue)
+
+
+def empty_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
+    """A new array with the shape, element type and (unless `queue` says otherwise) queue of `ary`."""
+    return empty(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
+
+
+def zeros_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
+    """As :func:`empty_like`, filled with 0."""
+    return zeros(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
+
+
+def ones_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
+    """As :func:`empty_like`, filled with 1."""
+    return ones(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
+
+
+def _queue_of(ary: Array) -> cl.CommandQueue:
+    if ary.queue is None:
+        raise ParameterError("ary has no queue of its own; queue= must name one")
+    return ary.queue
+
+
+def _queue(queue: cl.CommandQueue | None) -> cl.CommandQueue:
+    return device.default_queue() if queue is None else queue

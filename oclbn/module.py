@@ -1,0 +1,122 @@
+"""What every module has: variables, attributes, two modes, a call and its gradient, and files.
+
+The camelCase names are PuzzleLib's, so that code written for its modules runs on these. A module computes on
+the queue of the data that it is given; its variables were made on its own queue, of the same OpenCL context.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+import pyopencl as cl
+from numpy.typing import DTypeLike
+
+from oclbn.errors import ModuleDtypeError, ModuleShapeError, ModuleStateError
+from oclbn.gpuarray import Array
+from oclbn.parameters import Parameters
+
+__all__ = ["Module"]
+
+
+class Module(Parameters):
+    """Base of the modules: the contract that does not depend on what is computed.
+
+    name: used in files and messages. queue: where variables are made (None: the default queue). dtype: what is
+    computed with, float32, or float64 where the device has it.
+
+    Public state: `vars` (name -> Variable), `attrs` (name -> Array), `train`, `calctype`, `queue`, `blueprint`, and of
+    the last call `inData`, `data`, `grad` (None before it). Errors are ModuleErrors, raised before anything changes.
+    """
+
+    def __init__(
+        self, name: str | None = None, *, queue: cl.CommandQueue | None = None, dtype: DTypeLike = np.float32
+    ) -> None:
+        super().__init__(name, queue, dtype)
+        self.train = True
+        self.inData: Array | None = None
+        self.data: Array | None = None
+        self.grad: Array | None = None
+
+    def __call__(self, data: Array) -> Array:
+        """Compute the output for `data`; it is returned and kept as `self.data`, the input as `self.inData`."""
+        self._check(data, "data")
+        result = self._forward(data)
+        self.inData, self.data = data, result
+        return result
+
+    def backward(
+        self, grad: Array, updParamGrads: bool = True, updGrad: bool = True, scale: float = 1.0, momentum: float = 0.0
+    ) -> Array | None:
+        """Gradients of the last call, for `grad`, the gradient with respect to its output.
+
+        grad: shape and dtype of the data. The gradient with respect to the data is returned and kept as `self.grad`
+        (None when `updGrad` is off). With `updParamGrads`, in training mode, the variables' gradients become
+        `scale * new + momentum * old`, in place. ModuleStateError: nothing was called before.
+        """
+        if self.inData is None:
+            raise ModuleStateError(f"{self}: backward needs a call of the module before it")
+        self._check(grad, "grad")
+        if grad.shape != self.inData.shape:
+            raise ModuleShapeError(f"{self}: grad has shape {grad.shape}; the data had {self.inData.shape}")
+        scale, momentum = self._real_number("scale", scale), self._real_number("momentum", momentum)
+        result = self._backward(self.inData, grad) if updGrad or updParamGrads else None
+        self.grad = result if updGrad else None
+        if updParamGrads and self.train:
+            self._accumulate(scale, momentum)
+        return self.grad
+
+    def trainMode(self) -> None:
+        """Compute with the batch's own statistics from now on; drops what the last call left."""
+        self.train = True
+        self.reset()
+
+    def evalMode(self) -> None:
+        """Compute with the running statistics from now on; drops what the last call left."""
+        self.train = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Drop the arrays that the last call left."""
+        self.inData = self.data = self.grad = None
+
+    def dataShapeFrom(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for data of this shape."""
+        return shape
+
+    def gradShapeFrom(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the data's gradient for an output gradient of this shape."""
+        return shape
+
+    @abstractmethod
+    def _forward(self, data: Array) -> Array:
+        """Compute the output; on an error, leave the module as it was."""
+
+    @abstractmethod
+    def _backward(self, data: Array, grad: Array) -> Array:
+        """Compute the data's gradient, and keep the parameters' for `_accumulate`."""
+
+    @abstractmethod
+    def _accumulate(self, scale: float, momentum: float) -> None:
+        """Add what `_backward` kept to the variables' gradients."""
+
+    @abstractmethod
+    def _check_shape(self, shape: tuple[int, ...], argument: str) -> None:
+        """Raise ModuleShapeError unless data or gradients may have this shape."""
+
+    def _finish(self) -> None:
+        for array in (self.data, self.grad):
+            if array is not None:
+                array.finish()
+
+    def _check(self, array: Array, argument: str) -> None:
+        if not isinstance(array, Array):
+            raise ModuleDtypeError(
+                f"{self}: {argument} is a {type(array).__module__}.{type(array).__name__}; "
+                "wanted a pyopencl.array.Array, as oclbn.gpuarray.to_gpu makes it"
+            )
+        self._check_shape(array.shape, argument)
+        if array.dtype != self.calctype:
+            raise ModuleDtypeError(
+                f"{self}: {argument} has dtype {array.dtype}; the module computes with {np.dtype(self.calctype)}"
+            )

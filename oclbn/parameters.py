@@ -1,0 +1,281 @@
+"""What a module keeps: variables, attributes and counters; converted, updated, counted, saved and loaded.
+
+The camelCase names are PuzzleLib's, so that code written for its modules runs on these.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyopencl as cl
+from numpy.typing import DTypeLike, NDArray
+
+from oclbn import device, functional, gpuarray
+from oclbn.errors import ModuleDtypeError, ModuleParameterError, ModuleStateError
+from oclbn.gpuarray import Array
+
+if TYPE_CHECKING:
+    import h5py
+
+    from oclbn.storage import Stored
+
+__all__ = ["Parameters", "Variable"]
+
+Shapes = dict[str, tuple[int, ...]]
+Calctype = type[np.float32] | type[np.float64]
+_UNITS = {"kb": 1024, "mb": 1024**2}
+
+
+class Variable:
+    """A trained tensor: `data`, its gradient `grad` (same shape, zeros at first) and a `name`."""
+
+    def __init__(self, data: Array, name: str | None = None) -> None:
+        self.data = data
+        self.grad = gpuarray.zeros_like(data)
+        self.name = name
+
+
+class Parameters(ABC):
+    """Base of Module: `vars` (name -> Variable), `attrs` (name -> Array), `calctype`, `queue`, `name`, `blueprint`.
+
+    Variables are trained, attributes are not; each is also an attribute of the module under its own name.
+    Errors are ModuleErrors, raised before anything changes.
+    """
+
+    def __init__(self, name: str | None, queue: cl.CommandQueue | None, dtype: DTypeLike) -> None:
+        self.name = name if isinstance(name, str) else None
+        if self.name != name:
+            raise ModuleParameterError(f"{self}: name is {name!r}; wanted a str or None")
+        if queue is not None and not isinstance(queue, cl.CommandQueue):
+            raise ModuleParameterError(f"{self}: queue is a {type(queue).__name__}; wanted a pyopencl.CommandQueue")
+        self.queue = device.default_queue() if queue is None else queue
+        self.calctype = self._calculation_type("dtype", dtype)
+        self.blueprint: dict[str, Any] = {"name": name}
+        self.vars: dict[str, Variable] = {}
+        self.attrs: dict[str, Array] = {}
+
+    def __str__(self) -> str:
+        return type(self).__name__ if self.name is None else f"{type(self).__name__} {self.name!r}"
+
+    def getBlueprint(self) -> dict[str, Any]:
+        """The class's name and PuzzleLib's constructor arguments, as JSON can hold them; our own options stay out."""
+        return {"classname": type(self).__name__, "scheme": dict(self.blueprint)}
+
+    def setVar(self, name: str, var: Variable) -> None:
+        """Make `var` the variable `name`; its data is also the attribute of that name."""
+        self.vars[name] = var
+        setattr(self, name, var.data)
+
+    def setAttr(self, name: str, attr: Array) -> None:
+        """Make `attr` the untrained tensor `name`, also as an attribute of that name."""
+        self.attrs[name] = attr
+        setattr(self, name, attr)
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Drop the arrays that the last call left."""
+
+    def calcMode(self, T: DTypeLike) -> None:
+        """Compute with another type: variables, gradients and attributes are converted, the last call dropped.
+
+        T: numpy.float32, or numpy.float64 where the device has it; all else is a ModuleDtypeError.
+        """
+        calctype = self._calculation_type("T", T)
+        if calctype is self.calctype:
+            return
+        variables = {
+            name: (self._converted(var.data, calctype), self._converted(var.grad, calctype))
+            for name, var in self.vars.items()
+        }
+        attributes = {name: self._converted(attr, calctype) for name, attr in self.attrs.items()}
+        self.reset()
+        self.calctype = calctype
+        for name, (data, grad) in variables.items():
+            self.vars[name].data, self.vars[name].grad = data, grad
+            self.setVar(name, self.vars[name])
+        for name, attr in attributes.items():
+            self.setAttr(name, attr)
+
+    def zeroGradParams(self) -> None:
+        """Fill the gradients of all variables with 0."""
+        for grad in (var.grad for var in self.vars.values()):
+            if grad.base_data is not None:
+                zero = grad.dtype.type(0)
+                queue = grad.queue or self.queue
+                grad.add_event(
+                    cl.enqueue_fill(queue, grad.base_data, zero, grad.nbytes, offset=grad.offset, wait_for=grad.events)
+                )
+
+    def updateParams(self, learnRate: float) -> None:
+        """One step: data += learnRate * grad for every variable, in place (to descend, learnRate is negative)."""
+        rate = self._real_number("learnRate", learnRate)
+        for var in self.vars.values():
+            functional.accumulate(var.data, var.grad, scale=rate, momentum=1.0)
+
+    def numOfParams(self) -> int:
+        """Number of elements of all variables."""
+        return sum(int(var.data.size) for var in self.vars.values())
+
+    def paramSize(self, unit: str | None = None) -> float:
+        """Size of all variables in bytes, or divided by 1024 ("kb") or 1024**2 ("mb")."""
+        if unit is not None and unit not in _UNITS:
+            raise ModuleParameterError(f"{self}: unit is {unit!r}; wanted None, 'kb' or 'mb'")
+        size = sum(int(var.data.nbytes) for var in self.vars.values())
+        return size if unit is None else size / _UNITS[unit]
+
+    def save(
+        self,
+        hdf: str | os.PathLike[str] | h5py.Group | None = None,
+        varlinks: dict[Variable, int] | None = None,
+        name: str | None = None,
+        compress: str | int | None = "gzip",
+        assumeUniqueNames: bool = False,
+        withBlueprint: bool = False,
+        isRoot: bool = True,
+    ) -> bytes | None:
+        """Write variables, attributes and counters as HDF5, in PuzzleLib's layout; returns bytes when `hdf` is None.
+
+        hdf: a path (the file appears at once or not at all; folders are made), an open h5py.File or Group (added to,
+        left open, and flushed when `isRoot`), or None. varlinks: Variable -> number of its dataset, for modules that
+        share variables in one file. name: instead of the module's own. compress: None, "gzip", "lzf", a gzip level.
+        assumeUniqueNames: "a.b.c" is written as "a.c". withBlueprint: adds the JSON of `getBlueprint`.
+        MissingExtraError: no h5py. ModuleStateError: nothing to save yet. ModuleFileError: the names are taken.
+        """
+        from oclbn import storage
+
+        var_shapes, attr_shapes = self._shapes()
+        if var_shapes.keys() - self.vars.keys() or attr_shapes.keys() - self.attrs.keys():
+            raise self._incomplete()
+        content = storage.Content(
+            variables={key: (var, var.data.get()) for key, var in self.vars.items()},
+            attributes={key: attr.get() for key, attr in self.attrs.items()},
+            counters=self._counters(),
+            blueprint=json.dumps(self.getBlueprint(), indent=4, sort_keys=True) if withBlueprint else None,
+        )
+        return storage.save(
+            hdf,
+            self._prefix(name, assumeUniqueNames),
+            content,
+            varlinks={} if varlinks is None else varlinks,
+            compress=compress,
+            flush=isRoot,
+        )
+
+    def load(
+        self,
+        hdf: str | os.PathLike[str] | bytes | h5py.Group,
+        initvars: dict[Variable, bool] | None = None,
+        name: str | None = None,
+        assumeUniqueNames: bool = False,
+        isRoot: bool = True,
+    ) -> None:
+        """Take variables, attributes and counters from a file of oclbn or PuzzleLib: all of them, or none and an error.
+
+        hdf: a path, the bytes that `save` returned, or an open h5py.File or Group (left open; isRoot has no effect).
+        initvars: Variables that are loaded already; they are passed over, and the ones loaded here added. What the
+        last call left is dropped. FileNotFoundError: no such path. ModuleFileError: the file is damaged, foreign or
+        does not fit. float32 files fit float64 modules, not the other way round. MissingExtraError: no h5py.
+        """
+        from oclbn import storage
+
+        initvars = {} if initvars is None else initvars
+        var_shapes, attr_shapes = self._shapes()
+        stored = storage.load(
+            hdf,
+            self._prefix(name, assumeUniqueNames),
+            {key: shape for key, shape in var_shapes.items() if self.vars.get(key) not in initvars},
+            attr_shapes,
+            tuple(self._counters()),
+            np.dtype(self.calctype),
+        )
+        self._check_stored(stored)
+        new = {
+            key: gpuarray.to_gpu(host, queue=self.queue)
+            for key, host in (stored.variables | stored.attributes).items()
+            if key not in self.vars and key not in self.attrs
+        }
+        self._finish()
+        self.reset()
+        for key, host in stored.variables.items():
+            if key in new:
+                self.setVar(key, Variable(new[key], key))
+            else:
+                _overwrite(self.vars[key].data, host)
+            initvars[self.vars[key]] = True
+        for key, host in stored.attributes.items():
+            if key in new:
+                self.setAttr(key, new[key])
+            else:
+                _overwrite(self.attrs[key], host)
+        self._set_counters(stored.counters)
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Wait until the last call, on whichever queue it runs, no longer reads variables and attributes."""
+
+    @abstractmethod
+    def _shapes(self) -> tuple[Shapes, Shapes]:
+        """Shapes of all variables and of all attributes, those included that are not created yet."""
+
+    @abstractmethod
+    def _counters(self) -> dict[str, int]:
+        """Whole numbers that go into files beside the attributes."""
+
+    @abstractmethod
+    def _set_counters(self, counters: Mapping[str, int]) -> None:
+        """Take the counters that a file had."""
+
+    @abstractmethod
+    def _check_stored(self, stored: Stored) -> None:
+        """Raise ModuleFileError if what a file holds has the right shapes but does not fit all the same."""
+
+    def _incomplete(self) -> ModuleStateError:
+        return ModuleStateError(f"{self}: made with empty=True, it has no tensors yet; load() brings them")
+
+    def _calculation_type(self, argument: str, value: DTypeLike) -> Calctype:
+        fp64 = device.limits(self.queue.device).fp64
+        for accepted in (np.float32, np.float64) if fp64 else (np.float32,):
+            if _as_dtype(value) == accepted:
+                return accepted
+        wanted = "float32 or float64" if fp64 else f"float32 ({self.queue.device.name.strip()} has no float64)"
+        raise ModuleDtypeError(f"{self}: {argument} is {value!r}; wanted {wanted}")
+
+    def _converted(self, array: Array, calctype: Calctype) -> Array:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
+            return gpuarray.to_gpu(array.get().astype(calctype), queue=self.queue)
+
+    def _whole_number(self, argument: str, value: object, low: int) -> int:
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
+            raise ModuleParameterError(f"{self}: {argument} is {value!r}; wanted a whole number from {low} on")
+        return int(value)
+
+    def _real_number(self, argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+        number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        if not number or not low <= value <= high or math.isinf(value):
+            wanted = "a finite number" if math.isinf(low) else f"a finite number from {low:g} on"
+            wanted = wanted if math.isinf(high) else f"a number from {low:g} to {high:g}"
+            raise ModuleParameterError(f"{self}: {argument} is {value!r}; wanted {wanted}")
+        return float(value)
+
+    def _prefix(self, name: str | None, shorten: bool) -> str:
+        prefix = self.name or "" if name is None else name
+        tokens = prefix.split(".")
+        return f"{tokens[0]}.{tokens[-1]}" if shorten and prefix else prefix
+
+
+def _as_dtype(value: DTypeLike) -> np.dtype[Any] | None:
+    try:
+        return None if value is None else np.dtype(value)
+    except TypeError:
+        return None
+
+
+def _overwrite(array: Array, host: NDArray[Any]) -> None:
+    array.finish()  # Array.set does not wait for the array's events
+    array.set(host.astype(array.dtype, copy=False).reshape(array.shape))

@@ -1,0 +1,271 @@
+"""Parameter files: HDF5 in the layout of PuzzleLib's modules, so that each library reads the other's.
+
+    params/0, params/1, ...   one dataset per variable, compressed, in the variable's shape
+    links/<name>.<variable>   scalar integer: which dataset of params holds it
+    attrs/<name>.<attribute>  the running statistics, and what PuzzleLib does not have and skips: scalar counters
+    blueprint                 scalar string, only when asked for: JSON that says how the module was made
+
+A module without a name writes ".scale" and so on. This file needs h5py; it knows nothing of modules and devices.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oclbn.errors import MissingExtraError, ModuleError, ModuleFileError, ModuleParameterError
+
+try:
+    import h5py
+    from h5py import h5f, h5p
+except ImportError as error:
+    raise MissingExtraError("parameter files need h5py: pip install 'oclbn[io]'") from error
+
+Host = NDArray[Any]
+_NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one module puts into a file."""
+
+    variables: Mapping[str, tuple[Hashable, Host]]  # name -> (key, array): the key tells shared variables
+    attributes: Mapping[str, Host]
+    counters: Mapping[str, int]
+    blueprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file holds for one module, checked, in the shapes and element type that were asked for."""
+
+    variables: dict[str, Host]
+    attributes: dict[str, Host]
+    counters: dict[str, int]  # only those that the file has
+    source: str  # what to call the file in messages
+
+
+def save(
+    hdf: str | os.PathLike[str] | h5py.Group | None,
+    prefix: str,
+    content: Content,
+    *,
+    varlinks: MutableMapping[Any, int],
+    compress: str | int | None = "gzip",
+    flush: bool = True,
+) -> bytes | None:
+    """Write what one module has; returns the file's bytes when `hdf` is None, else None.
+
+    hdf: a path (written atomically; missing folders are made), an open file or group (added to, left open), or None.
+    varlinks: key -> number of the variables that the file already holds; they are only linked to, and those written now
+    are added. ModuleFileError: the names are taken, or HDF5 cannot write. OSError: the disk's own.
+    """
+    if not (compress in (None, "gzip", "lzf") or (type(compress) is int and 0 <= compress <= 9)):
+        raise ModuleParameterError(f"compress is {compress!r}; wanted None, 'gzip', 'lzf' or a gzip level from 0 to 9")
+    image = None
+    if isinstance(hdf, h5py.Group):
+        links = _fill(hdf, _label(hdf), prefix, content, varlinks, compress)
+        if flush:
+            hdf.file.flush()
+    elif hdf is None or isinstance(hdf, (str, os.PathLike)):
+        # HDF5 works in memory, so that a full disk or a lost connection meets plain file operations only.
+        with h5py.File(_unique_name(), "w", driver="core", backing_store=False, libver="earliest") as file:
+            links = _fill(file, "the new file", prefix, content, varlinks, compress)
+            file.flush()
+            image = file.id.get_file_image()
+        if hdf is not None:
+            _replace(Path(hdf), image)
+            image = None
+    else:
+        raise ModuleParameterError(f"hdf is a {type(hdf).__name__}; wanted a path, an open h5py.File or Group, or None")
+    varlinks.update(links)
+    return image
+
+
+def load(
+    hdf: str | os.PathLike[str] | bytes | h5py.Group,
+    prefix: str,
+    variables: Mapping[str, tuple[int, ...]],
+    attributes: Mapping[str, tuple[int, ...]],
+    counters: tuple[str, ...],
+    dtype: np.dtype[Any],
+) -> Stored:
+    """Read the arrays of one module: all that is asked for, or an error.
+
+    hdf: a path, the bytes of a file, or an open file or group (left open). variables, attributes: name -> shape wanted;
+    a stored array fits if it has as many elements and no second axis longer than 1, and if its type turns into
+    `dtype` without loss. FileNotFoundError: no such path. ModuleFileError: all else that is wrong with the file.
+    """
+    with _opened(hdf) as (root, label):
+        try:
+            links, params = _group(root, "links", label), _group(root, "params", label)
+            attrs = _group(root, "attrs", label) if attributes else None
+            found_variables = {}
+            for name, shape in variables.items():
+                index = _integer(_dataset(links, f"{prefix}.{name}", label), label)
+                found_variables[name] = _array(_dataset(params, str(index), label), shape, dtype, label)
+            found_attributes = {
+                name: _array(_dataset(attrs, f"{prefix}.{name}", label), shape, dtype, label)
+                for name, shape in attributes.items()
+            }
+            found_counters = {
+                name: _integer(_dataset(attrs, f"{prefix}.{name}", label), label)
+                for name in counters
+                if attrs is not None and f"{prefix}.{name}" in attrs
+            }
+        except ModuleError:
+            raise
+        except Exception as error:
+            raise ModuleFileError(f"{label} is damaged: {error}") from error
+    return Stored(found_variables, found_attributes, found_counters, label)
+
+
+def _fill(
+    root: h5py.Group,
+    label: str,
+    prefix: str,
+    content: Content,
+    varlinks: Mapping[Any, int],
+    compress: str | int | None,
+) -> dict[Any, int]:
+    """Write everything; returns all links, old and new."""
+    try:
+        _check_room(root, label, prefix, content, varlinks)
+        return _write(root, prefix, content, varlinks, compress)
+    except ModuleError:
+        raise
+    except Exception as error:
+        raise ModuleFileError(f"{label} cannot be written: {error}") from error
+
+
+def _check_room(root: h5py.Group, label: str, prefix: str, content: Content, varlinks: Mapping[Any, int]) -> None:
+    keys = [f"links/{prefix}.{name}" for name in content.variables]
+    keys += [f"attrs/{prefix}.{name}" for name in (*content.attributes, *content.counters)]
+    for key in keys if content.blueprint is None else [*keys, "blueprint"]:
+        if key in root:
+            raise ModuleFileError(f"{label} already holds {key!r}; modules in one file need names of their own")
+    for name, (variable, _) in content.variables.items():
+        if variable in varlinks and f"params/{varlinks[variable]}" not in root:
+            raise ModuleParameterError(f"varlinks has number {varlinks[variable]} for {name}; {label} lacks it")
+
+
+def _write(
+    root: h5py.Group, prefix: str, content: Content, varlinks: Mapping[Any, int], compress: str | int | None
+) -> dict[Any, int]:
+    params, links, attrs = (root.require_group(name) for name in ("params", "links", "attrs"))
+    known = dict(varlinks)
+    for name, (variable, array) in content.variables.items():
+        if variable not in known:
+            index = len(known)
+            while str(index) in params:  # a module was saved before this one without the same varlinks
+                index += 1
+            params.create_dataset(str(index), data=array, compression=compress)
+            known[variable] = index
+        links[f"{prefix}.{name}"] = known[variable]
+    for name, array in content.attributes.items():
+        attrs.create_dataset(f"{prefix}.{name}", data=array, compression=compress)
+    for name, count in content.counters.items():
+        attrs.create_dataset(f"{prefix}.{name}", data=np.int64(count))
+    if content.blueprint is not None:
+        root.create_dataset("blueprint", (), dtype=h5py.string_dtype(), data=content.blueprint)
+    return known
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put `content` where `path` points, at once or not at all."""
+    target = path.resolve()  # through links: they stay links
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{_unique_name()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _opened(hdf: object) -> Iterator[tuple[h5py.Group, str]]:
+    """An open group and what to call it in messages; closes what it opened."""
+    if isinstance(hdf, h5py.Group):
+        yield hdf, _label(hdf)
+        return
+    if isinstance(hdf, (bytes, bytearray)):
+        label = f"the file given as {len(hdf)} bytes"
+    elif isinstance(hdf, (str, os.PathLike)):
+        label = str(Path(hdf))
+        with Path(hdf).open("rb"):
+            pass  # a missing or forbidden file is the system's own error, in the system's own words
+    else:
+        raise ModuleParameterError(f"hdf is a {type(hdf).__name__}; wanted a path, bytes, an open h5py.File or Group")
+    try:
+        file = _open_image(bytes(hdf)) if isinstance(hdf, (bytes, bytearray)) else h5py.File(hdf, "r")
+    except Exception as error:
+        raise ModuleFileError(f"{label} is no HDF5 file, or is cut short: {error}") from error
+    with file:
+        yield file, label
+
+
+def _open_image(content: bytes) -> h5py.File:
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_fapl_core(backing_store=False)
+    access.set_file_image(content)
+    return h5py.File(h5f.open(_unique_name().encode(), h5f.ACC_RDONLY, fapl=access))
+
+
+def _unique_name() -> str:
+    # HDF5 takes two files in memory for one and the same if their names are equal.
+    return f"oclbn-{uuid.uuid4().hex}"
+
+
+def _label(group: h5py.Group) -> str:
+    if not group:
+        raise ModuleFileError("hdf is a closed h5py.File or Group; wanted an open one")
+    return str(group.file.filename) if group.name == "/" else f"{group.file.filename}:{group.name}"
+
+
+def _group(root: h5py.Group, key: str, label: str) -> h5py.Group:
+    found = root.get(key)
+    if not isinstance(found, h5py.Group):
+        raise ModuleFileError(f"{label} has no group {key!r}: it was not written by oclbn or PuzzleLib")
+    return found
+
+
+def _dataset(group: h5py.Group, key: str, label: str) -> h5py.Dataset:
+    found = group.get(key)
+    if not isinstance(found, h5py.Dataset):
+        names = sorted(group)
+        shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN]) + (", ..." if names[_NAMES_SHOWN:] else "")
+        raise ModuleFileError(f"{label} has no dataset {key!r} in {group.name}; it has {shown or 'none at all'}")
+    return found
+
+
+def _array(dataset: h5py.Dataset, shape: tuple[int, ...], dtype: np.dtype[Any], label: str) -> Host:
+    stored = dataset.shape  # None for HDF5's null dataspace
+    if stored is None or math.prod(stored) != math.prod(shape) or sum(extent != 1 for extent in stored) > 1:
+        raise ModuleFileError(f"{label}: {dataset.name} has shape {stored}; the module wants {shape}")
+    if not np.can_cast(dataset.dtype, dtype, "safe"):
+        raise ModuleFileError(f"{label}: {dataset.name} holds {dataset.dtype}, which does not fit into {dtype}")
+    values: Host = dataset[...]
+    return np.ascontiguousarray(values.astype(dtype, casting="safe").reshape(shape))
+
+
+def _integer(dataset: h5py.Dataset, label: str) -> int:
+    if dataset.shape != () or dataset.dtype.kind not in "iu" or (value := int(dataset[()])) < 0:
+        raise ModuleFileError(f"{label}: {dataset.name} is no single whole number from 0 on")
+    return value

@@ -1,0 +1,416 @@
+"""Bad arguments: the class of the error, what its message says, and that nothing was changed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cla
+import pytest
+from data import ONE_PER_CHANNEL, make
+
+from oclbn import functional
+from oclbn.errors import (
+    ArrayTypeError,
+    ContextError,
+    DtypeError,
+    LayoutError,
+    OclbnError,
+    OverlapError,
+    ParameterError,
+    ShapeError,
+)
+
+SHAPE, AXIS = (6, 4, 5), 1
+CALLS = {
+    "train": (functional.batch_norm_train, ("x", "scale", "bias", "running_mean", "running_var")),
+    "infer": (functional.batch_norm_infer, ("x", "scale", "bias", "mean", "var")),
+    "backward": (functional.batch_norm_backward, ("x", "dy", "scale", "save_mean", "save_invstd")),
+    "moments": (functional.moments, ("x",)),
+}
+PER_CHANNEL = [
+    ("train", "scale"),
+    ("train", "bias"),
+    ("train", "running_mean"),
+    ("train", "running_var"),
+    ("train", "skipped"),
+    ("infer", "scale"),
+    ("infer", "bias"),
+    ("infer", "mean"),
+    ("infer", "var"),
+    ("backward", "scale"),
+    ("backward", "save_mean"),
+    ("backward", "save_invstd"),
+]
+TENSORS = [
+    ("train", "x"),
+    ("train", "out"),
+    ("infer", "x"),
+    ("infer", "out"),
+    ("backward", "x"),
+    ("backward", "dy"),
+    ("backward", "out"),
+    ("moments", "x"),
+]
+EVERY = TENSORS + PER_CHANNEL
+OUTS = [call for call in TENSORS if call[1] == "out"]
+WITH_X = [(call, "x") for call in CALLS]
+
+
+def valid(queue: cl.CommandQueue, call: str, shape: tuple[int, ...] = SHAPE, axis: int = AXIS) -> dict[str, Any]:
+    """Arguments that the call accepts, by name; out and skipped are given too, to see that they stay untouched."""
+    host = make(shape, axis)
+    arrays = {
+        "x": host.x,
+        "dy": host.dy,
+        "scale": host.scale,
+        "bias": host.bias,
+        "running_mean": host.running_mean,
+        "running_var": host.running_var,
+        "mean": host.running_mean,
+        "var": host.running_var,
+        "save_mean": host.running_mean,
+        "save_invstd": host.running_var,
+        "out": np.full(shape, 7.0, np.float32),
+        "skipped": np.arange(shape[axis], dtype=np.uint32),
+    }
+    wanted = [*CALLS[call][1], *(["out"] if call != "moments" else []), *(["skipped"] if call == "train" else [])]
+    return {name: cla.to_device(queue, arrays[name]) for name in wanted}
+
+
+def invoke(call: str, arguments: dict[str, Any]) -> Any:
+    function, positional = CALLS[call]
+    options = {name: value for name, value in arguments.items() if name not in positional}
+    return function(*(arguments[name] for name in positional), **options)
+
+
+def state(arguments: dict[str, Any]) -> dict[str, bytes]:
+    """The bits of every buffer that the arguments lie in."""
+    found = {}
+    for name, value in arguments.items():
+        if isinstance(value, cla.Array) and value.base_data is not None:
+            whole = np.empty(value.base_data.size, np.uint8)
+            cl.enqueue_copy(value.queue or cl.CommandQueue(value.context), whole, value.base_data)
+            found[name] = whole.tobytes()
+    return found
+
+
+def rejects(call: str, arguments: dict[str, Any], error: type, builtin: type, *says: str) -> None:
+    """The call raises this error, also as the builtin, its message says all that, and no buffer has changed."""
+    before = state(arguments)
+    with pytest.raises(error) as caught:
+        invoke(call, arguments)
+    assert isinstance(caught.value, OclbnError)
+    assert isinstance(caught.value, builtin)
+    message = str(caught.value)
+    for word in says:
+        assert re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message), f"{word!r} is not in: {message}"
+    assert state(arguments) == before
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_arguments_that_the_others_spoil_are_accepted(queue: cl.CommandQueue, call: str) -> None:
+    assert invoke(call, valid(queue, call)) is not None
+
+
+# --- shapes
+
+
+@pytest.mark.parametrize(("call", "name"), WITH_X)
+@pytest.mark.parametrize("shape", [(24,), ()], ids=["one axis", "no axis"])
+def test_rank(queue: cl.CommandQueue, call: str, name: str, shape: tuple[int, ...]) -> None:
+    arguments = valid(queue, call) | {name: cla.zeros(queue, shape, np.float32)}
+    rejects(call, arguments, ShapeError, ValueError, name, str(shape), "2")
+
+
+@pytest.mark.parametrize("elements", [3, 5, 1, 8])
+@pytest.mark.parametrize(("call", "name"), PER_CHANNEL)
+def test_channel_count(queue: cl.CommandQueue, call: str, name: str, elements: int) -> None:
+    dtype = np.uint32 if name == "skipped" else np.float32
+    arguments = valid(queue, call) | {name: cla.zeros(queue, elements, dtype)}
+    rejects(call, arguments, ShapeError, ValueError, name, str(elements), "4", "axis")
+
+
+@pytest.mark.parametrize(("call", "name"), PER_CHANNEL)
+def test_channel_count_follows_the_axis(queue: cl.CommandQueue, call: str, name: str) -> None:
+    arguments = valid(queue, call, SHAPE, -1)
+    invoke(call, arguments | {"axis": -1})
+    dtype = np.uint32 if name == "skipped" else np.float32
+    arguments |= {"axis": -1, name: cla.zeros(queue, 4, dtype)}
+    rejects(call, arguments, ShapeError, ValueError, name, "4", "5")
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 4), (6, 4, 5, 1), (6, 20), (4, 6, 5)], ids=str)
+@pytest.mark.parametrize(("call", "name"), [*OUTS, ("backward", "dy")])
+def test_shape_of_a_companion(queue: cl.CommandQueue, call: str, name: str, shape: tuple[int, ...]) -> None:
+    arguments = valid(queue, call) | {name: cla.zeros(queue, shape, np.float32)}
+    rejects(call, arguments, ShapeError, ValueError, name, str(shape), str(SHAPE))
+
+
+@pytest.mark.parametrize(("shape", "axis"), ONE_PER_CHANNEL)
+def test_one_value_per_channel_in_training(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    arguments = valid(queue, "train", shape, axis) | {"axis": axis}
+    rejects("train", arguments, ShapeError, ValueError, "x", str(shape), "channel")
+
+
+# --- element types
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32, np.uint8, np.complex64, np.bool_], ids=lambda t: t.__name__)
+@pytest.mark.parametrize(("call", "name"), WITH_X)
+def test_dtype_of_x(queue: cl.CommandQueue, call: str, name: str, dtype: Any) -> None:
+    arguments = valid(queue, call) | {name: cla.empty(queue, SHAPE, dtype)}
+    rejects(call, arguments, DtypeError, TypeError, name, np.dtype(dtype).name, "float32")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32], ids=lambda t: t.__name__)
+@pytest.mark.parametrize(("call", "name"), [row for row in EVERY if row[1] != "x"])
+def test_dtype_of_the_others(queue: cl.CommandQueue, call: str, name: str, dtype: Any) -> None:
+    arguments = valid(queue, call)
+    arguments[name] = cla.empty(queue, arguments[name].shape, dtype)
+    wanted = "uint32" if name == "skipped" else "float32"
+    rejects(call, arguments, DtypeError, TypeError, name, np.dtype(dtype).name, wanted)
+
+
+@pytest.mark.usefixtures("needs_fp64")
+@pytest.mark.parametrize(("call", "name"), [row for row in EVERY if row[1] not in ("x", "skipped")])
+def test_float64_x_wants_float64_throughout(queue: cl.CommandQueue, call: str, name: str) -> None:
+    arguments = {
+        key: array if key == "skipped" else cla.to_device(queue, array.get().astype(np.float64))
+        for key, array in valid(queue, call).items()
+    }
+    invoke(call, arguments)
+    arguments[name] = cla.empty(queue, arguments[name].shape, np.float32)
+    rejects(call, arguments, DtypeError, TypeError, name, "float32", "float64")
+
+
+def test_float64_on_a_device_without(queue: cl.CommandQueue) -> None:
+    if queue.device.double_fp_config:
+        pytest.skip("needs a device without fp64")
+    with pytest.raises(OclbnError, match=r"\bx\b.*float64"):
+        functional.moments(cla.empty(queue, SHAPE, np.float64))
+
+
+# --- not an array of this context
+
+
+@pytest.mark.parametrize(("call", "name"), EVERY)
+def test_numpy_arrays(queue: cl.CommandQueue, call: str, name: str) -> None:
+    arguments = valid(queue, call)
+    arguments[name] = arguments[name].get()
+    rejects(call, arguments, ArrayTypeError, TypeError, name, "ndarray", "pyopencl")
+
+
+@pytest.mark.parametrize("value", [1.0, [1.0, 2.0, 3.0, 4.0], "ones"], ids=["float", "list", "str"])
+@pytest.mark.parametrize(("call", "name"), EVERY)
+def test_other_objects(queue: cl.CommandQueue, call: str, name: str, value: Any) -> None:
+    arguments = valid(queue, call) | {name: value}
+    rejects(call, arguments, ArrayTypeError, TypeError, name, type(value).__name__, "pyopencl")
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        *WITH_X,
+        ("infer", "mean"),
+        ("infer", "var"),
+        ("backward", "dy"),
+        ("backward", "save_mean"),
+        ("backward", "save_invstd"),
+    ],
+)
+def test_what_must_not_be_absent(queue: cl.CommandQueue, call: str, name: str) -> None:
+    arguments = valid(queue, call) | {name: None}
+    rejects(call, arguments, ArrayTypeError, TypeError, name, "NoneType", "pyopencl")
+
+
+@pytest.mark.parametrize(("call", "name"), [row for row in EVERY if row[1] != "x"])
+def test_another_context(queue: cl.CommandQueue, other_queue: cl.CommandQueue, call: str, name: str) -> None:
+    arguments = valid(queue, call)
+    arguments[name] = cla.to_device(other_queue, arguments[name].get())
+    rejects(call, arguments, ContextError, ValueError, name, "context", "x")
+
+
+@pytest.mark.parametrize(("call", "name"), WITH_X)
+def test_x_without_a_queue(queue: cl.CommandQueue, call: str, name: str) -> None:
+    arguments = valid(queue, call)
+    arguments[name] = arguments[name].with_queue(None)
+    rejects(call, arguments, OclbnError, ValueError, name, "queue")
+
+
+# --- outputs
+
+
+@pytest.mark.parametrize("call", ["train", "backward"])
+def test_out_is_x(queue: cl.CommandQueue, call: str) -> None:
+    arguments = valid(queue, call)
+    arguments["out"] = arguments["x"]
+    rejects(call, arguments, OverlapError, ValueError, "out", "x")
+
+
+def test_out_is_dy(queue: cl.CommandQueue) -> None:
+    arguments = valid(queue, "backward")
+    arguments["out"] = arguments["dy"]
+    rejects("backward", arguments, OverlapError, ValueError, "out", "dy")
+
+
+@pytest.mark.parametrize(("call", "name"), [("train", "x"), ("infer", "x"), ("backward", "x"), ("backward", "dy")])
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0), (0, 5)], ids=["behind", "before", "by one row"])
+def test_out_overlaps_in_part(queue: cl.CommandQueue, call: str, name: str, first: int, second: int) -> None:
+    parent = cla.to_device(queue, np.random.default_rng(0).standard_normal((11, 4, 5)).astype(np.float32))
+    arguments = valid(queue, call)
+    arguments |= {name: parent[first : first + 6], "out": parent[second : second + 6]}
+    rejects(call, arguments, OverlapError, ValueError, "out", name)
+
+
+@pytest.mark.parametrize("call", ["train", "infer", "backward"])
+def test_neighbours_in_one_buffer_do_not_overlap(queue: cl.CommandQueue, call: str) -> None:
+    arguments = valid(queue, call)
+    parent = cla.zeros(queue, (12, 4, 5), np.float32)
+    parent[:6] = arguments["x"]
+    expected = invoke(call, arguments)
+    results = invoke(call, valid(queue, call) | {"x": parent[:6], "out": parent[6:]})
+    pick = (lambda result: result) if call == "infer" else (lambda result: result[0])
+    assert np.array_equal(pick(results).get(), pick(expected).get())
+    assert np.array_equal(parent[:6].get(), arguments["x"].get())
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "other"),
+    [
+        ("train", "running_mean", "running_var"),
+        ("train", "running_mean", "scale"),
+        ("train", "running_var", "bias"),
+        ("train", "running_var", "x"),
+        ("train", "out", "scale"),
+        ("train", "out", "running_mean"),
+        ("infer", "out", "scale"),
+        ("infer", "out", "var"),
+        ("backward", "out", "scale"),
+        ("backward", "out", "save_mean"),
+    ],
+)
+def test_what_is_written_is_nothing_else(queue: cl.CommandQueue, call: str, name: str, other: str) -> None:
+    """Both lie in one buffer, the shorter within the longer."""
+    arguments = valid(queue, call)
+    longer, shorter = sorted((name, other), key=lambda key: -arguments[key].size)
+    parent = arguments[longer]
+    arguments[shorter] = parent.reshape(-1)[: arguments[shorter].size]
+    rejects(call, arguments, OverlapError, ValueError, name, other)
+
+
+def test_inputs_may_share_memory(queue: cl.CommandQueue) -> None:
+    arguments = valid(queue, "train")
+    arguments["bias"] = arguments["scale"]
+    expected = invoke("train", valid(queue, "train") | {"bias": arguments["scale"].copy()})
+    assert invoke("train", arguments)[0].get().tobytes() == expected[0].get().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"), [*OUTS, ("train", "running_mean"), ("train", "running_var"), ("train", "skipped")]
+)
+def test_read_only_outputs(queue: cl.CommandQueue, call: str, name: str) -> None:
+    arguments = valid(queue, call)
+    host = arguments[name].get()
+    flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
+    buffer = cl.Buffer(queue.context, flags, hostbuf=host)
+    arguments[name] = cla.Array(queue, host.shape, host.dtype, data=buffer)
+    rejects(call, arguments, OclbnError, ValueError, name, "READ_ONLY")
+
+
+@pytest.mark.parametrize(("call", "name"), [("train", "x"), ("infer", "x"), ("backward", "x"), ("backward", "dy")])
+def test_read_only_inputs_are_fine(queue: cl.CommandQueue, call: str, name: str) -> None:
+    arguments = valid(queue, call)
+    host = arguments[name].get()
+    flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
+    arguments[name] = cla.Array(queue, host.shape, host.dtype, data=cl.Buffer(queue.context, flags, hostbuf=host))
+    assert invoke(call, arguments) is not None
+
+
+# --- layouts
+
+
+@pytest.mark.parametrize(("call", "name"), TENSORS)
+@pytest.mark.parametrize("layout", ["every other element", "backwards", "unlike the others"])
+def test_strides_that_no_kernel_walks(queue: cl.CommandQueue, call: str, name: str, layout: str) -> None:
+    if layout == "every other element":
+        array = cla.zeros(queue, (6, 4, 10), np.float32)[:, :, ::2]
+    elif layout == "backwards":
+        array = cla.zeros(queue, SHAPE, np.float32)[:, :, ::-1]
+    elif call == "moments":
+        array = cla.zeros(queue, (3, 5, 4, 2), np.float32).transpose((0, 2, 1, 3))[:, :, ::2, :]
+    else:
+        array = cla.zeros(queue, SHAPE, np.float32, order="F")
+    rejects(call, valid(queue, call) | {name: array}, LayoutError, ValueError, name, str(array.strides))
+
+
+@pytest.mark.parametrize(("call", "name"), PER_CHANNEL)
+def test_per_channel_arrays_with_gaps(queue: cl.CommandQueue, call: str, name: str) -> None:
+    dtype = np.uint32 if name == "skipped" else np.float32
+    array = cla.zeros(queue, 8, dtype)[::2]
+    rejects(call, valid(queue, call) | {name: array}, LayoutError, ValueError, name, str(array.strides))
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize("epsilon", [-1e-5, -1e-300, np.nan], ids=str)
+@pytest.mark.parametrize("call", ["train", "infer"])
+def test_epsilon(queue: cl.CommandQueue, call: str, epsilon: float) -> None:
+    arguments = valid(queue, call) | {"epsilon": epsilon}
+    rejects(call, arguments, ParameterError, ValueError, "epsilon", str(epsilon).lstrip("-"), "0")
+
+
+@pytest.mark.parametrize("factor", [-0.1, 1.0000001, np.nan, np.inf], ids=str)
+def test_factor(queue: cl.CommandQueue, factor: float) -> None:
+    arguments = valid(queue, "train") | {"factor": factor}
+    rejects("train", arguments, ParameterError, ValueError, "factor", str(factor).lstrip("-"), "0", "1")
+
+
+@pytest.mark.parametrize("axis", [3, -4, 100])
+@pytest.mark.parametrize("call", CALLS)
+def test_axis_out_of_range(queue: cl.CommandQueue, call: str, axis: int) -> None:
+    arguments = valid(queue, call) | {"axis": axis}
+    rejects(call, arguments, ParameterError, ValueError, "axis", str(abs(axis)), "3")
+
+
+@pytest.mark.parametrize("axis", [1.0, "1", None, (1,)], ids=repr)
+@pytest.mark.parametrize("call", CALLS)
+def test_axis_of_another_type(queue: cl.CommandQueue, call: str, axis: Any) -> None:
+    arguments = valid(queue, call) | {"axis": axis}
+    rejects(call, arguments, ParameterError, ValueError, "axis", repr(axis), "integer")
+
+
+def test_numpy_numbers_are_numbers(queue: cl.CommandQueue) -> None:
+    options = {"epsilon": np.float32(1e-3), "factor": np.float64(0.5), "axis": np.int64(1)}
+    plain = {"epsilon": float(np.float32(1e-3)), "factor": 0.5, "axis": 1}
+    y, *_ = invoke("train", valid(queue, "train") | options)
+    assert y.get().tobytes() == invoke("train", valid(queue, "train") | plain)[0].get().tobytes()
+
+
+# --- order
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_positional_and_keyword_arguments_stay_apart(queue: cl.CommandQueue, call: str) -> None:
+    function, positional = CALLS[call]
+    arguments = valid(queue, call)
+    with pytest.raises(TypeError):
+        function(**{name: arguments[name] for name in positional})
+    with pytest.raises(TypeError):
+        function(*(arguments[name] for name in positional), 1e-5)
+
+
+def test_nothing_is_allocated_before_a_complaint(queue: cl.CommandQueue) -> None:
+    arguments = valid(queue, "train")
+    del arguments["out"]
+    arguments["running_var"] = cla.zeros(queue, 9, np.float32)
+
+    def refuse(size: int) -> None:
+        raise AssertionError(f"allocated {size} bytes")
+
+    x = arguments["x"]
+    arguments["x"] = cla.Array(queue, x.shape, x.dtype, allocator=refuse, data=x.base_data)
+    rejects("train", arguments, ShapeError, ValueError, "running_var", "9")

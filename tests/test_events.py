@@ -1,0 +1,202 @@
+"""Order of work: on queues that keep none, and behind events that others set."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cla
+import pytest
+from data import Data, make
+
+from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+
+SHAPE = (16, 8, 64, 64)  # enough work that a call which does not wait comes too early
+ROUNDS = 6
+
+
+def arrays_of(queue: cl.CommandQueue, host: Data) -> tuple[cla.Array, ...]:
+    names = ("x", "dy", "scale", "bias", "running_mean", "running_var")
+    return tuple(cla.to_device(queue, getattr(host, name)) for name in names)
+
+
+def chain(queue: cl.CommandQueue) -> list[bytes]:
+    """Each call takes what the one before made, and overwrites what it has read."""
+    x, dy, scale, bias, mean, var = arrays_of(queue, make(SHAPE, 1))
+    out, gradient = cla.empty_like(x), cla.empty_like(x)
+    for _ in range(ROUNDS):
+        y, save_mean, save_invstd = batch_norm_train(x, scale, bias, mean, var, out=out)
+        dx, dscale, dbias = batch_norm_backward(x, dy, scale, save_mean, save_invstd, out=gradient)
+        x = batch_norm_infer(y, dscale, dbias, mean, var, out=x)
+        dy = batch_norm_infer(dx, None, None, save_mean, var, out=dy)
+    _, partial_mean, m2 = moments(dy)
+    return [array.get().tobytes() for array in (x, dy, mean, var, dscale, dbias, partial_mean, m2)]
+
+
+@pytest.fixture(scope="module")
+def in_order(queue: cl.CommandQueue) -> list[bytes]:
+    return chain(queue)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_chain_on_an_out_of_order_queue(free_queue: cl.CommandQueue, in_order: list[bytes], attempt: int) -> None:
+    del attempt
+    assert chain(free_queue) == in_order
+
+
+def test_running_statistics_take_every_batch_in_turn(queue: cl.CommandQueue, free_queue: cl.CommandQueue) -> None:
+    batches = [make((4, 8, 16, 16), 1, seed=seed).x for seed in range(20)]
+
+    def settle(where: cl.CommandQueue) -> tuple[bytes, bytes]:
+        mean, var = cla.zeros(where, 8, np.float32), cla.zeros(where, 8, np.float32)
+        for batch in batches:
+            batch_norm_train(cla.to_device(where, batch), None, None, mean, var, factor=0.3)
+        return mean.get().tobytes(), var.get().tobytes()
+
+    assert settle(free_queue) == settle(queue)
+
+
+def test_what_is_still_read_is_not_overwritten(queue: cl.CommandQueue, free_queue: cl.CommandQueue) -> None:
+    """The second call writes what the first one reads."""
+    first, second = make((64, 8, 64, 64), 1, seed=1), make((64, 8, 64, 64), 1, seed=2)
+    _, _, scale, bias, mean, var = arrays_of(free_queue, first)
+    x, other = cla.to_device(free_queue, first.x), cla.to_device(free_queue, second.x)
+    expected = batch_norm_infer(cla.to_device(queue, first.x), *arrays_of(queue, first)[2:]).get()
+    for _ in range(ROUNDS):
+        x.set(first.x)
+        y = batch_norm_infer(x, scale, bias, mean, var)
+        batch_norm_infer(other, scale, bias, mean, var, out=x)
+        assert y.get().tobytes() == expected.tobytes()
+
+
+def test_arrays_carry_the_events_of_their_call(free_queue: cl.CommandQueue) -> None:
+    """What is written must carry one, and what is read too: somebody may overwrite it next."""
+    x, dy, scale, bias, mean, var = arrays_of(free_queue, make((4, 3, 5), 1))
+    y, save_mean, save_invstd = batch_norm_train(x, scale, bias, mean, var)
+    for array in (x, scale, bias, mean, var, y, save_mean, save_invstd):
+        assert array.events
+    results = batch_norm_backward(x, dy, scale, save_mean, save_invstd)
+    for array in (dy, *results):
+        assert array.events
+    for array in (*moments(dy)[1:], batch_norm_infer(dy, scale, bias, mean, var)):
+        assert array.events
+
+
+@contextlib.contextmanager
+def pending(array: cla.Array) -> Iterator[None]:
+    """The array waits for an event that is set at the end; also after a while, in case somebody blocks on it."""
+    ready = cl.UserEvent(array.context)
+    lock = threading.Lock()
+
+    def set_once() -> None:
+        if lock.acquire(blocking=False):
+            ready.set_status(cl.command_execution_status.COMPLETE)
+
+    rescue = threading.Timer(5.0, set_once)
+    rescue.start()
+    array.add_event(ready)
+    try:
+        yield
+    finally:
+        rescue.cancel()
+        set_once()
+
+
+def finished(array: cla.Array) -> bool:
+    return all(event.command_execution_status == cl.command_execution_status.COMPLETE for event in array.events)
+
+
+Call = Callable[[tuple[cla.Array, ...]], tuple[cla.Array, ...]]
+CALLS: dict[str, Call] = {
+    "train": lambda a: batch_norm_train(a[0], *a[2:]),
+    "backward": lambda a: batch_norm_backward(*a[:3], *a[4:]),
+    "infer": lambda a: (batch_norm_infer(a[0], *a[2:]),),
+    "moments": lambda a: moments(a[0])[1:],
+}
+WAITS = [
+    *(("train", index) for index in (0, 2, 3, 4, 5)),
+    *(("backward", index) for index in (0, 1, 2, 4, 5)),
+    *(("infer", index) for index in (0, 2, 3, 4, 5)),
+    ("moments", 0),
+]
+
+
+@pytest.mark.parametrize(("call", "index"), WAITS)
+@pytest.mark.parametrize("order", ["in order", "out of order"])
+def test_a_call_waits_for_the_events_of_each_array(
+    request: pytest.FixtureRequest, queue: cl.CommandQueue, order: str, call: str, index: int
+) -> None:
+    """Nothing is computed, and the call does not block, until somebody says that the array is ready."""
+    if order == "out of order":
+        request.getfixturevalue("free_queue")
+    properties = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE if order == "out of order" else 0
+    own = cl.CommandQueue(queue.context, properties=properties)
+    host = make((4, 3, 5), 1)
+    expected = [array.get().tobytes() for array in CALLS[call](arrays_of(queue, host))]
+    arrays = arrays_of(own, host)
+    own.finish()
+    with pending(arrays[index]):
+        results = CALLS[call](arrays)
+        own.flush()
+        waiting = [not finished(result) for result in results]
+    assert waiting == [True] * len(results)
+    assert [result.get().tobytes() for result in results] == expected
+
+
+def test_out_is_not_written_before_it_is_free(free_queue: cl.CommandQueue) -> None:
+    x, _, *four = arrays_of(free_queue, make((4, 3, 5), 1))
+    for call in (
+        lambda out: batch_norm_train(x, *four, out=out)[0],
+        lambda out: batch_norm_infer(x, *four, out=out),
+        lambda out: batch_norm_backward(x, x, *four[1:], out=out)[0],
+    ):
+        out = cla.empty_like(x)
+        free_queue.finish()
+        with pending(out):
+            result = call(out)
+            free_queue.flush()
+            waiting = not finished(result)
+        assert waiting
+
+
+def test_two_queues_of_one_context(queue: cl.CommandQueue) -> None:
+    """The work goes to x.queue and waits for arrays that another queue is still making (OpenCL wants that flushed)."""
+    host = make(SHAPE, 1)
+    other = cl.CommandQueue(queue.context)
+    x, dy, *four = arrays_of(queue, host)
+    y, *saved = batch_norm_train(x, *four)
+    queue.flush()
+    z, *_ = batch_norm_train(y.with_queue(other), None, None, four[2], four[3])
+    dx, *_ = batch_norm_backward(x.with_queue(other), dy, four[0], *saved)
+    assert z.queue == other
+    assert dx.queue == other
+    again = [array.get() for array in (z, four[2], dx)]
+    x, dy, *four = arrays_of(queue, host)
+    y, *saved = batch_norm_train(x, *four)
+    queue.finish()
+    z, *_ = batch_norm_train(y, None, None, four[2], four[3])
+    queue.finish()
+    dx, *_ = batch_norm_backward(x, dy, four[0], *saved)
+    assert [array.get().tobytes() for array in (z, four[2], dx)] == [array.tobytes() for array in again]
+
+
+def test_parameters_that_two_queues_share(queue: cl.CommandQueue) -> None:
+    """One queue evaluates with the statistics that another one goes on training; each call comes in its turn."""
+    large, small = make((64, 8, 64, 64), 1), make((4, 8, 5), 1)
+
+    def rounds(training: cl.CommandQueue, finish: bool) -> list[bytes]:
+        x, _, *four = arrays_of(queue, large)
+        batch, results = cla.to_device(training, small.x), []
+        for _ in range(ROUNDS):
+            results.append(batch_norm_infer(x, *four))
+            if finish:
+                queue.finish()
+            batch_norm_train(batch, None, None, *four[2:])
+            if finish:
+                training.finish()
+        return [array.get().tobytes() for array in (*results, *four)]
+
+    assert rounds(cl.CommandQueue(queue.context), finish=False) == rounds(queue, finish=True)

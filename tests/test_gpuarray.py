@@ -1,0 +1,54 @@
+"""Arrays on the default queue, or on the one that is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pytest
+
+from oclbn import device, gpuarray
+from oclbn.errors import DtypeError, ParameterError
+
+
+def test_gpuarray(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "default_queue", lambda: queue)
+    host = np.arange(24, dtype=np.float32).reshape(4, 6)
+    for given in (host, host[:, ::2], host.T, host.astype(">f4"), host[0, 0], host[:0]):
+        array = gpuarray.to_gpu(given)
+        assert array.queue == queue
+        assert array.flags.c_contiguous
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array.get(), given)
+        assert array.shape == given.shape
+    for made, value in (
+        (gpuarray.zeros((2, 3)), 0),
+        (gpuarray.ones((2, 3)), 1),
+        (gpuarray.full((2, 3), 2.5), 2.5),
+    ):
+        assert (made.shape, made.dtype) == ((2, 3), np.float32)
+        np.testing.assert_array_equal(made.get(), value)
+    other = cl.CommandQueue(queue.context)
+    integers = gpuarray.full(7, 3, np.int32, queue=other)
+    for like, wanted in ((gpuarray.zeros_like(integers), 0), (gpuarray.ones_like(integers), 1)):
+        assert (like.shape, like.dtype, like.queue) == ((7,), np.int32, other)
+        np.testing.assert_array_equal(like.get(), wanted)
+    assert gpuarray.empty_like(integers, queue=queue).queue == queue
+    assert gpuarray.empty((0, 3)).size == 0
+    assert isinstance(integers, gpuarray.Array)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.array([None]), np.array(["a"]), np.array([b"a"]), np.zeros(1, "M8[s]")], ids=lambda bad: str(bad.dtype)
+)
+def test_what_no_device_can_hold(bad: Any) -> None:
+    with pytest.raises(DtypeError, match=r"ary has elements of type .*; wanted numbers"):
+        gpuarray.to_gpu(bad)
+
+
+def test_an_array_without_a_queue(queue: cl.CommandQueue) -> None:
+    loose = gpuarray.zeros(2, queue=queue).with_queue(None)
+    with pytest.raises(ParameterError, match="ary has no queue of its own; queue= must name one"):
+        gpuarray.zeros_like(loose)
+    assert gpuarray.zeros_like(loose, queue=queue).queue == queue

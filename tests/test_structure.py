@@ -1,0 +1,215 @@
+"""Rules of structure that no formatter knows."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import oclbn
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "oclbn"
+KERNELS = sorted((ROOT / "kernels").glob("*.cl"))
+TEXTS = sorted((ROOT / "kernels").glob("*.cl*"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Top to bottom: a module imports only from lines below its own.
+LAYERS = [
+    "__main__",
+    "cli",
+    "__init__",
+    "batchnorm",
+    "batchnormnd",
+    "module",
+    "parameters",
+    "storage",
+    "averaging",
+    "gpuarray",
+    "functional",
+    "arguments",
+    "program",
+    "device",
+    "selection",
+    "tuning",
+    "plan",
+    "sources",
+    "pocl",
+    "reference",
+    "errors",
+]
+PURE = ["plan", "tuning", "sources", "reference", "errors"]
+
+
+def layer_of(module: str) -> str:
+    """oclbn.cli.demo lies in the layer cli."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Everything that a module imports, wherever in it, as dotted names."""
+    known = {module_of(other) for other in MODULES}
+    package = path.relative_to(ROOT).parent.parts
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+            base = base if node.level else str(node.module)
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else base for name in names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_imports_point_one_way(path: Path) -> None:
+    own = layer_of(module_of(path))
+    assert own in LAYERS, f"say in LAYERS where {own} belongs"
+    for name in imports_of(path):
+        if name.split(".")[0] == "oclbn":
+            below = layer_of(name)
+            assert below == own == "cli" or LAYERS.index(below) > LAYERS.index(own), f"{own} imports {below}"
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_know_no_opencl(module: str) -> None:
+    path = PACKAGE / f"{module}.py"
+    assert not {name for name in imports_of(path) if name.split(".")[0] == "pyopencl"}
+
+
+def test_only_functional_knows_plans_and_programs() -> None:
+    both = {layer_of(module_of(path)) for path in MODULES if {"oclbn.plan", "oclbn.program"} <= imports_of(path)}
+    assert both == {"functional"}
+
+
+def test_importing_asks_opencl_nothing() -> None:
+    """Neither the package nor any of its modules, with every way to a device barred."""
+    modules = [module_of(path) for path in MODULES if path.stem != "__main__"]
+    barred = """
+import importlib, sys
+import pyopencl
+
+def refuse(*args, **kwargs):
+    raise RuntimeError("asked OpenCL at import")
+
+for name in ("get_platforms", "create_some_context", "Context", "CommandQueue", "Program", "Buffer"):
+    setattr(pyopencl, name, refuse)
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+print(len(sys.argv) - 1)
+"""
+    command = [sys.executable, "-W", "error", "-c", barred, *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(len(modules)), done.stderr
+
+
+def test_the_package_imports_no_extra() -> None:
+    code = "import sys, oclbn; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    extras = {"click", "rich", "h5py", "matplotlib", "sklearn", "pytest", "hypothesis"}
+    assert not extras & set(done.stdout.split())
+
+
+def test_the_face_of_the_package() -> None:
+    assert sorted(oclbn.__all__) == sorted(
+        [
+            "BatchNorm",
+            "BatchNorm1D",
+            "BatchNorm2D",
+            "BatchNorm3D",
+            "BatchNormND",
+            "functional",
+            "gpuarray",
+        ]
+    )
+    for name in oclbn.__all__:
+        assert hasattr(oclbn, name)
+
+
+def test_the_version_is_that_of_the_project_file() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert oclbn.__version__ == project["version"]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_kernel_files_open_with_their_story(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    header = itertools.takewhile(lambda line: line.startswith("//"), lines)
+    assert len(" ".join(header)) > 80, "maths, grid and layout belong at the top"
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_kernel_arguments_carry_their_shapes(path: Path) -> None:
+    """Each pointer of a __kernel stands on a line with a comment that names its extents."""
+    heads = re.findall(r"__kernel\b.*?\{", path.read_text(), re.DOTALL)
+    assert heads, "no kernel in it"
+    for head in heads:
+        for line in head.splitlines():
+            if "*" in line.split("//")[0]:
+                assert re.search(r"//.*\[.+\]", line), f"no shape: {line.strip()}"
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_kernels_are_plain_opencl(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"(?<![\w.])\d+\.\d*(?:e[+-]?\d+)?(?![\w.])", text), "a double literal"
+    assert "fast-relaxed" not in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*MODULES, *TEXTS, *sorted((ROOT / "tests").glob("*.py"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_files_stay_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 1000
+
+
+# --- the README
+
+
+def commands() -> list[str]:
+    """The indented lines that are no Python."""
+    prose = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    return [line.strip() for line in prose.splitlines() if line.startswith("    ")]
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    assert "python -m pip install '.[pocl,demo]' && oclbn demo" in commands()
+    assert "python -m pip install -e '.[test]' && python -m pytest" in commands()
+
+
+def test_extras_that_the_readme_names_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"(?:\.|oclbn)\[([\w,]+)\]", (ROOT / "README.md").read_text())
+    assert named
+    assert {name for names in named for name in names.split(",")} <= set(extras)
+
+
+def test_sub_commands_that_the_readme_names_exist() -> None:
+    named = {name for line in commands() for name in re.findall(r"(?:^|&& )oclbn (\w+)", line)}
+    assert named
+    for name in named:
+        command = [sys.executable, "-m", "oclbn", name, "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_python_in_the_readme_is_python() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        ast.parse(block)
