@@ -11,37 +11,39 @@
 #include "finish.clh"
 
 #define REGION                                                                                                          \
-    region_of((int)(get_group_id(0) % slices), (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, \
+    region_of(&g, (int)(get_group_id(0) % slices), (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, \
               slice_columns, column_slices, chunk_rows, chunk_columns, width, share)
 
-static SumsC sums_read(const __global ACC *partial, const int slice, const Region *g, const int u, const int channels)
+static void sums_read(SumsC *sums, const __global ACC *partial, const int slice, const Region *g, const int u, const int channels)
 {
-    SumsC sums;
-    sums.gradient = channel_load(partial, (slice * 6L + 0) * channels, g, u, 0);
-    sums.gradient_rest = channel_load(partial, (slice * 6L + 1) * channels, g, u, 0);
-    sums.product = channel_load(partial, (slice * 6L + 2) * channels, g, u, 0);
-    sums.product_rest = channel_load(partial, (slice * 6L + 3) * channels, g, u, 0);
-    sums.deviation = channel_load(partial, (slice * 6L + 4) * channels, g, u, 0);
-    sums.deviation_rest = channel_load(partial, (slice * 6L + 5) * channels, g, u, 0);
-    return sums;
+    sums->gradient = channel_load(partial, (slice * 6L + 0) * channels, g, u, 0);
+    sums->gradient_rest = channel_load(partial, (slice * 6L + 1) * channels, g, u, 0);
+    sums->product = channel_load(partial, (slice * 6L + 2) * channels, g, u, 0);
+    sums->product_rest = channel_load(partial, (slice * 6L + 3) * channels, g, u, 0);
+    sums->deviation = channel_load(partial, (slice * 6L + 4) * channels, g, u, 0);
+    sums->deviation_rest = channel_load(partial, (slice * 6L + 5) * channels, g, u, 0);
 }
 
 static void sums_write(__global ACC *partial, const int slice, const Region *g, const int u, const int channels,
-                       const SumsC sums)
+                       const SumsC *sums)
 {
-    channel_save(partial, (slice * 6L + 0) * channels, g, u, sums.gradient);
-    channel_save(partial, (slice * 6L + 1) * channels, g, u, sums.gradient_rest);
-    channel_save(partial, (slice * 6L + 2) * channels, g, u, sums.product);
-    channel_save(partial, (slice * 6L + 3) * channels, g, u, sums.product_rest);
-    channel_save(partial, (slice * 6L + 4) * channels, g, u, sums.deviation);
-    channel_save(partial, (slice * 6L + 5) * channels, g, u, sums.deviation_rest);
+    channel_save(partial, (slice * 6L + 0) * channels, g, u, sums->gradient);
+    channel_save(partial, (slice * 6L + 1) * channels, g, u, sums->gradient_rest);
+    channel_save(partial, (slice * 6L + 2) * channels, g, u, sums->product);
+    channel_save(partial, (slice * 6L + 3) * channels, g, u, sums->product_rest);
+    channel_save(partial, (slice * 6L + 4) * channels, g, u, sums->deviation);
+    channel_save(partial, (slice * 6L + 5) * channels, g, u, sums->deviation_rest);
 }
 
-static SumsC sums_merged(const __global ACC *partial, const int slices, const Region *g, const int u, const int channels)
+static void sums_merged(SumsC *all, const __global ACC *partial, const int slices, const Region *g, const int u,
+                        const int channels)
 {
-    SumsC sums = sums_read(partial, 0, g, u, channels);
-    for (int s = 1; s < slices; ++s) sums = SumsC_merge(sums, sums_read(partial, s, g, u, channels));
-    return sums;
+    sums_read(all, partial, 0, g, u, channels);
+    for (int s = 1; s < slices; ++s) {
+        SumsC sums;
+        sums_read(&sums, partial, s, g, u, channels);
+        SumsC_merge(all, &sums);
+    }
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_resident(
@@ -65,7 +67,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     const ACC count, const ACC count_rest)
 {
     SCRATCH(SumsC, scratch);
-    const Region g = REGION;
+    Region g;
+    REGION;
     const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
@@ -73,9 +76,12 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
     region_sums(from, x_row, x_channel, slope, dy_row, dy_channel, &g, mean, sums);
     EACH_BLOCK(u, &g)
-        gradient_finish(GROUP_SUMS(sums[u], scratch, &g), &g, u, scale, scale_start, mean[u],
+    {
+        GROUP_SUMS(&sums[u], scratch, &g);
+        gradient_finish(&sums[u], &g, u, scale, scale_start, mean[u],
                         channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, count, count_rest,
                         &level[u], &gain[u], &tilt[u], &shift[u]);
+    }
     region_gradient(from, x_row, x_channel, slope, dy_row, dy_channel,
                     dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g, mean, level, gain, tilt,
                     shift);
@@ -94,15 +100,16 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
     const int share)
 {
     SCRATCH(SumsC, scratch);
-    const Region g = REGION;
+    Region g;
+    REGION;
     SumsC sums[BLOCKS];
     CH mean[BLOCKS];
     EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
     region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
                 dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel, &g, mean, sums);
     EACH_BLOCK(u, &g) {
-        const SumsC all = GROUP_SUMS(sums[u], scratch, &g);
-        if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, all);
+        GROUP_SUMS(&sums[u], scratch, &g);
+        if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, &sums[u]);
     }
 }
 
@@ -127,12 +134,15 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
     const int share,
     const ACC count, const ACC count_rest)
 {
-    Region g = REGION;
+    Region g;
+    REGION;
     CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
     g.leader = g.leader && get_group_id(0) % slices == 0;
     EACH_BLOCK(u, &g) {
         mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-        gradient_finish(sums_merged(partial, slices, &g, u, channels), &g, u, scale, scale_start, mean[u],
+        SumsC sums;
+        sums_merged(&sums, partial, slices, &g, u, channels);
+        gradient_finish(&sums, &g, u, scale, scale_start, mean[u],
                         channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, count, count_rest,
                         &level[u], &gain[u], &tilt[u], &shift[u]);
     }
@@ -161,7 +171,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     const int share)
 {
     SCRATCH(SumsC, scratch);
-    const Region g = REGION;
+    Region g;
+    REGION;
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
     CH mean[BLOCKS], gain[BLOCKS], nothing[BLOCKS];
@@ -173,8 +184,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, slope, dy_row, dy_channel, &g, mean,
                 sums);
     EACH_BLOCK(u, &g) {
-        const SumsC all = GROUP_SUMS(sums[u], scratch, &g);
-        if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, all);
+        GROUP_SUMS(&sums[u], scratch, &g);
+        if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, &sums[u]);
     }
     region_normalize(slope, dy_row, dy_channel, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g,
                      nothing, gain, nothing);
@@ -190,10 +201,12 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
     const int share)
 {
-    const Region g = region_of(0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
+    Region g;
+    region_of(&g, 0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
                                chunk_rows, chunk_columns, width, share);
     EACH_BLOCK(u, &g) {
-        const SumsC sums = sums_merged(partial, slices, &g, u, channels);
+        SumsC sums;
+        sums_merged(&sums, partial, slices, &g, u, channels);
         const CH invstd = channel_load(save_invstd, save_invstd_start, &g, u, 0);
         if (!g.leader) continue;
         channel_save(dbias, 0, &g, u, joined(sums.gradient, sums.gradient_rest));

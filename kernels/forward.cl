@@ -14,7 +14,7 @@
 #include "finish.clh"
 
 #define REGION                                                                                                          \
-    region_of((int)(get_group_id(0) % slices), (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, \
+    region_of(&g, (int)(get_group_id(0) % slices), (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, \
               slice_columns, column_slices, chunk_rows, chunk_columns, width, share)
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
@@ -40,15 +40,19 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const int guard)
 {
     SCRATCH(MomentsC, scratch);
-    const Region g = REGION;
+    Region g;
+    REGION;
     const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
     MomentsC set[BLOCKS];
     CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
     region_moments(from, x_row, x_channel, &g, set);
     EACH_BLOCK(u, &g)
-        train_finish(GROUP_MOMENTS(set[u], scratch, &g), &g, u, scale, scale_start, bias, bias_start, running_mean,
+    {
+        GROUP_MOMENTS(&set[u], scratch, &g);
+        train_finish(&set[u], &g, u, scale, scale_start, bias, bias_start, running_mean,
                      running_mean_start, running_var, running_var_start, skipped, skipped_start, save_mean, save_invstd,
                      count, unbiased, epsilon, factor, guard, &mean[u], &gain[u], &shift[u]);
+    }
     region_normalize(from, x_row, x_channel, y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel, &g, mean,
                      gain, shift);
 }
@@ -76,15 +80,14 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     const int share,
     const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const int guard)
 {
-    Region g = REGION;
+    Region g;
+    REGION;
     CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
     g.leader = g.leader && get_group_id(0) % slices == 0;
     EACH_BLOCK(u, &g) {
-        MomentsC set = MomentsC_none();
-        for (int s = 0; s < slices; ++s)
-            set = MomentsC_merge(set, moments_read(partial, s, &g, u, channels, outer, inner, slice_rows, slice_columns,
-                                                   column_slices));
-        train_finish(set, &g, u, scale, scale_start, bias, bias_start, running_mean, running_mean_start, running_var,
+        MomentsC set;
+        moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
+        train_finish(&set, &g, u, scale, scale_start, bias, bias_start, running_mean, running_mean_start, running_var,
                      running_var_start, skipped, skipped_start, save_mean, save_invstd, count, unbiased, epsilon, factor,
                      guard, &mean[u], &gain[u], &shift[u]);
     }
@@ -110,7 +113,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
     const int share,
     const ACC epsilon)
 {
-    const Region g = REGION;
+    Region g;
+    REGION;
     CH centre[BLOCKS], gain[BLOCKS], shift[BLOCKS];
     EACH_BLOCK(u, &g) {
         centre[u] = channel_load(mean, mean_start, &g, u, 0);

@@ -17,17 +17,18 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial
 {
     SCRATCH(MomentsC, scratch);
     const int slice = (int)(get_group_id(0) % slices);
-    const Region g = region_of(slice, (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, slice_columns,
+    Region g;
+    region_of(&g, slice, (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, slice_columns,
                                column_slices, chunk_rows, chunk_columns, width, share);
     MomentsC set[BLOCKS];
     region_moments(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, &g, set);
     EACH_BLOCK(u, &g) {
-        const MomentsC all = GROUP_MOMENTS(set[u], scratch, &g);
+        GROUP_MOMENTS(&set[u], scratch, &g);
         if (!g.leader) continue;
-        channel_save(partial, (slice * 4L + 0) * channels, &g, u, all.mean);
-        channel_save(partial, (slice * 4L + 1) * channels, &g, u, all.rest);
-        channel_save(partial, (slice * 4L + 2) * channels, &g, u, all.m2);
-        channel_save(partial, (slice * 4L + 3) * channels, &g, u, all.m2_rest);
+        channel_save(partial, (slice * 4L + 0) * channels, &g, u, set[u].mean);
+        channel_save(partial, (slice * 4L + 1) * channels, &g, u, set[u].rest);
+        channel_save(partial, (slice * 4L + 2) * channels, &g, u, set[u].m2);
+        channel_save(partial, (slice * 4L + 3) * channels, &g, u, set[u].m2_rest);
     }
 }
 
@@ -39,13 +40,12 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_merge(
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
     const int share)
 {
-    const Region g = region_of(0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
+    Region g;
+    region_of(&g, 0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
                                chunk_rows, chunk_columns, width, share);
     EACH_BLOCK(u, &g) {
-        MomentsC set = MomentsC_none();
-        for (int s = 0; s < slices; ++s)
-            set = MomentsC_merge(set, moments_read(partial, s, &g, u, channels, outer, inner, slice_rows, slice_columns,
-                                                   column_slices));
+        MomentsC set;
+        moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
         if (!g.leader) continue;
         channel_save(mean, 0, &g, u, joined(set.mean, set.rest));
         channel_save(m2, 0, &g, u, joined(set.m2, set.m2_rest));

@@ -29,6 +29,7 @@ from . import arguments, program, sources
 from .device import limits
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
 from .plan import OPERATIONS, Build, Plan, Tuning, plan
+from .pocl import mend_target
 from .tuning import tuning_for
 
 __all__ = ["batch_norm_backward", "batch_norm_infer", "batch_norm_train", "moments"]
@@ -365,7 +366,9 @@ def _tuning(device: cl.Device) -> Tuning:
     names = _names.get(device.int_ptr)
     if names is None:
         platform = device.platform
-        names = _names[device.int_ptr] = (platform.name, platform.version, device.name, limits(device).kind)
+        target = mend_target(device) or ""  # the processor that POCL compiles for, if its own version string is wrong
+        named = f"{device.name} / {device.version} / {target}"
+        names = _names[device.int_ptr] = (platform.name, platform.version, named, limits(device).kind)
     return tuning_for(*names)
 
 

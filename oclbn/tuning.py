@@ -23,7 +23,10 @@ _TYPES: dict[str, type] = {field.name: type(field.default) for field in fields(T
 
 
 def tuning_for(platform: str, version: str, device: str, kind: str) -> Tuning:
-    """The choices for a device, by its names and kind ("cpu", "gpu", "accelerator"), with what `using` overrides."""
+    """The choices for a device, by its names and kind ("cpu", "gpu", "accelerator"), with what `using` overrides.
+
+    `device` is its name, or "name / version / ..." where more is known.
+    """
     return _overridden(_stored(platform, version, device, kind), _overrides.get())
 
 
@@ -54,7 +57,7 @@ def _stored(platform: str, version: str, device: str, kind: str) -> Tuning:
     for family in table.get("family", []):
         if all(word in named for word in family["words"]):
             choices |= {key: value for key, value in family.items() if key != "words"}
-    choices |= table.get("device", {}).get(device.strip(), {})
+    choices |= table.get("device", {}).get(device.partition(" / ")[0].strip(), {})
     _check(choices)
     return Tuning(**choices)
 

@@ -12,7 +12,7 @@ import pyopencl.array as cla
 import pytest
 from data import Data, make
 
-from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, moments
 
 SHAPE = (16, 8, 64, 64)  # enough work that a call which does not wait comes too early
 ROUNDS = 6
@@ -160,6 +160,19 @@ def test_out_is_not_written_before_it_is_free(free_queue: cl.CommandQueue) -> No
             free_queue.flush()
             waiting = not finished(result)
         assert waiting
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["into", "new"])
+def test_accumulate_waits_for_both(free_queue: cl.CommandQueue, index: int) -> None:
+    arrays = [cla.to_device(free_queue, np.full(5, value, np.float32)) for value in (1.0, 2.0)]
+    free_queue.finish()
+    with pending(arrays[index]):
+        accumulate(*arrays, momentum=1.0)
+        free_queue.flush()
+        waiting = not finished(arrays[0])
+    assert waiting
+    assert arrays[0].get().tolist() == [3.0] * 5
+    assert arrays[1].events
 
 
 def test_two_queues_of_one_context(queue: cl.CommandQueue) -> None:
