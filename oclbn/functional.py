@@ -35,6 +35,7 @@ from .tuning import tuning_for
 __all__ = ["batch_norm_backward", "batch_norm_infer", "batch_norm_train", "moments"]
 
 _ACCUMULATE_GROUPS = 256  # per compute unit: parameters are small, and few work-items are many enough
+_COPY_GROUPS = 64  # per compute unit: enough to share the work evenly, few enough to cost nothing
 _MOST_PREPARED = 2048  # shapes remembered per thread
 _BACKWARD = ("backward", "constant")
 _local = threading.local()
@@ -257,6 +258,25 @@ def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: floa
     _note(event, queue, (into,), (into, new))
 
 
+def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
+    """y = x by a kernel that does nothing else: the yardstick of oclbn.benchmark.
+
+    x, y: contiguous float32 arrays of equal size that start their buffers. stream: write past the cache, where the
+    compiler can.
+    """
+    arguments.flat_pair("x", x, "y", y)
+    queue = _queue(x)
+    facts = limits(queue.device)
+    lanes, vec = (1, 8) if facts.kind == "cpu" else (min(256, facts.max_group), 1)
+    piece = max(lanes * vec, x.size // (facts.compute_units * _COPY_GROUPS) // (lanes * vec) * (lanes * vec))
+    build = Build("copy.cl", (("DOUBLE", 0), ("LANES", lanes), ("STREAM", int(stream)), ("VEC", vec)))
+    kernel = program.kernel(queue.context, build, "copy")
+    memory: tuple[Any, ...] = (x.base_data, y.base_data)
+    wait_for = _events(x, queue) + _events(y, queue)
+    event = kernel(queue, (-(-x.size // piece) * lanes,), (lanes,), *memory, x.size, piece, wait_for=wait_for)
+    _note(event, queue, (y,), (x, y))
+
+
 def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
     """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line."""
     arguments.tensor("x", x)
@@ -447,8 +467,11 @@ def _room_for(x: Array, size: int) -> Iterator[None]:
 
 
 def _fill(array: Array, value: float) -> None:
-    if array.size:
-        array.fill(array.dtype.type(value))
+    """Every element becomes `value`, by the driver's command: pyopencl's own fill would compile a kernel."""
+    if array.size and array.queue is not None:
+        memory: Any = array.base_data
+        pattern = array.dtype.type(value)
+        array.add_event(cl.enqueue_fill_buffer(array.queue, memory, pattern, array.offset, array.nbytes))
 
 
 def _events(array: Array, queue: cl.CommandQueue) -> list[cl.Event]:

@@ -26,6 +26,7 @@ import pyopencl as cl
 import pytest
 
 import oclbn.device
+import oclbn.pocl
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
 
@@ -128,6 +129,7 @@ def queue(request: pytest.FixtureRequest) -> Iterator[cl.CommandQueue]:
     """An in-order queue on the device that the test runs on."""
     if request.param is None:
         pytest.fail(HOW_TO_GET_A_DEVICE, pytrace=False)
+    oclbn.pocl.mend_target(request.param.device)  # as oclbn.device does: tests use pyopencl's kernels as well
     context = cl.Context([request.param.device])  # held for the session: Intel's queues do not keep theirs alive
     yield cl.CommandQueue(context)
     del context

@@ -31,6 +31,7 @@ LAYERS = [
     "parameters",
     "storage",
     "averaging",
+    "benchmark",
     "gpuarray",
     "functional",
     "arguments",

@@ -25,7 +25,7 @@ from data import along, others
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 ELEMENT = 3.0
-SUM = 8.0
+SUM = 4.0
 TWICE = 16.0  # of eps squared, for a mean that is found twice
 
 Bounds = NDArray[np.float64]

@@ -10,7 +10,11 @@ import click
 from oclbn import __version__
 from oclbn.errors import OclbnError
 
-SUBCOMMANDS = ("devices", "demo")  # each the name of a module beside this one, which exports a click command `command`
+SUBCOMMANDS = (
+    "devices",
+    "demo",
+    "bench",
+)  # each the name of a module beside this one, which exports a click command `command`
 
 
 class Failure(click.ClickException):

@@ -1,0 +1,20 @@
+// y = x, element by element: what the speed of everything else is measured against.
+//
+// grid: (LANES * pieces); a group copies one piece of `piece` elements, a multiple of LANES * VEC.
+
+#include "types.clh"
+
+__kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void copy(
+    const __global STORE *restrict x,           // [count]
+    __global STORE *restrict y,                 // [count]
+    const long count, const long piece)
+{
+    const long first = get_group_id(0) * piece, last = min(first + piece, count);
+    const long whole = first + (last - first) / VEC * VEC;
+    const int lane = LANES > 1 ? (int)get_local_id(0) : 0;
+    if (FAR && (size_t)y % sizeof(ACCV) == 0)
+        for (long i = first + lane * VEC; i < whole; i += LANES * VEC) SAVE_FAR(y + i, LOAD(x + i));
+    else
+        for (long i = first + lane * VEC; i < whole; i += LANES * VEC) SAVE(y + i, LOAD(x + i));
+    for (long i = whole + lane; i < last; i += LANES) y[i] = x[i];
+}
