@@ -195,12 +195,21 @@ def writable(name: str, a: Array) -> None:
         raise ReadOnlyError(f"{name} has strides {a.strides}: several of its elements are the same memory")
 
 
-def disjoint(name: str, a: Array, other_name: str, other: Array) -> None:
-    """OverlapError where two arrays share an element."""
-    if shares_memory(a, other):
-        raise OverlapError(
-            f"{name} overlaps {other_name} in memory; {name} is written, so an array of its own is wanted"
-        )
+def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
+    """What is written must be writable and share no element with anything else in the call, given by name.
+
+    ReadOnlyError and OverlapError otherwise.
+    """
+    seen: list[tuple[str, Array, int | None]] = [(name, a, _root(a)[0]) for name, a in reads.items()]
+    for name, a in writes.items():
+        writable(name, a)
+        memory = _root(a)[0]
+        for other_name, other, other_memory in seen:
+            if memory == other_memory and shares_memory(a, other):
+                raise OverlapError(
+                    f"{name} overlaps {other_name} in memory; {name} is written, so an array of its own is wanted"
+                )
+        seen.append((name, a, memory))
 
 
 def same_elements(a: Array, b: Array) -> bool:

@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 _MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
 _MOST_WIDTH_DOWN_COLUMNS = 64  # work-items across channels: enough for whole cache lines
 _LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and merging than they balance
+_SMALL = 1 << 17  # bytes of a tensor that is done sooner by one launch than shared out by two
 _MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
+_LEAST_TOGETHER = 16  # where short rows allow: a run of memory is worth more than the nearest cache
 _MOST_TOGETHER = 64  # channels that one work-item handles
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _LEAST_RUN = 128  # bytes of a row that columns should read at once
@@ -183,7 +185,7 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
     if not tuning.variant:
         if problem.columns and shape.lanes == 1 and shape.channels * problem.itemsize < min(_LEAST_RUN, row_bytes):
             return None  # such narrow columns fit a near cache, but memory is read in too short pieces
-        if not _is_even(shape.blocks, device.compute_units):
+        if problem.tensor_bytes > _SMALL and not _is_even(shape.blocks, device.compute_units):
             return None  # some compute units would idle while others work
         again = problem.slice_bytes * operation.arrays_read * shape.channels
         if device.cache_bytes and again * device.compute_units > device.cache_bytes:
@@ -243,7 +245,7 @@ def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: b
         vec = min(widest, _floor_power(problem.inner))
         while lanes > 1 and problem.inner % vec:
             vec //= 2  # with several work-items only whole vectors are walked
-        channels = 1 if lanes > 1 else _rows_together(problem, device, tuning)
+        channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near)
         blocks_per_item = 1 if channels == 1 else _MOST_TOGETHER
         width = min(lanes, _ceil_power(problem.inner // vec))
     return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels))
@@ -271,10 +273,11 @@ def _columns_together(problem: Problem, tuning: Tuning, vec: int, near: bool) ->
     return min(most, -(-problem.channels // vec) * vec)
 
 
-def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning) -> int:
+def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool) -> int:
     """How many neighbouring channels one work-item walks at once, so that short rows make up a long run of memory."""
-    row_bytes = problem.inner * problem.itemsize
-    fitting = min(tuning.run_bytes // row_bytes, _MOST_TOGETHER, tuning.near_bytes // problem.slice_bytes)
+    fitting = min(tuning.run_bytes // (problem.inner * problem.itemsize), _MOST_TOGETHER)
+    if near:
+        fitting = min(fitting, max(tuning.near_bytes // problem.slice_bytes, _LEAST_TOGETHER))
     busy = problem.channels // (device.compute_units * _LEAST_GROUPS)
     return max(1, min(fitting, busy))
 

@@ -59,6 +59,11 @@ def test_channels_that_leave_a_core_idle_are_split() -> None:
     assert plan("train", Problem(32, 4, 3136, 4, columns=False), LAPTOP, CPU).variant == "resident"
 
 
+def test_what_is_small_takes_one_launch() -> None:
+    assert groups(plan("train", Problem(4, 3, 49, 4, columns=False), CARD, GPU)) == [3]
+    assert groups(plan("backward", Problem(128, 64, 1, 4, columns=True), LAPTOP, CPU)) == [1]
+
+
 def test_a_named_variant_is_the_only_one() -> None:
     for variant in ("resident", "split", "serial"):
         assert plan("train", RESNET, LAPTOP, replace(CPU, variant=variant)).variant == variant

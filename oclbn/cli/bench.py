@@ -80,23 +80,25 @@ def command(
     console = Console()
     console.print(f"{info.spec}  {info.name}, {info.platform}, driver {info.driver}", highlight=False)
     console.print(_table(cases, rows))
-    console.print("times in ms; in brackets: over the fastest copy of the same tensor", style="dim")
+    console.print(
+        "times in ms; in brackets: over the fastest copy of the same tensor; @: the channels' axis", style="dim"
+    )
 
 
 def _table(cases: list[tuple[tuple[int, ...], int]], rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("shape", "fastest copy", *benchmark.TENSORS):
+    for name in ("shape", "copy", "GB/s", *benchmark.TENSORS):
         table.add_column(name, justify="left" if name == "shape" else "right", no_wrap=True)
     ratios: dict[str, list[float]] = {name: [] for name in benchmark.TENSORS}
     for shape, axis in cases:
         mine = {row.operation: row for row in rows if (row.shape, row.axis) == (shape, axis)}
         best = min((row for row in mine.values() if row.operation in _BASELINES), key=lambda row: row.median)
-        cells = [f"{best.median * 1e3:.3f} ({best.bandwidth / 1e9:.1f} GB/s)"]
+        cells = [f"{best.median * 1e3:.3f}", f"{best.bandwidth / 1e9:.1f}"]
         for name, found in ratios.items():
             found.append(mine[name].ratio)
-            cells.append(f"{mine[name].median * 1e3:.3f} ({mine[name].ratio:.2f})")
-        where = "" if axis == 1 else f" axis {axis}"
+            cells.append(f"{mine[name].median * 1e3:.2f} ({mine[name].ratio:.2f})")
+        where = "" if axis == 1 else f" @{axis}"
         table.add_row("x".join(map(str, shape)) + where, *cells)
     means = [f"({benchmark.geometric_mean(found):.2f})" for found in ratios.values()]
-    table.add_row("geometric mean", "", *means, style="bold")
+    table.add_row("geometric mean", "", "", *means, style="bold")
     return table
