@@ -20,6 +20,7 @@ _LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and mergin
 _SMALL = 1 << 17  # bytes of a tensor that is done sooner by one launch than shared out by two
 _MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
 _LEAST_TOGETHER = 16  # where short rows allow: a run of memory is worth more than the nearest cache
+_SHORT_ROW = 1024  # bytes
 _MOST_TOGETHER = 64  # channels that one work-item handles
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _LEAST_RUN = 128  # bytes of a row that columns should read at once
@@ -58,6 +59,7 @@ class Tuning:
     near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
     groups_per_unit: int = 16  # groups that a split aims at, per compute unit
     stream: bool = True  # outputs of tensors too large for the cache go past it
+    fetch: bool = False  # rows are asked for a chunk ahead; only where global memory is the processor's own
     most_steps: int = 0  # turns of loops that the driver lets a work-item make in all; 0: any number
     variant: str = ""  # "": the first candidate that accepts; else only this one
 
@@ -207,7 +209,7 @@ def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: 
 
 def serial(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
     """One work-item per channel, one element at a time; more only where 32-bit numbers end."""
-    alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, stream=False)
+    alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, stream=False, fetch=False)
     shape = _group_shape(problem, device, alone)
     slices = max(-(-problem.count // _MOST_SLICE_ELEMENTS), _slices_for_steps(problem, alone, shape))
     kernels = (operation.resident,) if operation.resident and slices == 1 else operation.split
@@ -303,6 +305,8 @@ def _assemble(
     defines["BLOCKS"] = shape.blocks_per_item
     defines["UNROLL"] = tuning.unroll
     defines["STREAM"] = int(stream)
+    if not problem.columns:
+        defines["FETCH"] = int(tuning.fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
             kernel,
@@ -351,6 +355,12 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
         width=shape.width,
         share=shape.channels,
     )
+
+
+def _is_worth_fetching(problem: Problem, shape: _GroupShape, operation: Operation) -> bool:
+    """Long rows are foreseen by the processor itself, and two streams of middling ones are as well."""
+    together = shape.lanes == 1 and shape.channels > 1
+    return together and (operation.arrays_read == 1 or problem.inner * problem.itemsize < _SHORT_ROW)
 
 
 def _is_even(groups: int, units: int) -> bool:
