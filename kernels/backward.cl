@@ -10,10 +10,6 @@
 
 #include "finish.clh"
 
-#define REGION                                                                                                          \
-    region_of(&g, (int)(get_group_id(0) % slices), (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, \
-              slice_columns, column_slices, chunk_rows, chunk_columns, width, share)
-
 static void sums_read(SumsC *sums, const __global ACC *partial, const int slice, const Region *g, const int u, const int channels)
 {
     sums->gradient = channel_load(partial, (slice * 6L + 0) * channels, g, u, 0);
@@ -68,7 +64,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
 {
     SCRATCH(SumsC, scratch);
     Region g;
-    REGION;
+    REGION_OF_GROUP(g);
     const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
@@ -101,7 +97,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
 {
     SCRATCH(SumsC, scratch);
     Region g;
-    REGION;
+    REGION_OF_GROUP(g);
     SumsC sums[BLOCKS];
     CH mean[BLOCKS];
     EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
@@ -135,7 +131,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
     const ACC count, const ACC count_rest)
 {
     Region g;
-    REGION;
+    REGION_OF_GROUP(g);
     CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
     g.leader = g.leader && get_group_id(0) % slices == 0;
     EACH_BLOCK(u, &g) {
@@ -172,7 +168,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
 {
     SCRATCH(SumsC, scratch);
     Region g;
-    REGION;
+    REGION_OF_GROUP(g);
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
     CH mean[BLOCKS], gain[BLOCKS], nothing[BLOCKS];

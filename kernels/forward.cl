@@ -8,14 +8,10 @@
 //                  writes its slice of y; the first slice's group also moves the running averages.
 // infer            y from given statistics; x and y may be the same array.
 //
-// grid: (LANES * slices * blocks); group = block * slices + slice, a block being one channel (rows) or the
-// width * BLOCKS * VEC channels that a group handles (columns). See walk.clh for the regions.
+// grid: (LANES * slices * blocks); group = block * slices + slice, a block being the `share` channels
+// that a group handles. See walk.clh for the regions.
 
 #include "finish.clh"
-
-#define REGION                                                                                                          \
-    region_of(&g, (int)(get_group_id(0) % slices), (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, \
-              slice_columns, column_slices, chunk_rows, chunk_columns, width, share)
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     const __global STORE *restrict x,           // [outer][channels][inner], by its strides
@@ -41,7 +37,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
 {
     SCRATCH(MomentsC, scratch);
     Region g;
-    REGION;
+    REGION_OF_GROUP(g);
     const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
     MomentsC set[BLOCKS];
     CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
@@ -81,7 +77,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const int guard)
 {
     Region g;
-    REGION;
+    REGION_OF_GROUP(g);
     CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
     g.leader = g.leader && get_group_id(0) % slices == 0;
     EACH_BLOCK(u, &g) {
@@ -114,7 +110,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
     const ACC epsilon)
 {
     Region g;
-    REGION;
+    REGION_OF_GROUP(g);
     CH centre[BLOCKS], gain[BLOCKS], shift[BLOCKS];
     EACH_BLOCK(u, &g) {
         centre[u] = channel_load(mean, mean_start, &g, u, 0);

@@ -18,8 +18,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial
     SCRATCH(MomentsC, scratch);
     const int slice = (int)(get_group_id(0) % slices);
     Region g;
-    region_of(&g, slice, (int)(get_group_id(0) / slices), outer, channels, inner, slice_rows, slice_columns,
-                               column_slices, chunk_rows, chunk_columns, width, share);
+    REGION_OF_GROUP(g);
     MomentsC set[BLOCKS];
     region_moments(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, &g, set);
     EACH_BLOCK(u, &g) {

@@ -112,13 +112,18 @@ def like(name: str, value: Any, x: Array) -> Array:
 def number(name: str, value: Any, low: float, high: float) -> float:
     """`value` as a float from low to high, both included; infinities and NaN are refused."""
     try:
-        converted = float(value)
+        converted = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         raise ParameterError(f"{name} is {value!r}; a number is wanted") from None
     if not (low <= converted <= high and math.isfinite(converted)):
-        wanted = f"a finite number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
-        raise ParameterError(f"{name} is {converted}; {wanted} is wanted")
+        wanted = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
+        raise ParameterError(f"{name} is {value!r}; {wanted} is wanted")
     return converted
+
+
+def epsilon_of(value: Any, x: Array) -> float:
+    """`value` as an epsilon that x's dtype can hold."""
+    return number("epsilon", value, 0.0, float(np.finfo(x.dtype).max))
 
 
 def layout(x: Array, axis: int, others: dict[str, tuple[int, ...]]) -> Layout:
@@ -144,7 +149,7 @@ def dense_strides(x: Array) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=4096)
 def _dense_strides(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     dense = [0] * len(shape)
-    for d in sorted(range(len(shape)), key=lambda d: (abs(strides[d]), -d)):
+    for d in sorted(range(len(shape)), key=lambda d: (abs(strides[d]) or math.inf, -d)):
         dense[d] = itemsize
         itemsize *= max(1, shape[d])
     return tuple(dense)
@@ -157,7 +162,7 @@ def _layout(
     strides = [tuple(stride // itemsize for stride in one) for one in byte_strides]
     channels = shape[axis]
     dims = [d for d in range(len(shape)) if d != axis and shape[d] != 1]
-    dims.sort(key=lambda d: -abs(strides[0][d]))
+    dims.sort(key=lambda d: -(abs(strides[0][d]) or math.inf))
     sizes: list[int] = []
     steps: list[tuple[int, ...]] = []  # per merged dimension, per array
     for d in dims:
@@ -191,8 +196,21 @@ def writable(name: str, a: Array) -> None:
     """ReadOnlyError where a kernel must not write into `a`, or would write one element twice."""
     if isinstance(a.base_data, cl.MemoryObjectHolder) and a.base_data.flags & cl.mem_flags.READ_ONLY:
         raise ReadOnlyError(f"{name} lies in a buffer made with READ_ONLY; one that kernels may write is wanted")
-    if any(size > 1 and stride == 0 for size, stride in zip(a.shape, a.strides, strict=True)):
-        raise ReadOnlyError(f"{name} has strides {a.strides}: several of its elements are the same memory")
+    if _meets_itself(a.shape, a.strides, a.dtype.itemsize):
+        raise ReadOnlyError(
+            f"{name} has shape {a.shape} and strides {a.strides}: some of its elements are the same memory"
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _meets_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether a dimension steps less far than the dimensions below it reach."""
+    reach = itemsize
+    for stride, size in sorted((abs(stride), size) for size, stride in zip(shape, strides, strict=True) if size > 1):
+        if stride < reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
@@ -214,7 +232,8 @@ def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
 
 def same_elements(a: Array, b: Array) -> bool:
     """Whether two arrays of one shape are the very same elements in the same order."""
-    return _root(a) == _root(b) and a.strides == b.strides
+    steps = zip(a.shape, a.strides, b.strides, strict=True)
+    return _root(a) == _root(b) and all(size <= 1 or mine == yours for size, mine, yours in steps)
 
 
 def shares_memory(a: Array, b: Array) -> bool:

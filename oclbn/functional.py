@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
@@ -83,13 +84,13 @@ def batch_norm_train(
     writes = _given(x, axis, running_mean=running_mean, running_var=running_var)
     if skipped is not None:
         writes["skipped"] = arguments.per_channel("skipped", skipped, x, axis, "uint32")
-    epsilon = arguments.number("epsilon", epsilon, 0.0, math.inf)
+    epsilon = arguments.epsilon_of(epsilon, x)
     factor = arguments.number("factor", factor, 0.0, 1.0)
     if out is not None:
         arguments.like("out", out, x)
         writes["out"] = out
     arguments.exclusive(writes, {"x": x, **reads})
-    if count == 1:
+    if count == 1 and x.size:
         raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
     if x.size == 0:
         undefined = _per_channel_results(x, axis, scale)
@@ -140,7 +141,7 @@ def batch_norm_infer(
     reads = _given(x, axis, scale=scale, bias=bias)
     for name, value in (("mean", mean), ("var", var)):
         reads[name] = arguments.per_channel(name, value, x, axis)
-    epsilon = arguments.number("epsilon", epsilon, 0.0, math.inf)
+    epsilon = arguments.epsilon_of(epsilon, x)
     if out is not None:
         arguments.like("out", out, x)
         arguments.exclusive({"out": out}, reads if arguments.same_elements(out, x) else {"x": x, **reads})
@@ -240,13 +241,18 @@ def moments(x: Array, /, *, axis: int = 1) -> tuple[int, Array, Array]:
 def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: float = 0.0) -> None:
     """into = scale * new + momentum * into, in place; with momentum 0 what was in `into` does not count, NaN included.
 
-    into, new: contiguous arrays of equal size, dtype (float32 or float64) and context.
+    into, new: contiguous arrays of equal size, dtype (float32 or float64) and context, which must not overlap unless
+    they are the same. scale, momentum: finite.
     """
     arguments.flat_pair("into", into, "new", new)
-    arguments.writable("into", into)
+    arguments.exclusive({"into": into}, {} if arguments.same_elements(into, new) else {"new": new})
+    most = float(np.finfo(into.dtype).max)
+    scale = arguments.number("scale", scale, -most, most)
+    momentum = arguments.number("momentum", momentum, -most, most)
     queue = into.queue or new.queue
     if queue is None:
         raise ContextError("neither into nor new has a queue; give one of them a queue with with_queue(queue)")
+    _check_fp64("into", into, queue)
     if into.size == 0:
         return
     build = Build("accumulate.cl", (("DOUBLE", int(into.dtype.itemsize == 8)), ("LANES", 1), ("VEC", 1)))
@@ -353,8 +359,7 @@ def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: 
 def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | None, tuning: Tuning) -> _Prepared:
     device = _queue(x).device
     facts = limits(device)
-    if x.dtype.itemsize == 8 and not facts.fp64:
-        raise DtypeError(f"x is {x.dtype}; {device.name.strip()} computes in float32 only")
+    _check_fp64("x", x, _queue(x))
     others: dict[str, tuple[int, ...]] = {}  # by the names that the caller knows
     if dy is not None:
         others["dy"] = dy.strides
@@ -380,6 +385,11 @@ def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | No
         for launch in planned.launches
     )
     return _Prepared(planned, steps, numbers)
+
+
+def _check_fp64(name: str, array: Array, queue: cl.CommandQueue) -> None:
+    if array.dtype.itemsize == 8 and not limits(queue.device).fp64:
+        raise DtypeError(f"{name} is {array.dtype}; {queue.device.name.strip()} computes in float32 only")
 
 
 def _tuning(device: cl.Device) -> Tuning:
@@ -437,12 +447,13 @@ def _per_channel_results(x: Array, axis: int, scale: Array | None) -> tuple[Arra
 
 
 def _scratch(x: Array, size: int) -> Any:
-    """A buffer for `size` numbers of x's dtype; whoever enqueues kernels with it may let go of it at once."""
-    nbytes = size * x.dtype.itemsize
+    """A buffer for `size` numbers of x's dtype.
+
+    Never from x's allocator: a pool would hand it out again while kernels that are still to run use it. A buffer of the
+    driver's own lives until they are done, whoever lets go of it.
+    """
     with _room_for(x, size):
-        if x.allocator is not None:
-            return x.allocator(nbytes)
-        return cl.Buffer(_queue(x).context, cl.mem_flags.READ_WRITE, nbytes)
+        return cl.Buffer(_queue(x).context, cl.mem_flags.READ_WRITE, size * x.dtype.itemsize)
 
 
 @contextlib.contextmanager
@@ -481,15 +492,20 @@ def _events(array: Array, queue: cl.CommandQueue) -> list[cl.Event]:
 def _note(
     event: cl.Event, queue: cl.CommandQueue, written: Iterable[Array | None], touched: Iterable[Array | None]
 ) -> None:
-    """Make `event` what the arrays wait for: it comes after all that they waited for before.
+    """Make `event` what the arrays wait for.
 
-    On an in-order queue that is needed for what was written, and for arrays of other queues.
+    What was written waits for it alone, as it comes after all that the array waited for before. What was only read
+    waits for it as well where the queue would not see to that: on an out-of-order queue, and for arrays of other queues.
     """
     ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
-    foreign = [array for array in touched if array is not None and array.queue is not queue and array.queue != queue]
+    changed = [array for array in written if array is not None]
+    read = [array for array in touched if array is not None and not any(array is other for other in changed)]
+    foreign = [array for array in (*changed, *read) if array.queue is not queue and array.queue != queue]
     if foreign:
         queue.flush()
-    for array in (*written, *foreign) if ordered else touched:
-        if array is not None:
-            del array.events[:]
+    for array in changed:
+        del array.events[:]
+        array.add_event(event)
+    for array in read:
+        if not ordered or any(array is other for other in foreign):
             array.add_event(event)

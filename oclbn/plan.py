@@ -5,7 +5,7 @@ ordered tuple of candidates, fastest first; each says why it declines, and the l
 
     resident  one group owns a channel: it reduces the slice, then reads it again from a cache. One launch.
     split     several groups share a channel: partial results, merged by every group of the second launch.
-    serial    one work-item per channel, element by element: runs anywhere, and is the oracle on the device.
+    serial    one work-item per channel or few, element by element: runs anywhere, and is the oracle on the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _LEAST_RUN = 128  # bytes of a row that columns should read at once
 _MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
 _MOST_ADDITIONS_DOWN = 256  # the same down columns, where sums have two levels (SHORT in columns.clh)
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
-_PASSES = 4  # over its region that a work-item makes at most, with what loops within loops add
+_NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
+_PASSES = 6  # over its region that a work-item makes at most, with what loops within loops add
 _EVEN = 1.1  # how much longer than the average the busiest compute unit may work
 
 
@@ -208,7 +209,7 @@ def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: 
 
 
 def serial(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
-    """One work-item per channel, one element at a time; more only where 32-bit numbers end."""
+    """One work-item per channel or few, one element at a time; more slices only where 32-bit numbers end."""
     alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, stream=False, fetch=False)
     shape = _group_shape(problem, device, alone)
     slices = max(-(-problem.count // _MOST_SLICE_ELEMENTS), _slices_for_steps(problem, alone, shape))
@@ -231,8 +232,11 @@ class _GroupShape:
 
 def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool = False) -> _GroupShape:
     """The group of a plan; with `near` one whose channels fit its compute unit's own cache from end to end."""
-    lanes = min(tuning.lanes, _floor_power(device.max_group))
     widest = max(1, tuning.vec * 4 // problem.itemsize)
+    per_lane = _NUMBERS_PER_LANE * problem.itemsize * (widest if problem.columns else 1)
+    lanes = min(tuning.lanes, _floor_power(device.max_group))
+    if lanes > 1:
+        lanes = min(lanes, _floor_power(device.local_bytes // per_lane))
     if problem.columns:
         vec = min(widest, _floor_power(problem.channels))
         if lanes > 1:
@@ -333,14 +337,18 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
         slice_columns = per_slice * shape.vec
     tall = shape.lanes // shape.width
     elements = tuning.chunk_bytes // (problem.itemsize * arrays)
+    most_rows = _MOST_ADDITIONS_DOWN * tall
     if not problem.columns:
         elements = min(elements, _MOST_ADDITIONS * shape.vec * tuning.unroll * shape.lanes)
+        per_row = -(
+            -(slice_columns // (shape.vec * shape.width) + 1) // tuning.unroll
+        )  # additions, with the row's tail
+        most_rows = max(1, _MOST_ADDITIONS // per_row) * tall
     chunk_columns = slice_columns
     if problem.columns or slice_columns * shape.channels <= elements:
         least = 1 if problem.columns else -(-_LEAST_CHUNK_VECTORS * shape.vec // slice_columns)
         chunk_rows = max(tall, elements // (shape.channels * slice_columns), least)
-        if problem.columns:
-            chunk_rows = min(chunk_rows, _MOST_ADDITIONS_DOWN * tall)
+        chunk_rows = min(chunk_rows, most_rows)
     else:
         chunk_rows = tall
         if slice_columns > elements:

@@ -72,7 +72,7 @@ def train(
     with np.errstate(all="ignore"):
         mean, m2, centred = _moments_of_rows(rows)
         var = m2 / max(count, 1)
-        invstd = 1.0 / np.sqrt(var + epsilon)
+        invstd = _invstd(var, epsilon)
         y = centred * (invstd * _column(scale, channels, 1.0, "scale"))[:, None]
         y += _column(bias, channels, 0.0, "bias")[:, None]
         unbiased = m2 / np.float64(count - 1)
@@ -105,7 +105,7 @@ def infer(
     rows, shape = _as_rows(x, axis, "x")
     channels = rows.shape[0]
     with np.errstate(all="ignore"):
-        invstd = 1.0 / np.sqrt(_column(var, channels, 1.0, "var") + epsilon)
+        invstd = _invstd(_column(var, channels, 1.0, "var"), epsilon)
         y = rows - _column(mean, channels, 0.0, "mean")[:, None]
         y *= (invstd * _column(scale, channels, 1.0, "scale"))[:, None]
         y += _column(bias, channels, 0.0, "bias")[:, None]
@@ -135,13 +135,25 @@ def backward(
     channels, count = rows.shape
     with np.errstate(all="ignore"):
         deviation = _column(invstd, channels, 1.0, "invstd")
-        xhat = (rows - _column(mean, channels, 0.0, "mean")[:, None]) * deviation[:, None]
+        centre = _column(mean, channels, 0.0, "mean")
+        centred = rows - centre[:, None]
+        if training and count:  # a mean of x's own is rounded: what the distances add up to is its error, m times
+            error = np.sum(centred, axis=1) / count
+            own = np.abs(error) <= np.abs(centre) * np.finfo(np.float64).eps
+            centred -= np.where(own, error, 0.0)[:, None]
+        xhat = centred * deviation[:, None]
         dscale = np.sum(grads * xhat, axis=1)
         dbias = np.sum(grads, axis=1)
         if training and count:
             grads = grads - (dbias / count)[:, None] - xhat * (dscale / count)[:, None]
         dx = grads * (deviation * _column(scale, channels, 1.0, "scale"))[:, None]
     return _from_rows(dx, shape, axis), dscale, dbias
+
+
+def _invstd(var: Float64s, epsilon: float) -> Float64s:
+    """1 / sqrt(var + epsilon), and 0 where that would divide by 0: a constant channel then comes out as its bias."""
+    shifted = var + epsilon
+    return np.where(shifted == 0.0, 0.0, 1.0 / np.sqrt(shifted))
 
 
 def _moments_of_rows(rows: Float64s) -> tuple[Float64s, Float64s, Float64s]:

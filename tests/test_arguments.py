@@ -20,8 +20,10 @@ from oclbn.errors import (
     OclbnError,
     OverlapError,
     ParameterError,
+    ReadOnlyError,
     ShapeError,
 )
+from oclbn.functional import accumulate, batch_norm_infer, batch_norm_train
 
 SHAPE, AXIS = (6, 4, 5), 1
 CALLS = {
@@ -415,3 +417,53 @@ def test_nothing_is_allocated_before_a_complaint(queue: cl.CommandQueue) -> None
     x = arguments["x"]
     arguments["x"] = cla.Array(queue, x.shape, x.dtype, allocator=refuse, data=x.base_data)
     rejects("train", arguments, ShapeError, ValueError, "running_var", "9")
+
+
+# --- what a review found
+
+
+@pytest.mark.parametrize("epsilon", [1e39, "1e-5"], ids=["beyond float32", "text"])
+def test_an_epsilon_that_float32_cannot_hold(queue: cl.CommandQueue, epsilon: Any) -> None:
+    rejects("train", valid(queue, "train") | {"epsilon": epsilon}, ParameterError, ValueError, "epsilon")
+
+
+def test_an_out_that_meets_itself(queue: cl.CommandQueue) -> None:
+    """Rows that begin inside one another: several groups would write the same elements."""
+    arguments = valid(queue, "infer")
+    memory = cla.zeros(queue, 400, np.float32)
+    shape, step = arguments["x"].shape, np.dtype(np.float32).itemsize
+    strides = (step * shape[2], step * shape[2], step)
+    out = cla.Array(queue, shape, np.float32, strides=strides, data=memory.base_data)
+    rejects("infer", arguments | {"out": out}, ReadOnlyError, ValueError, "out", "strides")
+
+
+def test_an_empty_tensor_with_one_sample_is_empty(queue: cl.CommandQueue) -> None:
+    y, mean, invstd = batch_norm_train(cla.empty(queue, (1, 0), np.float32), None, None, None, None)
+    assert y.shape == (1, 0)
+    assert mean.shape == invstd.shape == (0,)
+
+
+def test_inference_in_place_whatever_the_strides_of_single_elements(queue: cl.CommandQueue) -> None:
+    host = np.random.default_rng(0).standard_normal((1, 5, 6)).astype(np.float32)
+    x = cla.to_device(queue, host)
+    odd = cla.Array(queue, x.shape, x.dtype, strides=(4, *x.strides[1:]), data=x.base_data)
+    mean, var = cla.zeros(queue, 5, np.float32), cla.to_device(queue, np.full(5, 4, np.float32))
+    batch_norm_infer(x, None, None, mean, var, epsilon=0.0, out=odd)
+    np.testing.assert_allclose(x.get(), host / 2, rtol=1e-6)
+
+
+def test_accumulate_refuses_what_overlaps(queue: cl.CommandQueue) -> None:
+    array = cla.to_device(queue, np.ones(100, np.float32))
+    with pytest.raises(OverlapError, match="into overlaps new"):
+        accumulate(array[1:], array[:-1])
+    accumulate(array, array, scale=2.0, momentum=1.0)
+    np.testing.assert_array_equal(array.get(), np.full(100, 3, np.float32))
+
+
+@pytest.mark.parametrize("name", ["scale", "momentum"])
+@pytest.mark.parametrize("value", ["a", np.nan, np.inf, 1e300, None])
+def test_accumulate_wants_numbers(queue: cl.CommandQueue, name: str, value: Any) -> None:
+    array = cla.to_device(queue, np.ones(3, np.float32))
+    with pytest.raises(ParameterError, match=name):
+        accumulate(array, array, **{name: value})
+    np.testing.assert_array_equal(array.get(), np.ones(3))

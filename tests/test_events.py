@@ -11,8 +11,10 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from data import Data, make
+from pyopencl.tools import ImmediateAllocator, MemoryPool
 
 from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+from oclbn.tuning import using
 
 SHAPE = (16, 8, 64, 64)  # enough work that a call which does not wait comes too early
 ROUNDS = 6
@@ -213,3 +215,27 @@ def test_parameters_that_two_queues_share(queue: cl.CommandQueue) -> None:
         return [array.get().tobytes() for array in (*results, *four)]
 
     assert rounds(cl.CommandQueue(queue.context), finish=False) == rounds(queue, finish=True)
+
+
+@pytest.mark.parametrize("queues", ["one out of order", "two"])
+def test_scratch_outlives_a_pool(queue: cl.CommandQueue, queues: str, request: pytest.FixtureRequest) -> None:
+    """A pool hands memory out again as soon as nobody in Python holds it: kernels that are still to run may."""
+    if queues == "two":
+        first, second = (cl.CommandQueue(queue.context) for _ in range(2))
+    else:
+        first = second = request.getfixturevalue("free_queue")
+    pool = MemoryPool(ImmediateAllocator(queue))
+    rng = np.random.default_rng(0)
+    hosts = [rng.normal(mean, 2, (8, 3, 100, 100)).astype(np.float32) for mean in (5, -3)]
+    arrays = [cla.to_device(q, host, allocator=pool) for q, host in zip((first, second), hosts, strict=True)]
+    outs = [cla.empty_like(array) for array in arrays]
+    with using(variant="split"):
+        for _ in range(10):
+            means = [
+                batch_norm_train(array, None, None, None, None, out=out)[1]
+                for array, out in zip(arrays, outs, strict=True)
+            ]
+            first.finish()
+            second.finish()
+            for mean, host in zip(means, hosts, strict=True):
+                np.testing.assert_allclose(mean.get(), host.mean((0, 2, 3), dtype=np.float64), rtol=1e-5)

@@ -28,7 +28,7 @@ from tolerances import Bound, assert_within
 
 from oclbn import device, reference
 from oclbn.errors import DtypeError, ShapeError
-from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments
 from oclbn.tuning import using
 
 FOUR = ("scale", "bias", "running_mean", "running_var")
@@ -782,3 +782,52 @@ def test_makers_are_seeded() -> None:
     assert make((4, 5), 1).x.tobytes() == make((4, 5), 1).x.tobytes()
     spoiled = make((4, 5), 1, maker=Spoiled(np.nan))
     assert np.array_equal(np.delete(spoiled.x, 2, axis=1), np.delete(make((4, 5), 1, maker=gaussian).x, 2, axis=1))
+
+
+# --- what a review found
+
+
+@pytest.mark.parametrize("rows", [32_769, 65_537], ids=["beyond 2**31", "beyond 2**32"])
+def test_more_values_per_channel_than_32_bits_count(queue: cl.CommandQueue, rows: int) -> None:
+    """Windows of one small buffer make a channel of billions without the memory."""
+    if "LANES=1," not in explain(cla.empty(queue, (9, 9, 9), np.float32)):
+        pytest.skip("needs a processor that walks whole rows: elsewhere billions of values take minutes")
+    inner = 65_536
+    host = np.linspace(0, 1, rows + inner, dtype=np.float32)
+    memory = put(queue, host)
+    x = cla.Array(queue, (rows, 1, inner), np.float32, strides=(4, 4, 4), data=memory.base_data)
+    count, mean, m2 = moments(x)
+    sums = np.concatenate([[0.0], np.cumsum(host, dtype=np.float64)])
+    wanted = (sums[inner : inner + rows] - sums[:rows]).sum() / count
+    squares = np.concatenate([[0.0], np.cumsum((host.astype(np.float64) - wanted) ** 2)])
+    assert count == rows * inner
+    np.testing.assert_allclose(mean.get(), wanted, rtol=1e-6)
+    np.testing.assert_allclose(m2.get(), (squares[inner : inner + rows] - squares[:rows]).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5, 4, 6), (2, 4, 100)], ids=["columns", "rows", "long rows"])
+def test_constant_channels_without_epsilon_come_out_as_the_bias(queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
+    x, bias = put(queue, np.full(shape, 7, np.float32)), put(queue, np.arange(4, dtype=np.float32))
+    y, mean, invstd = batch_norm_train(x, None, bias, None, None, epsilon=0.0)
+    np.testing.assert_array_equal(
+        np.moveaxis(y.get(), 1, -1), np.broadcast_to(np.arange(4), np.moveaxis(y.get(), 1, -1).shape)
+    )
+    np.testing.assert_array_equal(mean.get(), np.full(4, 7))
+    np.testing.assert_array_equal(invstd.get(), np.zeros(4))
+
+
+def test_a_variance_out_of_range_shows(queue: cl.CommandQueue) -> None:
+    """Squares that no float32 can add up make NaN, not a quiet constant."""
+    x = np.random.default_rng(0).standard_normal((2000, 3)).astype(np.float32)
+    x[:, 1] *= np.float32(1e19)
+    y, _, invstd = batch_norm_train(put(queue, x), None, None, None, None)
+    assert np.isnan(y.get()[:, 1]).all()
+    assert np.isnan(invstd.get()[1])
+    assert np.isfinite(y.get()[:, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_many_short_rows_do_not_drift(queue: cl.CommandQueue, seed: int) -> None:
+    host = make((500, 5, 7), 1, maker=Offset(3.0), seed=seed)
+    check_training(queue, host, 1)
+    check_backward(queue, host, 1)

@@ -210,3 +210,22 @@ def test_every_element_is_in_exactly_one_slice(
     assert planned.launches[0].lanes == made["LANES"] <= device.max_group
     if len(planned.launches) > 1:
         assert planned.scratch == OPERATIONS[operation].partial * cut.slices * problem.channels
+
+
+def test_groups_fit_local_memory() -> None:
+    wide = Problem(64, 512, 1, 4, columns=True)
+    tuning = replace(GPU, lanes=1024, vec=16, variant="split")
+    planned = plan("backward", wide, CARD, tuning)
+    assert planned.launches[0].lanes * 6 * defines(planned)["VEC"] * 4 <= CARD.local_bytes
+    assert planned.launches[0].lanes > 1
+    assert plan("backward", wide, replace(CARD, local_bytes=0), tuning).launches[0].lanes == 1
+
+
+@pytest.mark.parametrize("inner", [1, 7, 35, 49, 196])
+def test_no_accumulator_takes_many_additions(inner: int) -> None:
+    problem = Problem(100_000, 64, inner, 4, columns=False)
+    for operation in ("train", "backward"):
+        planned = plan(operation, problem, LAPTOP, CPU)
+        made = defines(planned)
+        per_row = -(-(inner // made["VEC"] + 1) // made["UNROLL"])
+        assert planned.geometry.chunk_rows * per_row <= 64

@@ -257,3 +257,22 @@ def test_wrong_shapes_name_the_argument() -> None:
         reference.infer(x, None, None, np.zeros(1), np.ones(3))
     with pytest.raises(ShapeError, match=r"dy has shape \(3, 4\); x has shape \(4, 3\)"):
         reference.backward(x, np.zeros((3, 4)), None, np.zeros(3), np.ones(3))
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e6])
+def test_backward_takes_off_the_means_rounding_error(ratio: float) -> None:
+    """float64 data with a large mean, against the same formula in a longer type."""
+    if np.finfo(np.longdouble).eps >= np.finfo(np.float64).eps:
+        pytest.skip("needs a type longer than float64; this platform has none")
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((400, 6)) + ratio, rng.standard_normal((400, 6))
+    forward = reference.train(x)
+    dx, dscale, _ = reference.backward(x, dy, None, forward.mean, forward.invstd)
+    long_x, long_dy = x.astype(np.longdouble), dy.astype(np.longdouble)
+    centred = long_x - long_x.mean(axis=0)
+    invstd = 1 / np.sqrt((centred**2).mean(axis=0) + np.longdouble("1e-5"))
+    xhat = centred * invstd
+    wanted_dscale = (long_dy * xhat).sum(axis=0)
+    wanted_dx = invstd * (long_dy - long_dy.mean(axis=0) - xhat * wanted_dscale / 400)
+    np.testing.assert_allclose(dscale, wanted_dscale.astype(np.float64), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(dx, wanted_dx.astype(np.float64), rtol=0, atol=1e-13)
