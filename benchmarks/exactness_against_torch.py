@@ -2,8 +2,8 @@
 
     python -m pip install torch==2.13.0 && python benchmarks/exactness_against_torch.py [DEVICE]
 
-Prints, for each ratio of mean to standard deviation, the largest error of y, save_mean, save_invstd (forward) and dx (backward)
-relative to the largest value of the float64 reference, and how many times closer oclbn is.
+Prints, for each ratio of mean to standard deviation, the largest error of y and of dx relative to the largest value of
+the float64 reference, and how many times closer oclbn is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def largest(got: np.ndarray, wanted: np.ndarray) -> float:
 def main() -> None:
     queue = oclbn.device.queue_for(sys.argv[1] if len(sys.argv) > 1 else None)
     print(
-        f"{queue.device.name.strip()} ({queue.device.platform.version.strip()[:24]}), torch {torch.__version__}, {SHAPE}"
+        f"{queue.device.name.strip()}, {queue.device.platform.version.strip()[:24]}, torch {torch.__version__}, {SHAPE}"
     )
     print(f"{'mean/std':>9} {'result':>8} {'torch':>10} {'oclbn':>10} {'closer':>8}")
     for ratio in (0, 1, 1e2, 1e4, 1e6):

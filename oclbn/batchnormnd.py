@@ -48,7 +48,8 @@ class BatchNormND(Module):
 
     `scale`, `bias`, `mean`, `var` have shape (1, maps) + (1,) * nd, and so have `savemean`, `saveinvvar`, `scalegrad`
     and `biasgrad`, which the last call and its gradient leave. `numOfProps` counts the training batches.
-    ModuleParameterError, ModuleDtypeError: an argument that is not wanted.
+    ModuleParameterError, ModuleDtypeError: an argument that is not wanted. ModuleShapeError: data of another rank or
+    number of channels, or in training of one value per channel. Module tells of the other errors.
 
     >>> from oclbn import BatchNormND, gpuarray
     >>> bn = BatchNormND(4, 3)
@@ -165,6 +166,10 @@ class BatchNormND(Module):
             return y
         if self.inplace:
             raise ModuleStateError(f"{self}: inplace is for evaluation: training needs the input for its gradient")
+        if data.size == self.maps:
+            raise ModuleShapeError(
+                f"{self}: data has shape {data.shape}: one value per channel has no variance; training needs two"
+            )
         count = self.numOfProps + 1
         if self.guard and self._skipped is None:
             self._skipped = gpuarray.zeros(self.maps, np.uint32, queue=self.queue)
@@ -183,7 +188,7 @@ class BatchNormND(Module):
             self.numOfProps = count
         return y
 
-    def _backward(self, data: Array, grad: Array) -> Array:
+    def _backward(self, data: Array, grad: Array) -> tuple[Array, Mapping[str, Array]]:
         scale, _, mean, var = self._tensors()
         if self.savemean is not None and self.saveinvvar is not None:
             statistics, training = (self.savemean, self.saveinvvar), True
@@ -192,9 +197,10 @@ class BatchNormND(Module):
         else:
             statistics, training = (mean, self._inverse_deviation(var)), False
         dx, scalegrad, biasgrad = functional.batch_norm_backward(data, grad, scale, *statistics, training=training)
-        if self.affine:
-            self.scalegrad, self.biasgrad = scalegrad, biasgrad
-        return dx
+        return dx, {"scale": scalegrad, "bias": biasgrad} if self.affine else {}
+
+    def _keep(self, gradients: Mapping[str, Array]) -> None:
+        self.scalegrad, self.biasgrad = gradients.get("scale"), gradients.get("bias")
 
     def _inverse_deviation(self, var: Array) -> Array:
         """1 / sqrt(var + epsilon): what evaluation makes of ones around mean 0, so that one place has the formula."""
@@ -203,11 +209,6 @@ class BatchNormND(Module):
             self._units = ones, gpuarray.zeros_like(ones)
         ones, zeros = self._units
         return functional.batch_norm_infer(ones, None, None, zeros, var, epsilon=self.epsilon)
-
-    def _accumulate(self, scale: float, momentum: float) -> None:
-        for name, new in (("scale", self.scalegrad), ("bias", self.biasgrad)):
-            if new is not None:
-                functional.accumulate(self.vars[name].grad, new, scale=scale, momentum=momentum)
 
     def _data_rank(self) -> int:
         return len(self._shape)
@@ -229,6 +230,8 @@ class BatchNormND(Module):
         self.numOfProps = counters.get("numOfProps", settled_count(self.initFactor, self.minFactor))
 
     def _check_stored(self, stored: Stored) -> None:
+        if np.any(stored.attributes["var"] < 0):
+            raise ModuleFileError(f"{self}: {stored.source} has a variance below 0: {stored.attributes['var'].min():g}")
         fixed = {"scale": 1.0, "bias": 0.0}
         for name, values in stored.variables.items():
             if not self.affine and not np.all(values == fixed[name]):

@@ -4,8 +4,8 @@ Shapes: x is (N, C) or (N, C, *spatial), C channels on `axis`; per-channel array
 Dtypes: x is float32, or float64 where the device has it; per-channel arrays have x's dtype. Work is enqueued on
 x.queue and waits for the events of every array that it touches; results and arrays written in place carry the new
 event, so that out-of-order queues and several queues are safe. Per-channel results have scale's shape, or (C,) where
-scale is None. Results come from x's allocator; where that is a pool, hold them until the work is done: like any array of
-pyopencl's, what is let go of is handed out again at once.
+scale is None. Results come from x's allocator; where that is a pool, hold them until the work is done: like any array
+of pyopencl's, what is let go of is handed out again at once.
 
 Errors, all of oclbn.errors and raised before anything is allocated or changed: ArrayTypeError, DtypeError, ShapeError,
 LayoutError, ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
@@ -496,7 +496,7 @@ def _note(
     """Make `event` what the arrays wait for.
 
     What was written waits for it alone, as it comes after all that the array waited for before. What was only read
-    waits for it as well where the queue would not see to that: on an out-of-order queue, and for arrays of other queues.
+    waits for it as well where the queue would not see to that: out of order, and for arrays of other queues.
     """
     ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
     changed = [array for array in written if array is not None]

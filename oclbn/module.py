@@ -7,12 +7,14 @@ the queue of the data that it is given; its variables were made on its own queue
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 import pyopencl as cl
 from numpy.typing import DTypeLike
 
-from oclbn.errors import ModuleDtypeError, ModuleShapeError, ModuleStateError
+from oclbn import functional
+from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.parameters import Parameters
 
@@ -26,7 +28,11 @@ class Module(Parameters):
     computed with, float32, or float64 where the device has it.
 
     Public state: `vars` (name -> Variable), `attrs` (name -> Array), `train`, `calctype`, `queue`, `blueprint`, and of
-    the last call `inData`, `data`, `grad` (None before it). Errors are ModuleErrors, raised before anything changes.
+    the last call `inData`, `data`, `grad` (None before it).
+
+    Errors are raised before anything changes, and are ModuleErrors but for these of oclbn.errors: ContextError, data or
+    gradients of another OpenCL context, or data without a queue; and what oclbn.functional finds in such arrays,
+    LayoutError, ReadOnlyError and SizeError.
     """
 
     def __init__(
@@ -41,6 +47,8 @@ class Module(Parameters):
     def __call__(self, data: Array) -> Array:
         """Compute the output for `data`; it is returned and kept as `self.data`, the input as `self.inData`."""
         self._check(data, "data")
+        if data.queue is None:
+            raise ContextError(f"{self}: data has no queue; give it one with data.with_queue(queue)")
         result = self._forward(data)
         self.inData, self.data = data, result
         return result
@@ -52,7 +60,8 @@ class Module(Parameters):
 
         grad: shape and dtype of the data. The gradient with respect to the data is returned and kept as `self.grad`
         (None when `updGrad` is off). With `updParamGrads`, in training mode, the variables' gradients become
-        `scale * new + momentum * old`, in place. ModuleStateError: nothing was called before.
+        `scale * new + momentum * old`, in place. ModuleStateError: nothing was called before. An error while they are
+        added to leaves `self.grad` and the kept parameter gradients as they were.
         """
         if self.inData is None:
             raise ModuleStateError(f"{self}: backward needs a call of the module before it")
@@ -60,10 +69,15 @@ class Module(Parameters):
         if grad.shape != self.inData.shape:
             raise ModuleShapeError(f"{self}: grad has shape {grad.shape}; the data had {self.inData.shape}")
         scale, momentum = self._real_number("scale", scale), self._real_number("momentum", momentum)
-        result = self._backward(self.inData, grad) if updGrad or updParamGrads else None
-        self.grad = result if updGrad else None
+        if not (updGrad or updParamGrads):
+            self.grad = None
+            return None
+        result, gradients = self._backward(self.inData, grad)
         if updParamGrads and self.train:
-            self._accumulate(scale, momentum)
+            for name, new in gradients.items():
+                functional.accumulate(self.vars[name].grad, new, scale=scale, momentum=momentum)
+        self._keep(gradients)
+        self.grad = result if updGrad else None
         return self.grad
 
     def trainMode(self) -> None:
@@ -93,12 +107,12 @@ class Module(Parameters):
         """Compute the output; on an error, leave the module as it was."""
 
     @abstractmethod
-    def _backward(self, data: Array, grad: Array) -> Array:
-        """Compute the data's gradient, and keep the parameters' for `_accumulate`."""
+    def _backward(self, data: Array, grad: Array) -> tuple[Array, Mapping[str, Array]]:
+        """Compute the data's gradient and, by name, those of the variables that are trained; keep nothing yet."""
 
     @abstractmethod
-    def _accumulate(self, scale: float, momentum: float) -> None:
-        """Add what `_backward` kept to the variables' gradients."""
+    def _keep(self, gradients: Mapping[str, Array]) -> None:
+        """Keep what `_backward` computed for the variables."""
 
     @abstractmethod
     def _check_shape(self, shape: tuple[int, ...], argument: str) -> None:
@@ -119,4 +133,9 @@ class Module(Parameters):
         if array.dtype != self.calctype:
             raise ModuleDtypeError(
                 f"{self}: {argument} has dtype {array.dtype}; the module computes with {np.dtype(self.calctype)}"
+            )
+        if array.context != self.queue.context:
+            raise ContextError(
+                f"{self}: {argument} is in another OpenCL context than the module; "
+                f"make the module with queue={argument}.queue, or {argument} on the module's queue"
             )

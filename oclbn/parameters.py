@@ -45,7 +45,8 @@ class Parameters(ABC):
     """Base of Module: `vars` (name -> Variable), `attrs` (name -> Array), `calctype`, `queue`, `name`, `blueprint`.
 
     Variables are trained, attributes are not; each is also an attribute of the module under its own name.
-    Errors are ModuleErrors, raised before anything changes.
+    Errors are raised before anything changes: ModuleErrors, but for the system's own (OSError) and MissingExtraError in
+    `save` and `load`, and those of oclbn.functional where a variable's own arrays do not go together.
     """
 
     def __init__(self, name: str | None, queue: cl.CommandQueue | None, dtype: DTypeLike) -> None:
@@ -146,6 +147,7 @@ class Parameters(ABC):
         share variables in one file. name: instead of the module's own. compress: None, "gzip", "lzf", a gzip level.
         assumeUniqueNames: "a.b.c" is written as "a.c". withBlueprint: adds the JSON of `getBlueprint`.
         MissingExtraError: no h5py. ModuleStateError: nothing to save yet. ModuleFileError: the names are taken.
+        OSError: the system's own, or the path is a folder, a pipe, a device or the like.
         """
         from oclbn import storage
 

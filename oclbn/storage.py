@@ -5,14 +5,17 @@
     attrs/<name>.<attribute>  the running statistics, and what PuzzleLib does not have and skips: scalar counters
     blueprint                 scalar string, only when asked for: JSON that says how the module was made
 
-A module without a name writes ".scale" and so on. This file needs h5py; it knows nothing of modules and devices.
+A module without a name writes ".scale" and so on. Damage shows: arrays carry HDF5's Fletcher-32 checksum, and files
+made here are of HDF5 1.10's format, which has checksums over all that describes them; the scalars lie in there, too.
+In a file that the caller opened, the format is the caller's: HDF5's older one has none over names and scalars.
+
+This file needs h5py; it knows nothing of modules and devices.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -23,16 +26,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oclbn import files
 from oclbn.errors import MissingExtraError, ModuleError, ModuleFileError, ModuleParameterError
 
 try:
     import h5py
-    from h5py import h5f, h5p
+    from h5py import h5d, h5f, h5p, h5s, h5t
 except ImportError as error:
     raise MissingExtraError("parameter files need h5py: pip install 'oclbn[io]'") from error
 
 Host = NDArray[Any]
 _NAMES_SHOWN = 8
+_FORMAT = "v110"  # the first one with checksums over everything but the elements; those have their own
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def save(
 
     hdf: a path (written atomically; missing folders are made), an open file or group (added to, left open), or None.
     varlinks: key -> number of the variables that the file already holds; they are only linked to, and those written now
-    are added. ModuleFileError: the names are taken, or HDF5 cannot write. OSError: the disk's own.
+    are added. ModuleFileError: the names are taken, or HDF5 cannot write. OSError: the disk's own, or the path is a
+    folder, a pipe, a device or the like.
     """
     if not (compress in (None, "gzip", "lzf") or (type(compress) is int and 0 <= compress <= 9)):
         raise ModuleParameterError(f"compress is {compress!r}; wanted None, 'gzip', 'lzf' or a gzip level from 0 to 9")
@@ -79,12 +85,13 @@ def save(
             hdf.file.flush()
     elif hdf is None or isinstance(hdf, (str, os.PathLike)):
         # HDF5 works in memory, so that a full disk or a lost connection meets plain file operations only.
-        with h5py.File(_unique_name(), "w", driver="core", backing_store=False, libver="earliest") as file:
+        with h5py.File(_unique_name(), "w", driver="core", backing_store=False, libver=_FORMAT) as file:
             links = _fill(file, "the new file", prefix, content, varlinks, compress)
             file.flush()
             image = file.id.get_file_image()
         if hdf is not None:
-            _replace(Path(hdf), image)
+            with files.replacing(hdf, parents=True) as target:
+                target.write(image)
             image = None
     else:
         raise ModuleParameterError(f"hdf is a {type(hdf).__name__}; wanted a path, an open h5py.File or Group, or None")
@@ -112,7 +119,7 @@ def load(
             attrs = _group(root, "attrs", label) if attributes else None
             found_variables = {}
             for name, shape in variables.items():
-                index = _integer(_dataset(links, f"{prefix}.{name}", label), label)
+                index = _integer(_dataset(links, f"{prefix}.{name}", label, _other_names(links, name)), label)
                 found_variables[name] = _array(_dataset(params, str(index), label), shape, dtype, label)
             found_attributes = {
                 name: _array(_dataset(attrs, f"{prefix}.{name}", label), shape, dtype, label)
@@ -169,34 +176,27 @@ def _write(
             index = len(known)
             while str(index) in params:  # a module was saved before this one without the same varlinks
                 index += 1
-            params.create_dataset(str(index), data=array, compression=compress)
+            params.create_dataset(str(index), data=array, compression=compress, fletcher32=True)
             known[variable] = index
-        links[f"{prefix}.{name}"] = known[variable]
+        _write_integer(links, f"{prefix}.{name}", known[variable])
     for name, array in content.attributes.items():
-        attrs.create_dataset(f"{prefix}.{name}", data=array, compression=compress)
+        attrs.create_dataset(f"{prefix}.{name}", data=array, compression=compress, fletcher32=True)
     for name, count in content.counters.items():
-        attrs.create_dataset(f"{prefix}.{name}", data=np.int64(count))
+        _write_integer(attrs, f"{prefix}.{name}", count)
     if content.blueprint is not None:
         root.create_dataset("blueprint", (), dtype=h5py.string_dtype(), data=content.blueprint)
     return known
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Put `content` where `path` points, at once or not at all."""
-    target = path.resolve()  # through links: they stay links
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{_unique_name()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _write_integer(group: h5py.Group, key: str, value: int) -> None:
+    """A scalar dataset whose value lies within its description, and so under the checksum of that."""
+    scalar = np.array(value, np.int64)
+    properties = h5p.create(h5p.DATASET_CREATE)
+    properties.set_layout(h5d.COMPACT)  # h5py's create_dataset cannot ask for it
+    properties.set_obj_track_times(False)
+    dataset = h5d.create(group.id, None, h5t.py_create(scalar.dtype), h5s.create(h5s.SCALAR), properties)
+    dataset.write(h5s.ALL, h5s.ALL, scalar)
+    group[key] = h5py.Dataset(dataset)
 
 
 @contextmanager
@@ -246,12 +246,19 @@ def _group(root: h5py.Group, key: str, label: str) -> h5py.Group:
     return found
 
 
-def _dataset(group: h5py.Group, key: str, label: str) -> h5py.Dataset:
+def _other_names(links: h5py.Group, variable: str) -> str:
+    """What to say of the module names under which a file has this variable."""
+    found = sorted(key.removesuffix(f".{variable}") for key in links if key.endswith(f".{variable}"))
+    shown = " or ".join(f"name={name!r}" for name in found[:_NAMES_SHOWN])
+    return f"; pass {shown} to load that" if found else ""
+
+
+def _dataset(group: h5py.Group, key: str, label: str, hint: str = "") -> h5py.Dataset:
     found = group.get(key)
     if not isinstance(found, h5py.Dataset):
         names = sorted(group)
         shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN]) + (", ..." if names[_NAMES_SHOWN:] else "")
-        raise ModuleFileError(f"{label} has no dataset {key!r} in {group.name}; it has {shown or 'none at all'}")
+        raise ModuleFileError(f"{label} has no dataset {key!r} in {group.name}; it has {shown or 'none at all'}{hint}")
     return found
 
 

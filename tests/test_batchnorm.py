@@ -26,7 +26,7 @@ from oclbn.errors import (
     ModuleParameterError,
     ModuleShapeError,
     ModuleStateError,
-    OclbnError,
+    ShapeError,
 )
 
 C = 5
@@ -651,20 +651,46 @@ def test_a_gradient_of_another_shape(queue: cl.CommandQueue) -> None:
 
 
 def test_arrays_of_another_context(queue: cl.CommandQueue, other_queue: cl.CommandQueue) -> None:
-    bn, host, _ = trained(queue)
+    bn, host, _ = trained(queue, name="c1")
     before = state_of(bn)
-    for call in (bn, bn.backward):
-        with pytest.raises(ContextError):
+    for call, argument in ((bn, "data"), (bn.backward, "grad")):
+        with pytest.raises(ContextError) as caught:
             call(put(other_queue, host.x))  # type: ignore[operator]
+        assert str(caught.value) == (
+            f"BatchNorm2D 'c1': {argument} is in another OpenCL context than the module; "
+            f"make the module with queue={argument}.queue, or {argument} on the module's queue"
+        )
+        assert state_of(bn) == before
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_data_without_a_queue(queue: cl.CommandQueue, mode: str) -> None:
+    bn, host, _ = trained(queue, name="c1")
+    bn.train = mode == "train"
+    before = state_of(bn)
+    with pytest.raises(ContextError, match=r"^BatchNorm2D 'c1': data has no queue; give it one with data\.with_queue"):
+        bn(put(queue, host.x).with_queue(None))
+    assert state_of(bn) == before
+
+
+def test_a_gradient_that_cannot_be_added_leaves_the_last_ones(queue: cl.CommandQueue) -> None:
+    bn, host, dy = trained(queue)
+    bn.backward(dy)
+    bn.vars["scale"].grad = zeros(queue, (1, C + 1, 1, 1))
+    before = state_of(bn)
+    for update in (True, False):
+        with pytest.raises(ShapeError):
+            bn.backward(put(queue, 2 * host.dy), updGrad=update)
         assert state_of(bn) == before
 
 
 def test_one_value_per_channel_cannot_be_trained(queue: cl.CommandQueue) -> None:
-    bn, _, _ = trained(queue)
+    bn, _, _ = trained(queue, name="c1")
     before = state_of(bn)
-    with pytest.raises(ValueError, match="one value per channel") as caught:
+    message = r"^BatchNorm2D 'c1': data has shape \(1, 5, 1, 1\): one value per channel has no variance"
+    with pytest.raises(ModuleShapeError, match=message) as caught:
         bn(zeros(queue, (1, C, 1, 1)))
-    assert isinstance(caught.value, OclbnError)
+    assert isinstance(caught.value, ValueError)
     assert state_of(bn) == before
     bn.evalMode()
     assert bn(zeros(queue, (1, C, 1, 1))).shape == (1, C, 1, 1)

@@ -221,6 +221,12 @@ def test_help_lists_the_commands() -> None:
     assert all(f"\n  {name} " in result.stdout for name in group.SUBCOMMANDS)
 
 
+def test_help_of_devices_says_what_the_exit_status_means() -> None:
+    words = " ".join(run("devices", "--help").stdout.split())
+    assert "The exit status is 0 when there is a default device, and 1 when there is none" in words
+    assert "With --json it is 0" in words
+
+
 def test_commands_are_where_they_are_looked_for() -> None:
     context = click.Context(group.oclbn)
     assert all(isinstance(group.oclbn.get_command(context, name), click.Command) for name in group.SUBCOMMANDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -187,10 +188,42 @@ def test_data_that_are_not_finite_are_shown_as_they_are(spec: str, tmp_path: Pat
     )
     assert result.exit_code == 0, result.output
     assert "not finite: 2 values in 1 of 3 channels" in words(result)
+    assert "too large" not in result.output
     y = np.load(output)
     assert np.isnan(y[:, 1]).all()
     assert np.isfinite(y[:, [0, 2]]).all()
     check_picture(picture.read_bytes(), rows=3)
+
+
+def test_one_is_one(spec: str, tmp_path: Path) -> None:
+    x = drawn((60, 3))
+    x[7, 1] = np.nan
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x), "--batches", 1)
+    assert result.exit_code == 0, result.output
+    assert "not finite: 1 value in 1 of 3 channels; a batch" in words(result)
+    assert "1 batch of 60" in words(result)
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x[:, 1:2]), "--batches", 1)
+    assert "not finite: 1 value in 1 of 1 channel; a batch" in words(result)
+
+
+TOO_LARGE = [
+    pytest.param(1e38, 0.0, 2, id="their sum overflows"),
+    pytest.param(0.0, 1e19, 2, id="their variance overflows"),
+    pytest.param(0.0, 5e18, 2, id="the sum of their squares overflows"),
+    pytest.param(0.0, 1e15, 0, id="large but in range"),
+]
+
+
+@pytest.mark.parametrize(("mean", "std", "channels"), TOO_LARGE)
+def test_data_whose_variance_is_out_of_range_are_told(
+    spec: str, tmp_path: Path, mean: float, std: float, channels: int
+) -> None:
+    x = np.random.default_rng(0).normal(0.0, 1.0, (300, 3))
+    x[:, :2] = mean + std * x[:, :2]
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x.astype(np.float32)))
+    remark = f"x.npy: too large for float32: in {channels} of 3 channels the variance, or a sum that it is made of"
+    assert (remark in words(result)) == (channels > 0), result.output
+    assert ("too large" in result.output) == (channels > 0)
 
 
 def test_data_without_one_finite_value_are_reported(spec: str, tmp_path: Path) -> None:
@@ -312,6 +345,28 @@ def test_bad_options(spec: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(source), drawn((8, 3)))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the pipes, links and permissions of POSIX")
+def test_only_regular_files_are_written_over(spec: str, tmp_path: Path) -> None:
+    source, pipe = saved(tmp_path / "x.npy", drawn((8, 3))), tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    for option in ("--output", "--plot"):
+        result = demo("--device", spec, "--input", source, option, pipe)
+        assert result.exit_code == 2
+        assert "Not a regular file, so it is not written over" in words(result)
+        assert f"Invalid value for {option}" in words(result)
+        assert "pipe.png" in result.output
+        assert pipe.is_fifo()
+    real, link = tmp_path / "real.npy", tmp_path / "link.npy"
+    real.touch(mode=0o600)
+    link.symlink_to(real)
+    result = demo("--device", spec, "--input", source, "--output", link)
+    assert result.exit_code == 0, result.output
+    assert link.is_symlink()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    assert np.load(real).shape == (8, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.npy", "pipe.png", "real.npy", "x.npy"]
+
+
 def test_one_value_per_channel_cannot_be_trained_on(spec: str, tmp_path: Path) -> None:
     source = saved(tmp_path / "x.npy", drawn((8, 3)))
     result = demo("--device", spec, "--input", source, "--batch-size", 1)
@@ -358,24 +413,6 @@ def test_a_folder_that_cannot_be_written_to_is_a_clear_error(spec: str, tmp_path
 
 
 # ---- the parts
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "y.npy"
-    target.write_bytes(b"old")
-
-    def interrupted() -> None:
-        with demo_data.replacing(target) as file:
-            file.write(b"new")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert target.read_bytes() == b"old"
-    with demo_data.replacing(target) as file:
-        file.write(b"new")
-    assert target.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_errors_are_counted_in_units_at_the_channels_own_scale() -> None:

@@ -158,10 +158,12 @@ def test_the_layout_is_puzzlelibs(queue: cl.CommandQueue, tmp_path: Path, name: 
             assert link.shape == ()
             assert link.dtype.kind == "i"
             stored = file["params"][str(link[()])]
+            assert stored.fletcher32
             assert (stored.shape, stored.dtype, stored.compression) == (SHAPE, np.float32, "gzip")
             np.testing.assert_array_equal(stored[...], getattr(bn, key).get())
         for key in ("mean", "var"):
             stored = file["attrs"][f"{prefix}.{key}"]
+            assert stored.fletcher32
             assert (stored.shape, stored.dtype, stored.compression) == (SHAPE, np.float32, "gzip")
             np.testing.assert_array_equal(stored[...], getattr(bn, key).get())
         counter = file["attrs"][f"{prefix}.numOfProps"]
@@ -174,10 +176,13 @@ def test_the_layout_is_puzzlelibs(queue: cl.CommandQueue, tmp_path: Path, name: 
         assert text == json.dumps(bn.getBlueprint(), indent=4, sort_keys=True)
 
 
-def test_the_first_version_of_the_format_is_written(queue: cl.CommandQueue) -> None:
+def test_the_format_is_hdf5_1_10s(queue: cl.CommandQueue) -> None:
+    """Newer than that would lock readers out; older has no checksums over names and scalars."""
     image = trained(queue).save()
     assert image is not None
-    assert image[:9] == b"\x89HDF\r\n\x1a\n\0"  # the last byte is the version of the superblock
+    assert image[:8] == b"\x89HDF\r\n\x1a\n"
+    assert image[8] in (2, 3), "the version of the superblock: 3 came with HDF5 1.10"
+    assert len(image) < 10_000
 
 
 def test_saving_twice_gives_the_same_bytes(queue: cl.CommandQueue, tmp_path: Path) -> None:
@@ -451,6 +456,16 @@ class _Opened:
         return self.real(self.path, mode)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the pipes of POSIX")
+def test_what_is_no_regular_file_is_left_alone(queue: cl.CommandQueue, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.hdf"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match=r"Not a regular file, so it is not written over: .*pipe\.hdf"):
+        trained(queue).save(pipe)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the permissions and links of POSIX")
 def test_permissions_and_links_survive(queue: cl.CommandQueue, tmp_path: Path) -> None:
     target, link = tmp_path / "real.hdf", tmp_path / "link.hdf"
@@ -549,6 +564,83 @@ def test_compressed_data_that_is_damaged(queue: cl.CommandQueue, tmp_path: Path)
     refused(fresh(queue), path, "is damaged")
 
 
+def sample() -> Any:
+    """A module's content as storage has it, and how to load that."""
+    from oclbn import storage
+
+    rng = np.random.default_rng(5)
+    arrays = {key: rng.uniform(0.5, 2.0, SHAPE).astype(np.float32) for key in TENSORS}
+    content = storage.Content(
+        {key: (key, arrays[key]) for key in ("scale", "bias")},
+        {key: arrays[key] for key in ("mean", "var")},
+        {"numOfProps": 3},
+    )
+    shapes = {"scale": SHAPE, "bias": SHAPE}, {"mean": SHAPE, "var": SHAPE}
+
+    def load(hdf: Any) -> tuple[Any, ...]:
+        stored = storage.load(hdf, "bn", *shapes, ("numOfProps",), np.dtype(np.float32))
+        return {key: a.tobytes() for key, a in (stored.variables | stored.attributes).items()}, stored.counters
+
+    return content, load
+
+
+@pytest.mark.parametrize("flip", [0xFF, 0x01], ids=["all bits", "the lowest bit"])
+@pytest.mark.parametrize("compress", [None, "gzip"], ids=str)
+def test_a_damaged_byte_is_refused_or_of_no_effect(compress: str | None, flip: int) -> None:
+    """Wherever in the file it is: in elements, names, links, the counter, or where nothing is."""
+    from oclbn import storage
+
+    content, load = sample()
+    image = storage.save(None, "bn", content, varlinks={}, compress=compress)
+    assert image is not None
+    wanted = load(image)
+    refusals = 0
+    for position in range(0, len(image), 7):
+        damaged = bytearray(image)
+        damaged[position] ^= flip
+        try:
+            assert load(damaged) == wanted, f"byte {position}"
+        except ModuleFileError:
+            refusals += 1
+    assert refusals > len(image) // 7 / 4
+
+
+@pytest.mark.parametrize("compress", [None, "gzip"], ids=str)
+def test_damaged_elements_are_refused_in_a_file_of_the_older_format(tmp_path: Path, compress: str | None) -> None:
+    from oclbn import storage
+
+    content, load = sample()
+    path = tmp_path / "net.hdf"
+    with h5py.File(path, "w", libver="earliest") as file:
+        storage.save(file, "bn", content, varlinks={}, compress=compress)
+    load(path)
+    image = path.read_bytes()
+    with h5py.File(path, "r") as file:
+        chunks = [
+            dataset.id.get_chunk_info(0)
+            for group in ("params", "attrs")
+            for dataset in file[group].values()
+            if dataset.chunks
+        ]
+    assert len(chunks) == len(TENSORS)
+    for chunk in chunks:
+        for position in range(chunk.byte_offset, chunk.byte_offset + chunk.size):
+            damaged = bytearray(image)
+            damaged[position] ^= 0x10
+            with pytest.raises(ModuleFileError, match="is damaged"):
+                load(damaged)
+
+
+def test_a_variance_below_zero_is_refused(queue: cl.CommandQueue, tmp_path: Path) -> None:
+    var = np.ones(SHAPE, np.float32)
+    var[0, 3] = -0.25
+    as_puzzlelib(tmp_path / "p.hdf", var=var)
+    refused(fresh(queue), tmp_path / "p.hdf", r"has a variance below 0: -0\.25")
+    refused(fresh(queue, empty=True), tmp_path / "p.hdf", "has a variance below 0")
+    as_puzzlelib(tmp_path / "q.hdf", var=np.array([[0.0, -0.0, np.nan, 1.0, np.inf]], np.float32))
+    fresh(queue).load(tmp_path / "q.hdf")
+
+
 MISSING = [
     pytest.param("links/.scale", r"has no dataset '\.scale' in /links; it has '\.bias'", id="link of scale"),
     pytest.param("params/1", "has no dataset '1' in /params; it has '0'", id="what a link points to"),
@@ -569,7 +661,14 @@ def test_a_part_that_is_missing(queue: cl.CommandQueue, tmp_path: Path, key: str
 
 def test_another_name_is_said_with_the_names_that_there_are(queue: cl.CommandQueue, tmp_path: Path) -> None:
     trained(queue, "conv1.bn").save(tmp_path / "bn.hdf")
-    refused(fresh(queue, "bn"), tmp_path / "bn.hdf", r"no dataset 'bn\.scale' in /links; it has 'conv1\.bn\.bias'")
+    message = r"no dataset 'bn\.scale' in /links; it has 'conv1\.bn\.bias', .*; pass name='conv1\.bn' to load that$"
+    refused(fresh(queue, "bn"), tmp_path / "bn.hdf", message)
+    with h5py.File(tmp_path / "bn.hdf", "r+") as file:
+        trained(queue).save(file)
+    refused(fresh(queue, "bn"), tmp_path / "bn.hdf", r"; pass name='' or name='conv1\.bn' to load that$")
+    bn = fresh(queue, "bn")
+    bn.load(tmp_path / "bn.hdf", name="conv1.bn")
+    assert bn.numOfProps == 3
 
 
 def tensor(size: int, dtype: Any = np.float32) -> Any:

@@ -43,6 +43,7 @@ LAYERS = [
     "sources",
     "pocl",
     "reference",
+    "files",
     "errors",
 ]
 PURE = ["plan", "tuning", "sources", "reference", "errors"]

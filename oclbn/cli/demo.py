@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from oclbn import device
+from oclbn import device, files
 from oclbn.cli import demo_data, demo_report, plot
 from oclbn.cli.demo_data import Case
 from oclbn.cli.demo_run import Outcome, Schedule, run
@@ -95,9 +95,13 @@ def _check_targets(source: Path | None, output: Path | None, picture: Path | Non
             continue
         if not target.absolute().parent.is_dir():
             raise click.BadParameter(f"{target.parent} is not a folder", param_hint=option)
+        try:
+            files.check_target(target)
+        except OSError as error:
+            raise click.BadParameter(f"{target}: {error.strerror}", param_hint=option) from error
         if source is not None and target.exists() and target.samefile(source):
             raise click.BadParameter(f"{target} is the file that --input names", param_hint=option)
-    if output is not None and picture is not None and output.absolute() == picture.absolute():
+    if output is not None and picture is not None and output.resolve() == picture.resolve():
         raise click.BadParameter(f"{picture} is the file that --output names", param_hint="--plot")
     if picture is not None:
         if _format(picture) not in plot.FORMATS:
@@ -127,7 +131,7 @@ def _run_all(console: Console, cases: Sequence[Case], queue: cl.CommandQueue, sc
 
 def _write(target: Path, fill: Callable[[BinaryIO], object]) -> None:
     try:
-        with demo_data.replacing(target) as file:
+        with files.replacing(target) as file:
             fill(file)
     except OSError as error:
         raise click.FileError(str(target), hint=error.strerror) from error

@@ -70,7 +70,7 @@ def data(outcomes: Sequence[Outcome]) -> Section:
         case = outcome.case
         shape = ", ".join(map(str, case.x.shape))
         batch = outcome.batch_shape[case.batch_axis]
-        trained = f"{outcome.settling[-1].batch} batches of {batch}"
+        trained = f"{_counted(outcome.settling[-1].batch, 'batch', 'batches')} of {batch}"
         table.add_row(case.name, f"({shape})", str(case.x.dtype), outcome.label, trained)
     return table, [remark for outcome in outcomes for remark in _remarks(outcome)]
 
@@ -78,11 +78,18 @@ def data(outcomes: Sequence[Outcome]) -> Section:
 def _remarks(outcome: Outcome) -> list[str]:
     case, std = outcome.case, outcome.before.std
     broken = np.count_nonzero(~np.isfinite(case.x), axis=tuple(a for a in range(case.x.ndim) if a != case.axis))
+    largest, count = float(np.finfo(case.x.dtype).max), case.x.size // case.channels
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = count * np.maximum(np.square(std), np.abs(outcome.before.mean))
+    huge = np.count_nonzero((sums > largest) & (broken == 0))
     constant, narrow = np.count_nonzero(std == 0), np.count_nonzero((std > 0) & (std < 10 * math.sqrt(EPSILON)))
     remarks = {
         case.note: bool(case.note),
-        f"not finite: {broken.sum()} values in {np.count_nonzero(broken)} of {case.channels} channels; "
-        "their batches leave these channels' running statistics alone": broken.any(),
+        f"not finite: {_counted(broken.sum(), 'value')} in {np.count_nonzero(broken)} of "
+        f"{_counted(case.channels, 'channel')}; "
+        "a batch leaves the running statistics of channels with such values alone": broken.any(),
+        f"too large for {case.x.dtype}: in {huge} of {_counted(case.channels, 'channel')} the variance, or a sum that "
+        f"it is made of, exceeds the largest number, {largest:.2g}; results that need it cannot be right": huge > 0,
         f"constant channels, which come out as 0: {constant} of {case.channels}": constant > 0,
         f"channels that epsilon, {EPSILON:g}, keeps narrower than 1: {narrow} of {case.channels}": narrow > 0,
     }
@@ -173,6 +180,10 @@ PARTS: dict[str, Callable[[Sequence[Outcome]], Section]] = {
     "Largest error against float64 NumPy, in units in the last place": checks,
     "Time per call on one batch, host included": times,
 }
+
+
+def _counted(count: int, one: str, several: str = "") -> str:
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def _percent(value: float) -> str:

@@ -27,6 +27,9 @@ def command(as_json: bool) -> None:
 
     P:D is the index that selects a device. CU counts its compute units; Local is the local memory of a work-group,
     Alloc the largest allocation.
+
+    The exit status is 0 when there is a default device, and 1 when there is none: no device was found, or OCLBN_DEVICE
+    or PYOPENCL_CTX does not name exactly one. With --json it is 0 in these cases, too, and nothing is marked.
     """
     listed = device.devices()
     default, reason, fault = None, "", ""

@@ -1,0 +1,66 @@
+"""Writing a file: whole or not at all, and only where a regular file is or may be."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *, parents: bool = False) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once all of it is written, and leaves nothing behind otherwise.
+
+    Symbolic links stay links: what they point to is replaced. An existing file's permissions are kept, while other
+    names of it (hard links) keep the old content. parents: missing folders are made. OSError: `path` is a folder, a
+    pipe, a device or the like, which nothing is done to; or the system's own, which names `path`.
+    """
+    temporary: Path | None = None
+    try:
+        target, mode = _resolved(path)
+        if parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".oclbn-{uuid.uuid4().hex}.part")
+        with temporary.open("xb") as file:
+            if mode is not None:
+                temporary.chmod(mode)  # before anything is in it: what is private stays so
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        raise
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise OSError, as `replacing` does, where `path` is something else than a regular file or nothing yet."""
+    _resolved(path)
+
+
+def _resolved(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
+    """Where a path leads through all its links, and the permissions of the file that is there, if any."""
+    given = os.fspath(path)
+    try:
+        target = Path(path).resolve()
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return target, None
+    except RuntimeError:  # how pathlib says it before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), given) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, given) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), given)
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not a regular file, so it is not written over", given)
+    return target, stat.S_IMODE(mode)
