@@ -59,7 +59,7 @@ class Tuning:
     run_bytes: int = 12288  # short rows of neighbouring channels are walked together, as runs of about this length
     near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
     groups_per_unit: int = 16  # groups that a split aims at, per compute unit
-    stream: bool = True  # outputs of tensors too large for the cache go past it
+    stream: bool = True  # outputs go past the cache where a call moves more than that holds
     fetch: bool = False  # rows are asked for a chunk ahead; only where global memory is the processor's own
     most_steps: int = 0  # turns of loops that the driver lets a work-item make in all; 0: any number
     variant: str = ""  # "": the first candidate that accepts; else only this one
@@ -299,7 +299,8 @@ def _assemble(
     slices: int,
 ) -> Plan:
     geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
-    stream = tuning.stream and shape.lanes == 1 and 0 < device.cache_bytes < problem.tensor_bytes
+    moved = problem.tensor_bytes * (operation.arrays_read + 1)  # what passes through the cache in all
+    stream = tuning.stream and shape.lanes == 1 and 0 < device.cache_bytes < moved
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),
         "DOUBLE": int(problem.itemsize == 8),

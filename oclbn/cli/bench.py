@@ -80,9 +80,7 @@ def command(
     console = Console()
     console.print(f"{info.spec}  {info.name}, {info.platform}, driver {info.driver}", highlight=False)
     console.print(_table(cases, rows))
-    console.print(
-        "times in ms; in brackets: over the fastest copy of the same tensor; @: the channels' axis", style="dim"
-    )
+    console.print("ms; in brackets: over the fastest copy of the same tensor; @: channels' axis", style="dim")
 
 
 def _table(cases: list[tuple[tuple[int, ...], int]], rows: list[Row]) -> Table:
