@@ -306,10 +306,10 @@ def _assemble(
         "DOUBLE": int(problem.itemsize == 8),
         "LANES": shape.lanes,
         "VEC": shape.vec,
+        "BLOCKS": shape.blocks_per_item,
+        "UNROLL": tuning.unroll,
+        "STREAM": int(stream),
     }
-    defines["BLOCKS"] = shape.blocks_per_item
-    defines["UNROLL"] = tuning.unroll
-    defines["STREAM"] = int(stream)
     if not problem.columns:
         defines["FETCH"] = int(tuning.fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
