@@ -16,10 +16,9 @@ Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; docs/design.md tells
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,10 +26,10 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from . import arguments, program, sources
+from . import arguments, program
 from .device import limits
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
-from .plan import OPERATIONS, Build, Plan, Tuning, plan
+from .plan import OPERATIONS, Build, Launch, Plan, Tuning, plan
 from .pocl import mend_target
 from .tuning import tuning_for
 
@@ -295,12 +294,39 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
     return str(_prepare(operation, x, axis, x if operation in _BACKWARD else None).plan)
 
 
-@dataclass(frozen=True)
 class _Step:
-    kernel: cl.Kernel
-    global_size: tuple[int]
-    local_size: tuple[int]
-    names: tuple[str, ...]  # of the kernel's arguments, in order
+    """One launch: a kernel of its own, whose arguments are set once and then only where a call changes them.
+
+    Buffers are set anew by every call: the driver need not keep them alive, and another may get a dead one's address.
+    """
+
+    def __init__(self, launch: Launch, context: cl.Context, constants: Mapping[str, Any]) -> None:
+        self.kernel = program.new_kernel(context, launch.build, launch.kernel)
+        self.global_size = (launch.groups * launch.lanes,)
+        self.local_size = (launch.lanes,)
+        self._buffers: list[tuple[int, str]] = []
+        self._numbers: list[tuple[int, str, Callable[[Any], Any]]] = []
+        self._last: dict[str, Any] = {}
+        for index, (name, kind) in enumerate(program.arguments(launch.build, launch.kernel)):
+            if kind is None:
+                self._buffers.append((index, name))
+            elif name in constants:
+                self.kernel.set_arg(index, kind(constants[name]))
+            else:
+                self._numbers.append((index, name, kind))
+
+    def enqueue(self, queue: cl.CommandQueue, values: Mapping[str, Any], wait_for: list[cl.Event]) -> cl.Event:
+        """Enqueue with the buffers and numbers in `values`."""
+        kernel, last = self.kernel, self._last
+        for index, name in self._buffers:
+            kernel.set_arg(index, values[name])
+        for index, name, kind in self._numbers:
+            value = values[name]
+            if last.get(name) != value:
+                last.pop(name, None)  # should setting it fail
+                kernel.set_arg(index, kind(value))
+                last[name] = value
+        return cl.enqueue_nd_range_kernel(queue, kernel, self.global_size, self.local_size, wait_for=wait_for)
 
 
 @dataclass(frozen=True)
@@ -309,7 +335,6 @@ class _Prepared:
 
     plan: Plan
     steps: tuple[_Step, ...]
-    numbers: dict[str, Any]  # argument name -> value
 
     def run(
         self,
@@ -319,22 +344,20 @@ class _Prepared:
         written: Iterable[Array | None],
     ) -> None:
         queue = _queue(x)
-        values: dict[str, Any] = {**self.numbers, **numbers}
+        values = numbers
         wait_for: list[cl.Event] = []
         for name, array in arrays.items():
             if array is None:
                 values[name] = None
-                values[f"{name}_start"] = 0
+                values[name + "_start"] = 0
             else:
                 values[name] = array.base_data
-                values[f"{name}_start"] = _start(array)
+                values[name + "_start"] = array.offset // array.dtype.itemsize
                 wait_for += _events(array, queue)
         if self.plan.scratch:
             values["partial"] = _scratch(x, self.plan.scratch)
         for step in self.steps:
-            event = step.kernel(
-                queue, step.global_size, step.local_size, *[values[name] for name in step.names], wait_for=wait_for
-            )
+            event = step.enqueue(queue, values, wait_for)
             wait_for = [event]
         _note(event, queue, written, arrays.values())
 
@@ -376,16 +399,8 @@ def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | No
         inside = result if name == "out" else name
         numbers[f"{inside}_row"] = row
         numbers[f"{inside}_channel"] = channel
-    steps = tuple(
-        _Step(
-            program.kernel(_queue(x).context, launch.build, launch.kernel),
-            (launch.groups * launch.lanes,),
-            (launch.lanes,),
-            tuple(p.name for p in sources.parameters(launch.build.source, launch.kernel)),
-        )
-        for launch in planned.launches
-    )
-    return _Prepared(planned, steps, numbers)
+    context = _queue(x).context
+    return _Prepared(planned, tuple(_Step(launch, context, numbers) for launch in planned.launches))
 
 
 def _check_fp64(name: str, array: Array, queue: cl.CommandQueue) -> None:
@@ -429,22 +444,23 @@ def _given(x: Array, axis: int, **values: Array | None) -> dict[str, Array]:
 
 def _like(x: Array) -> Array:
     """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps."""
-    with _room_for(x, x.size):
-        if x.flags.c_contiguous:
-            made: Array = empty_like(x)
-            return made
-        return Array(x.queue, x.shape, x.dtype, strides=arguments.dense_strides(x), allocator=x.allocator)
+    made: Array
+    if x.flags.c_contiguous:
+        made = _allocated(x, x.size, empty_like, x)
+    else:
+        strides = arguments.dense_strides(x)
+        made = _allocated(x, x.size, Array, x.queue, x.shape, x.dtype, strides=strides, allocator=x.allocator)
+    return made
 
 
 def _per_channel_results(x: Array, axis: int, scale: Array | None) -> tuple[Array, Array]:
     """Two uninitialised arrays of one number per channel."""
     if scale is not None and scale.queue is x.queue and scale.allocator is x.allocator and scale.offset == 0:
-        with _room_for(x, scale.size):
-            return empty_like(scale), empty_like(scale)  # a tenth of what the constructor takes
+        # a tenth of what the constructor takes
+        return _allocated(x, scale.size, empty_like, scale), _allocated(x, scale.size, empty_like, scale)
     shape = (x.shape[axis],) if scale is None else scale.shape
-    with _room_for(x, x.shape[axis]):
-        one, other = (Array(x.queue, shape, x.dtype, allocator=x.allocator) for _ in range(2))
-        return one, other
+    one, other = (_allocated(x, x.shape[axis], Array, x.queue, shape, x.dtype, allocator=x.allocator) for _ in range(2))
+    return one, other
 
 
 def _scratch(x: Array, size: int) -> Any:
@@ -453,19 +469,21 @@ def _scratch(x: Array, size: int) -> Any:
     Never from x's allocator: a pool would hand it out again while kernels that are still to run use it. A buffer of the
     driver's own lives until they are done, whoever lets go of it.
     """
-    with _room_for(x, size):
-        return cl.Buffer(_queue(x).context, cl.mem_flags.READ_WRITE, size * x.dtype.itemsize)
+    nbytes = size * x.dtype.itemsize
+    return _allocated(x, size, cl.Buffer, _queue(x).context, cl.mem_flags.READ_WRITE, nbytes)
 
 
-@contextlib.contextmanager
-def _room_for(x: Array, size: int) -> Iterator[None]:
-    """SizeError where the device cannot hold `size` numbers of x's dtype in one buffer, or has no memory left."""
+def _allocated(x: Array, size: int, make: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """make(*given, **options), which allocates `size` numbers of x's dtype.
+
+    SizeError where the device cannot hold those in one buffer, or has no memory left.
+    """
     device = _queue(x).device
     nbytes, most = size * x.dtype.itemsize, limits(device).max_alloc_bytes
     if nbytes > most:
         raise SizeError(f"a result needs {nbytes:,} bytes; {device.name.strip()} allocates at most {most:,} at once")
     try:
-        yield
+        return make(*given, **options)
     except cl.MemoryError as error:
         raise SizeError(f"{device.name.strip()} has no room for a result of {nbytes:,} bytes: {error}") from error
 
@@ -500,13 +518,14 @@ def _note(
     """
     ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
     changed = [array for array in written if array is not None]
+    for array in changed:
+        array.events[:] = (event,)
+    if ordered and all(array is None or array.queue is queue for array in touched):
+        return
     read = [array for array in touched if array is not None and not any(array is other for other in changed)]
     foreign = [array for array in (*changed, *read) if array.queue is not queue and array.queue != queue]
     if foreign:
         queue.flush()
-    for array in changed:
-        del array.events[:]
-        array.add_event(event)
     for array in read:
         if not ordered or any(array is other for other in foreign):
             array.add_event(event)

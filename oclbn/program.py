@@ -6,6 +6,7 @@ build that fails raises BuildError with the compiler's words and the lines that 
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import warnings
@@ -40,10 +41,23 @@ def kernel(context: cl.Context, build: Build, name: str) -> cl.Kernel:
     key = (context.int_ptr, build, name)
     found = kernels.get(key)
     if found is None:
-        found = cl.Kernel(program(context, build), name)
-        found.set_arg_types([_argument_type(p.type, build) for p in sources.parameters(build.source, name)])
-        kernels[key] = found
+        found = kernels[key] = new_kernel(context, build, name)
+        found.set_arg_types([kind for _, kind in arguments(build, name)])
     return found
+
+
+def new_kernel(context: cl.Context, build: Build, name: str) -> cl.Kernel:
+    """Kernel `name` of `build` in `context`, its arguments the caller's own to set, by one thread.
+
+    Compiles on first use. Raises BuildError where the driver refuses the program.
+    """
+    return cl.Kernel(program(context, build), name)
+
+
+@functools.cache
+def arguments(build: Build, name: str) -> tuple[tuple[str, Any], ...]:
+    """Name and NumPy type of each argument of kernel `name`, in order; the type of a buffer is None."""
+    return tuple((p.name, _argument_type(p.type, build)) for p in sources.parameters(build.source, name))
 
 
 def program(context: cl.Context, build: Build) -> cl.Program:
