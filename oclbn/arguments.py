@@ -44,7 +44,8 @@ class Layout:
 
     def problem(self, itemsize: int) -> Problem:
         """What the planner is asked."""
-        return Problem(self.outer, self.channels, self.inner, itemsize, self.columns)
+        adjacent = not self.columns and all(channel == self.inner for _, channel in self.strides)
+        return Problem(self.outer, self.channels, self.inner, itemsize, self.columns, adjacent)
 
 
 def array(name: str, value: Any) -> Array:

@@ -11,6 +11,7 @@ ordered tuple of candidates, fastest first; each says why it declines, and the l
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ _SMALL = 1 << 17  # bytes of a tensor that is done sooner by one launch than sha
 _MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
 _LEAST_TOGETHER = 16  # where short rows allow: a run of memory is worth more than the nearest cache
 _SHORT_ROW = 1024  # bytes
+_LEAST_RUN_ROWS = 8  # fewer rows are not worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _LEAST_RUN = 128  # bytes of a row that columns should read at once
@@ -56,7 +58,8 @@ class Tuning:
     unroll: int = 4  # independent sums per work-item
     blocks: int = 1  # with lanes > 1: vectors of neighbouring channels per work-item, where channels lie side by side
     chunk_bytes: int = 16384  # what is summed before it is merged; read twice, so it should fit the innermost cache
-    run_bytes: int = 12288  # short rows of neighbouring channels are walked together, as runs of about this length
+    run_bytes: int = 4096  # rows up to this are walked together with their neighbours', as strips of about this length
+    together_bytes: int = 12288  # the same where the channels' rows are not adjacent, and are walked one by one
     near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
     groups_per_unit: int = 16  # groups that a split aims at, per compute unit
     stream: bool = True  # outputs go past the cache where a call moves more than that holds
@@ -74,6 +77,7 @@ class Problem:
     inner: int
     itemsize: int  # 4 or 8 bytes per element
     columns: bool  # channels lie side by side: inner is 1
+    adjacent: bool = False  # a channel's row is followed by the next channel's, without a gap, in every array
 
     @property
     def count(self) -> int:
@@ -136,7 +140,7 @@ class Plan:
         first = self.launches[0]
         defines = dict(first.build.defines)
         shown = ", ".join(f"{name}={defines[name]}" for name in ("LANES", "VEC", "UNROLL", "BLOCKS") if name in defines)
-        walk = "columns" if defines["COLUMNS"] else "rows"
+        walk = "columns" if defines["COLUMNS"] else "runs" if defines.get("RUN") else "rows"
         cut = f", {self.geometry.slices} slices" if self.geometry.slices > 1 else ""
         return f"{self.variant} ({' + '.join(launch.kernel for launch in self.launches)}; {walk}, {shown}{cut})"
 
@@ -210,7 +214,7 @@ def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: 
 
 def serial(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
     """One work-item per channel or few, one element at a time; more slices only where 32-bit numbers end."""
-    alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, stream=False, fetch=False)
+    alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, run_bytes=0, stream=False, fetch=False)
     shape = _group_shape(problem, device, alone)
     slices = max(-(-problem.count // _MOST_SLICE_ELEMENTS), _slices_for_steps(problem, alone, shape))
     kernels = (operation.resident,) if operation.resident and slices == 1 else operation.split
@@ -228,6 +232,7 @@ class _GroupShape:
     width: int  # work-items side by side
     channels: int  # that one group handles
     blocks: int  # groups that all channels need
+    run: int = 0  # most elements of a run, where short rows are walked as one
 
 
 def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool = False) -> _GroupShape:
@@ -235,6 +240,7 @@ def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: b
     widest = max(1, tuning.vec * 4 // problem.itemsize)
     per_lane = _NUMBERS_PER_LANE * problem.itemsize * (widest if problem.columns else 1)
     lanes = min(tuning.lanes, _floor_power(device.max_group))
+    run = 0
     if lanes > 1:
         lanes = min(lanes, _floor_power(device.local_bytes // per_lane))
     if problem.columns:
@@ -247,6 +253,10 @@ def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: b
             channels = _columns_together(problem, tuning, vec, near)
         most = tuning.blocks if lanes > 1 else _MOST_TOGETHER
         blocks_per_item = 1 if channels == vec * width else most
+    elif together := _run_together(problem, device, tuning, widest, near) if lanes == 1 else 0:
+        vec, width, channels = widest, 1, together
+        blocks_per_item = -(-_MOST_TOGETHER // vec)
+        run = tuning.run_bytes // problem.itemsize
     else:
         vec = min(widest, _floor_power(problem.inner))
         while lanes > 1 and problem.inner % vec:
@@ -254,7 +264,7 @@ def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: b
         channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near)
         blocks_per_item = 1 if channels == 1 else _MOST_TOGETHER
         width = min(lanes, _ceil_power(problem.inner // vec))
-    return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels))
+    return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels), run)
 
 
 def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> int:
@@ -279,9 +289,27 @@ def _columns_together(problem: Problem, tuning: Tuning, vec: int, near: bool) ->
     return min(most, -(-problem.channels // vec) * vec)
 
 
+def _run_together(problem: Problem, device: DeviceLimits, tuning: Tuning, vec: int, near: bool) -> int:
+    """How many neighbouring channels make up a run (kernels/runs.clh); 0 where rows are better walked one by one."""
+    most = min(tuning.run_bytes // (problem.inner * problem.itemsize), _MOST_TOGETHER, problem.channels)
+    if not (problem.adjacent or problem.channels == 1) or not most or problem.outer < _LEAST_RUN_ROWS:
+        return 0
+    unit = vec // math.gcd(problem.inner, vec)  # so many rows are whole vectors
+    fitting = min(most, max(tuning.near_bytes // problem.slice_bytes, unit)) if near else most
+    busy = problem.channels // (device.compute_units * _LEAST_GROUPS)
+    fitting = max(1, min(fitting, busy))
+    if fitting > unit:
+        fitting -= fitting % unit
+    for together in range(fitting, most + 1):
+        last = problem.channels % together or together
+        if last * problem.inner >= vec:
+            return together
+    return 0
+
+
 def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool) -> int:
     """How many neighbouring channels one work-item walks at once, so that short rows make up a long run of memory."""
-    fitting = min(tuning.run_bytes // (problem.inner * problem.itemsize), _MOST_TOGETHER)
+    fitting = min(tuning.together_bytes // (problem.inner * problem.itemsize), _MOST_TOGETHER)
     if near:
         fitting = min(fitting, max(tuning.near_bytes // problem.slice_bytes, _LEAST_TOGETHER))
     busy = problem.channels // (device.compute_units * _LEAST_GROUPS)
@@ -310,7 +338,9 @@ def _assemble(
         "UNROLL": tuning.unroll,
         "STREAM": int(stream),
     }
-    if not problem.columns:
+    if shape.run:
+        defines |= {"RUN": shape.run, "FETCH": int(tuning.fetch)}
+    elif not problem.columns:
         defines["FETCH"] = int(tuning.fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
@@ -331,7 +361,7 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
     row_slices = -(-problem.outer // slice_rows)
     column_slices, slice_columns = 1, problem.inner
     vectors = problem.inner // shape.vec
-    beside = min(slices // row_slices, vectors)
+    beside = 1 if shape.run else min(slices // row_slices, vectors)
     if beside > 1:
         per_slice = -(-vectors // beside)
         column_slices = -(-vectors // per_slice)  # what lies beyond the last whole vector goes to the last slice
@@ -346,7 +376,9 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
         )  # additions, with the row's tail
         most_rows = max(1, _MOST_ADDITIONS // per_row) * tall
     chunk_columns = slice_columns
-    if problem.columns or slice_columns * shape.channels <= elements:
+    if shape.run:
+        chunk_rows = _MOST_ADDITIONS
+    elif problem.columns or slice_columns * shape.channels <= elements:
         least = 1 if problem.columns else -(-_LEAST_CHUNK_VECTORS * shape.vec // slice_columns)
         chunk_rows = max(tall, elements // (shape.channels * slice_columns), least)
         chunk_rows = min(chunk_rows, most_rows)

@@ -125,11 +125,32 @@ def test_loops_are_kept_within_what_the_driver_allows() -> None:
 def test_short_rows_of_neighbouring_channels_go_together() -> None:
     short = plan("train", Problem(32, 2048, 49, 4, columns=False), LAPTOP, CPU)
     assert short.geometry.share > 16
-    assert short.geometry.share * 49 * 4 <= CPU.run_bytes
+    assert short.geometry.share * 49 * 4 <= CPU.together_bytes
     assert groups(short)[0] >= 8
     assert plan("train", RESNET, LAPTOP, CPU).geometry.share == 1
     assert plan("train", Problem(32, 2048, 49, 4, columns=False), CARD, GPU).geometry.share == 1
     assert plan("train", Problem(32, 8, 49, 4, columns=False), LAPTOP, CPU).geometry.share == 1
+
+
+def test_adjacent_short_rows_make_runs_of_whole_vectors() -> None:
+    short = Problem(32, 2048, 49, 4, columns=False, adjacent=True)
+    planned = plan("train", short, LAPTOP, CPU)
+    assert defines(planned)["RUN"] * 4 == CPU.run_bytes
+    assert planned.geometry.share * 49 % defines(planned)["VEC"] == 0
+    assert planned.geometry.share * 49 <= defines(planned)["RUN"]
+    for other in (replace(short, adjacent=False), replace(short, outer=2), replace(short, inner=3136)):
+        assert "RUN" not in defines(plan("train", other, LAPTOP, CPU))
+    assert "RUN" not in defines(plan("train", short, LAPTOP, replace(CPU, run_bytes=0)))
+    assert "RUN" not in defines(plan("train", short, CARD, GPU))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 63, 65, 97, 4097])
+@pytest.mark.parametrize("inner", [1, 2, 3, 5, 16, 49])
+def test_every_run_holds_a_whole_vector(channels: int, inner: int) -> None:
+    planned = plan("train", Problem(32, channels, inner, 4, columns=False, adjacent=True), LAPTOP, CPU)
+    if "RUN" in defines(planned):
+        last = channels % planned.geometry.share or planned.geometry.share
+        assert last * inner >= defines(planned)["VEC"]
 
 
 def test_a_plan_says_what_it_is() -> None:
@@ -148,6 +169,7 @@ PROBLEMS = st.builds(
     inner=st.one_of(st.integers(1, 70), st.integers(1, 1 << 33)),
     itemsize=st.sampled_from([4, 8]),
     columns=st.just(False),
+    adjacent=st.booleans(),
 ) | st.builds(
     Problem,
     outer=st.one_of(st.integers(1, 70), st.integers(1, 1 << 33)),
@@ -182,7 +204,10 @@ def test_every_element_is_in_exactly_one_slice(
     assert cut.slices == row_slices * cut.column_slices
     assert (row_slices - 1) * cut.slice_rows < problem.outer <= row_slices * cut.slice_rows
     # the last slice of a row takes what is left, and no slice is without a whole vector
-    if problem.columns:
+    run = made.get("RUN", 0)
+    if run:
+        assert (cut.column_slices, cut.slice_columns) == (1, problem.inner)
+    elif problem.columns:
         assert (cut.column_slices, cut.slice_columns) == (1, 1)
     else:
         vectors = problem.inner // made["VEC"]
@@ -204,6 +229,10 @@ def test_every_element_is_in_exactly_one_slice(
         beside = made["VEC"] * cut.width
         assert cut.share % beside == 0
         assert 1 <= cut.share // beside <= made["BLOCKS"]
+    elif run:
+        assert 1 <= cut.share <= made["BLOCKS"] * made["VEC"]
+        for together in {cut.share, problem.channels % cut.share or cut.share}:
+            assert made["VEC"] <= together * problem.inner <= run
     else:
         assert 1 <= cut.share <= made["BLOCKS"]
     assert planned.launches[0].groups == -(-problem.channels // cut.share) * cut.slices
