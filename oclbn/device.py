@@ -13,7 +13,16 @@ from oclbn.plan import DeviceLimits
 from oclbn.pocl import mend_target
 from oclbn.selection import DeviceInfo, classify, resolve
 
-__all__ = ["DeviceInfo", "default_queue", "devices", "limits", "queue_for", "select", "select_with_reason"]
+__all__ = [
+    "DeviceInfo",
+    "default_queue",
+    "devices",
+    "limits",
+    "queue_for",
+    "select",
+    "select_with_reason",
+    "tuning_names",
+]
 
 
 def devices() -> tuple[DeviceInfo, ...]:
@@ -106,6 +115,14 @@ def limits(device: cl.Device) -> DeviceLimits:
         fp64="cl_khr_fp64" in extensions or _double_config(device) != 0,
         fp16="cl_khr_fp16" in extensions,
     )
+
+
+@functools.cache
+def tuning_names(device: cl.Device) -> tuple[str, str, str, str, str]:
+    """What oclbn.tuning tells a device by: platform, its version, "name / version / ...", kind, driver's version."""
+    target = mend_target(device) or ""  # the processor that POCL compiles for, if its own version string is wrong
+    named = f"{device.name} / {device.version} / {target}"
+    return device.platform.name, device.platform.version, named, limits(device).kind, device.driver_version
 
 
 def _double_config(device: cl.Device) -> int:

@@ -32,6 +32,8 @@ LAYERS = [
     "storage",
     "averaging",
     "benchmark",
+    "trialprocess",
+    "trials",
     "gpuarray",
     "functional",
     "arguments",
@@ -39,6 +41,8 @@ LAYERS = [
     "device",
     "selection",
     "tuning",
+    "usertable",
+    "tuner",
     "plan",
     "sources",
     "pocl",
@@ -46,7 +50,7 @@ LAYERS = [
     "files",
     "errors",
 ]
-PURE = ["plan", "tuning", "sources", "reference", "errors"]
+PURE = ["plan", "tuning", "usertable", "tuner", "sources", "reference", "errors"]
 
 
 def layer_of(module: str) -> str:

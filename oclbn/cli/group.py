@@ -14,6 +14,7 @@ SUBCOMMANDS = (
     "devices",
     "demo",
     "bench",
+    "tune",
 )  # each the name of a module beside this one, which exports a click command `command`
 
 

@@ -1,0 +1,146 @@
+"""`oclbn tune`: look for better choices on the device at hand, and keep them in the user's table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from oclbn import __version__, device, files, tuner, tuning, usertable
+from oclbn.benchmark import SUITES
+from oclbn.cli import tune_report, tune_run
+from oclbn.cli.bench import _Shape
+from oclbn.cli.tune_run import Shapes, Tuned
+from oclbn.device import DeviceInfo
+from oclbn.errors import DeviceNotFoundError
+from oclbn.tuner import Choices
+from oclbn.usertable import DeviceNames
+
+SECONDS, QUICK_SECONDS = 120.0, 30.0
+
+
+@click.command()
+@click.option("--device", "spec", metavar="SPEC", help="P:D, part of a name, or gpu, cpu, accelerator.")
+@click.option("--all", "every", is_flag=True, help="Every device that is no simulator, one after the other.")
+@click.option("--seconds", type=click.FloatRange(min=0), help=f"Stop looking after so long.  [default: {SECONDS:g}]")
+@click.option("--quick", is_flag=True, help=f"Fewer and smaller shapes, and {QUICK_SECONDS:g} seconds.")
+@click.option("--suite", "suites", multiple=True, type=click.Choice(sorted(SUITES)), help="Shapes by name; repeatable.")
+@click.option("--shape", "shapes", multiple=True, type=_Shape(), help="A shape of your own; repeatable.")
+@click.option("--axis", default=1, show_default=True, help="Axis of the channels, for --shape.")
+@click.option("--show", is_flag=True, help="Show the choices in force and where each comes from; tune nothing.")
+@click.option("--dry-run", is_flag=True, help="Write nothing.")
+@click.option("--keep", is_flag=True, help="Keep what has been found when interrupted with Ctrl-C.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this table instead of the user's own."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else; times in seconds.")
+def command(
+    spec: str | None,
+    every: bool,
+    seconds: float | None,
+    quick: bool,
+    suites: tuple[str, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    axis: int,
+    show: bool,
+    dry_run: bool,
+    keep: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Look for better choices on a device: sizes of groups and vectors, how a tensor is cut up.
+
+    Starts from the choices in force and changes one at a time. Each candidate is compiled and held against float64
+    NumPy in a process of its own before it is timed, so that a driver that aborts or hangs loses only the candidate.
+    What is 2 % faster or more, in two comparisons, as the mean over all shapes, is taken.
+
+    The result goes to the user's tuning table, which beats what oclbn ships; the environment variable OCLBN_TUNING may
+    name another one. Without --suite and --shape: a few shapes that stand for all others.
+    """
+    if every and spec is not None:
+        raise click.UsageError("--all and --device exclude each other")
+    infos = _all_devices() if every else [device.select(spec)]
+    console = Console(highlight=False)
+    if show:
+        shown = [(info, tune_report.origins(tuning.levels(*device.tuning_names(info.device)))) for info in infos]
+        if as_json:
+            click.echo(json.dumps([tune_report.origins_as_dict(info, origins) for info, origins in shown], indent=1))
+        for info, origins in () if as_json else shown:
+            tune_report.print_origins(console, info, origins, usertable.path())
+        return
+    target = usertable.path() if output is None else output
+    if not dry_run:
+        _check_target(target)
+    given: Shapes = [(shape, _axis(axis, shape)) for shape in shapes] + [c for suite in suites for c in SUITES[suite]]
+    budget = seconds if seconds is not None else QUICK_SECONDS if quick else SECONDS
+    reports: list[dict[str, Any]] = []
+    for info in infos:
+        todo = given or tuner.shapes_for(info.limits, quick=quick)
+        try:
+            tuned = tune_run.run(info, _in_force(info, target), todo, budget, keep=keep)
+        except KeyboardInterrupt:
+            raise click.ClickException("interrupted: nothing was written (--keep keeps what was found)") from None
+        entry = _entry(tuned)
+        written = None
+        if tuned.worthwhile and not dry_run and target is not None:
+            _write(target, info, entry)
+            written = target
+        if as_json:
+            reports.append(tune_report.as_dict(tuned, entry, written))
+        else:
+            tune_report.print_tuned(console, tuned, entry, written)
+    if as_json:
+        click.echo(json.dumps(reports, indent=1))
+
+
+def _all_devices() -> list[DeviceInfo]:
+    infos = [info for info in device.devices() if not info.simulator]
+    if not infos:
+        raise DeviceNotFoundError("there is no OpenCL device that is no simulator")
+    return infos
+
+
+def _axis(axis: int, shape: tuple[int, ...]) -> int:
+    if not -len(shape) <= axis < len(shape):
+        raise click.BadParameter(f"{axis} is no axis of shape {','.join(map(str, shape))}", param_hint="--axis")
+    return axis % len(shape)
+
+
+def _check_target(target: Path | None) -> None:
+    """Whatever would keep the result from being written has to show before the search."""
+    if target is None:
+        raise click.UsageError(
+            f"{usertable.VARIABLE} is empty, so there is no table to write to: name one with --output, or say --dry-run"
+        )
+    usertable.require_tomlkit()
+    usertable.read(target)
+    try:
+        files.check_target(target)
+    except OSError as error:
+        raise click.FileError(str(target), hint=error.strerror) from error
+
+
+def _in_force(info: DeviceInfo, target: Path | None) -> Choices:
+    """The choices to start from; a table that OCLBN_TUNING names and that is to be made holds none yet."""
+    names = device.tuning_names(info.device)
+    if target is not None and target == usertable.path() and not target.exists():
+        return tuner.choices_of(tuning.shipped_for(*names[:4]))
+    return tuner.choices_of(tuning.tuning_for(*names))
+
+
+def _entry(tuned: Tuned) -> Choices:
+    """What the user's table has to hold: where it differs from what is shipped."""
+    shipped = tuner.choices_of(tuning.shipped_for(*device.tuning_names(tuned.info.device)[:4]))
+    return {name: value for name, value in tuned.found.choices.items() if value != shipped[name]}
+
+
+def _write(target: Path, info: DeviceInfo, entry: Choices) -> None:
+    names = DeviceNames(info.platform, info.platform_version, info.name, info.driver)
+    try:
+        usertable.write(target, names, entry, __version__)
+    except OSError as error:
+        raise click.FileError(str(target), hint=error.strerror) from error
+    tuning.forget()

@@ -1,0 +1,140 @@
+"""What `oclbn tune` prints: choices and times before and after, and where choices come from."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from oclbn import __version__
+from oclbn.cli.tune_run import Tuned
+from oclbn.device import DeviceInfo
+from oclbn.tuner import Choices
+from oclbn.tuning import Level
+
+Origins = dict[str, tuple[Any, str]]  # choice -> value, and the level that it comes from
+
+
+def origins(levels: Sequence[Level]) -> Origins:
+    """Of each choice: its value, and the last level that says it."""
+    return {name: (value, level.origin) for level in levels for name, value in level.choices.items()}
+
+
+def print_origins(console: Console, info: DeviceInfo, found: Origins, table: Path | None) -> None:
+    """The choices in force, each with where it comes from."""
+    _print_device(console, info)
+    shown = _table("choice", "value", "from")
+    for name, (value, origin) in found.items():
+        shown.add_row(name, _value(value), Text(origin, style="" if origin.startswith("default") else "green"))
+    console.print(shown)
+    if table is None:
+        where = "Your table: none, as OCLBN_TUNING is empty"
+    else:
+        where = f"Your table: {table}" + ("" if table.exists() else " (not there yet)")
+    console.print(Text(where, style="dim"), soft_wrap=True)
+
+
+def origins_as_dict(info: DeviceInfo, found: Origins) -> dict[str, Any]:
+    """The same for JSON."""
+    choices = {name: {"value": value, "from": origin} for name, (value, origin) in found.items()}
+    return {"index": info.spec, **_names(info), "choices": choices}
+
+
+def print_tuned(console: Console, tuned: Tuned, entry: Choices, written: Path | None) -> None:
+    """Choices and times before and after, what was rejected, and the line that says what has been gained."""
+    _print_device(console, tuned.info)
+    changed = {name: value for name, value in tuned.found.choices.items() if value != tuned.before[name]}
+    if changed:
+        table = _table("choice", "before", "after")
+        for name, value in changed.items():
+            table.add_row(name, _value(tuned.before[name]), Text(_value(value), style="bold"))
+        console.print(table)
+    if tuned.rows and changed:
+        console.print(_times(tuned.rows))
+        console.print(Text("over the fastest copy of the same tensor, medians, side by side", style="dim"))
+    rejected = {f"{tried.name} = {_value(tried.value)}": tried.verdict.rejected for tried in tuned.tried}
+    for candidate, reason in rejected.items():
+        if reason:
+            console.print(Text(f"rejected {candidate}: {reason}", style="yellow"), soft_wrap=True)
+    counted = f"{len(tuned.tried)} candidates" + ("" if tuned.found.complete else ", then the time was over")
+    if not tuned.worthwhile:
+        left = "with what was found no faster in the last timing" if changed else "with no candidate faster"
+        console.print(Text(f"Nothing gained: the table was left as it was ({counted}, {left})"))
+        return
+    gained = Text(f"{100 * (tuned.gain - 1):.1f} % faster ({counted})", style="bold green")
+    console.print(gained)
+    if written is None:
+        said = ", ".join(f"{name} = {_value(value)}" for name, value in entry.items())
+        console.print(Text(f"Not written; the entry would be: {said or 'none, as shipped'}"), soft_wrap=True)
+    else:
+        console.print(Text(f"Wrote {written}"), soft_wrap=True)
+
+
+def as_dict(tuned: Tuned, entry: Choices, written: Path | None) -> dict[str, Any]:
+    """All of it for JSON; `oclbn` and the names say what the times belong to."""
+    return {
+        "index": tuned.info.spec,
+        **_names(tuned.info),
+        "oclbn": __version__,
+        "before": tuned.before,
+        "after": tuned.found.choices if tuned.worthwhile else tuned.before,
+        "entry": entry if tuned.worthwhile else None,
+        "gain": tuned.gain,
+        "complete": tuned.found.complete,
+        "tried": [asdict(tried) for tried in tuned.tried],
+        "rows": tuned.rows,
+        "written": None if written is None else str(written),
+    }
+
+
+def _times(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Ratios to the copy before and after; a shape a row, an operation a pair of columns."""
+    operations = list(dict.fromkeys(row["operation"] for row in rows))
+    table = _table("shape", *operations, "gain", right=True)
+    for case in dict.fromkeys(row["case"] for row in rows):
+        mine = [row for row in rows if row["case"] == case]
+        table.add_row(case, *(_pair([row]) for row in mine), _gain(mine))
+    columns = [[row for row in rows if row["operation"] == operation] for operation in operations]
+    table.add_row("geometric mean", *map(_pair, columns), _gain(rows), style="bold")
+    return table
+
+
+def _pair(rows: Sequence[Mapping[str, Any]]) -> str:
+    before, after = (statistics.geometric_mean(row[key] / row["copy"] for row in rows) for key in ("before", "after"))
+    return f"{before:.2f} > {after:.2f}"
+
+
+def _gain(rows: Sequence[Mapping[str, Any]]) -> str:
+    return f"{100 * (statistics.geometric_mean(row['before'] / row['after'] for row in rows) - 1):+.1f} %"
+
+
+def _table(*headings: str, right: bool = False) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=index == 0 or right, justify="right" if right and index else "left")
+    return table
+
+
+def _print_device(console: Console, info: DeviceInfo) -> None:
+    console.print(Text(f"{info.spec}  {info.name}, {info.platform}, driver {info.driver}", style="bold"))
+
+
+def _names(info: DeviceInfo) -> dict[str, str]:
+    return {
+        "name": info.name,
+        "platform": info.platform,
+        "platform_version": info.platform_version,
+        "driver": info.driver,
+    }
+
+
+def _value(value: Any) -> str:
+    """As the table has it."""
+    return str(value).lower() if isinstance(value, bool) else repr(value) if value == "" else str(value)
