@@ -87,20 +87,26 @@ def write(file: Path, device: DeviceNames, choices: Mapping[str, Any], oclbn: st
     """
     tomlkit = require_tomlkit()
     read(file)  # nothing is added to a table that could not be used
-    document = tomlkit.parse(_text(file) or f"# {_HEAD}\n")
-    tables = document.setdefault("device", tomlkit.aot())
-    same = [table for table in tables if _names(table) == device]
-    for table in same[1:] if choices else same:
-        tables.remove(table)
+    document = tomlkit.parse(_text(file) or f"# {_HEAD}\n\n")
+    if not document.get("device"):  # none, or an empty list that holds no tables
+        document.pop("device", None)
+        document["device"] = tomlkit.aot()
+    tables = document["device"]
+    same = [index for index, table in enumerate(tables) if _names(table) == device]
+    for index in reversed(same[1:] if choices else same):
+        del tables[index]
     if choices:
         if not same:
-            same = [tomlkit.table()]
-            same[0].update(asdict(device))
-            tables.append(same[0])
-        same[0]["oclbn"] = oclbn
-        inline = tomlkit.inline_table()
-        inline.update(choices)
-        same[0]["choices"] = inline
+            if tables:
+                tables[-1].add(tomlkit.nl())
+            tables.append(tomlkit.table())
+            tables[-1].update(asdict(device))
+        mine = tables[same[0] if same else -1]
+        mine["oclbn"] = oclbn
+        mine["choices"] = tomlkit.inline_table()
+        mine["choices"].update(choices)
+    if not tables:
+        del document["device"]
     with replacing(file, parents=True) as target:
         target.write(tomlkit.dumps(document).encode())
 

@@ -86,7 +86,7 @@ def as_dict(tuned: Tuned, entry: Choices, written: Path | None) -> dict[str, Any
         "before": tuned.before,
         "after": tuned.found.choices if tuned.worthwhile else tuned.before,
         "entry": entry if tuned.worthwhile else None,
-        "gain": tuned.gain,
+        "gain": tuned.gain if tuned.worthwhile else 1.0,
         "complete": tuned.found.complete,
         "tried": [asdict(tried) for tried in tuned.tried],
         "rows": tuned.rows,
