@@ -54,6 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[DEVICES] = chosen(config.getoption("--device"))
+    os.environ["OCLBN_TUNING"] = ""  # what is shipped is tested, not what its user has tuned
     os.environ.setdefault("OCLGRIND_DATA_RACES", "1")  # read when it makes a context; no other platform knows it
 
 
