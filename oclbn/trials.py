@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ import pyopencl as cl
 import pyopencl.array as cla
 from numpy.typing import NDArray
 
-from . import arguments, device, functional, reference
+from . import device, functional
 from .errors import OclbnError
-from .plan import Plan, Tuning, plan
+from .plan import Plan
+from .trialcalls import GUARD, Calls, Case, Hosts
 from .tuner import Choices
 from .tuning import using
 
@@ -42,85 +42,12 @@ _BATCH_SECONDS = 1e-3  # a timing takes at least so long: several calls where on
 _MOST_CALLS = 32
 _FIRST_ROUNDS = 2  # after which a candidate that is far behind is given up
 _HOPELESS = 0.9
+_FEW, _LOST = 6, 0.7  # or, after so many operations on shapes, one that is as far behind as this
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 15
-
-Hosts = dict[str, NDArray[Any]]
 
 
 class WrongResult(Exception):
     """Choices under which a kernel gives other numbers than the reference."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A tensor's shape, the axis of its channels, its element type."""
-
-    shape: tuple[int, ...]
-    axis: int
-    dtype: str = "float32"
-
-    def __str__(self) -> str:
-        shape = "x".join(map(str, self.shape))
-        return shape + (f" @{self.axis}" if self.axis != 1 else "") + (f" {self.dtype}" * (self.dtype != "float32"))
-
-
-class Calls:
-    """The operations on one tensor, each with its result in the same place; several may share their memory."""
-
-    def __init__(self, queue: cl.CommandQueue, case: Case, flat: tuple[cla.Array, cla.Array, cla.Array]) -> None:
-        self.queue, self.case = queue, case
-        size = math.prod(case.shape)
-        self.x, self.dy, self.out = (array[:size].reshape(case.shape) for array in flat)
-        rng = np.random.default_rng(1)
-        channels = case.shape[case.axis]
-        self.hosts: Hosts = {name: rng.uniform(0.5, 1.5, channels).astype(case.dtype) for name in _PER_CHANNEL}
-        self.given = {name: cla.to_device(queue, host) for name, host in self.hosts.items()}
-
-    def plan(self, operation: str, choices: Choices) -> Plan:
-        """How the operation would run."""
-        layout = arguments.layout(self.x, self.case.axis, {"dy": self.dy.strides, "out": self.out.strides})
-        problem = layout.problem(self.x.dtype.itemsize)
-        return plan(operation, problem, device.limits(self.queue.device), Tuning(**choices))  # type: ignore[arg-type]
-
-    def run(self, operation: str) -> dict[str, cla.Array]:
-        """Enqueue the operation; its results by name."""
-        x, g, axis = self.x, self.given, self.case.axis
-        if operation == "train":
-            moving = (g["running_mean"], g["running_var"])
-            y, mean, invstd = functional.batch_norm_train(x, g["scale"], g["bias"], *moving, axis=axis, out=self.out)
-            return {"y": y, "save_mean": mean, "save_invstd": invstd}
-        if operation == "infer":
-            statistics_ = (g["mean"], g["var"])
-            y = functional.batch_norm_infer(x, g["scale"], g["bias"], *statistics_, axis=axis, out=self.out)
-            return {"y": y}
-        if operation == "moments":
-            _, mean, m2 = functional.moments(x, axis=axis)
-            return {"mean": mean, "m2": m2}
-        given = (g["scale"], g["mean"], g["var"])  # var as 1 / std: any number is one
-        results = functional.batch_norm_backward(
-            x, self.dy, *given, axis=axis, training=operation == "backward", out=self.out
-        )
-        return dict(zip(("dx", "dscale", "dbias"), results, strict=True))
-
-    def expected(self, operation: str, channels: NDArray[np.intp]) -> Hosts:
-        """What `run` should give, for some of the channels, in float64."""
-        x, dy = (np.take(array.get(), channels, axis=self.case.axis) for array in (self.x, self.dy))
-        h = {name: host[channels] for name, host in self.hosts.items()}
-        axis = self.case.axis
-        if operation == "train":
-            found = reference.train(x, h["scale"], h["bias"], axis=axis)
-            return {"y": found.y, "save_mean": found.mean, "save_invstd": found.invstd}
-        if operation == "infer":
-            return {"y": reference.infer(x, h["scale"], h["bias"], h["mean"], h["var"], axis=axis)}
-        if operation == "moments":
-            _, mean, m2 = reference.moments(x, axis=axis)
-            return {"mean": mean, "m2": m2}
-        training = operation == "backward"
-        results = reference.backward(x, dy, h["scale"], h["mean"], h["var"], axis=axis, training=training)
-        return dict(zip(("dx", "dscale", "dbias"), results, strict=True))
-
-
-_PER_CHANNEL = ("scale", "bias", "mean", "var", "running_mean", "running_var")
 
 
 class Trials:
@@ -140,7 +67,7 @@ class Trials:
         self._right: set[tuple[Case, str, Plan]] = set()
 
     def _memory(self, dtype: str, cases: Sequence[Case]) -> tuple[cla.Array, cla.Array, cla.Array]:
-        size = max(math.prod(case.shape) for case in cases)
+        size = max(math.prod(case.shape) for case in cases) + GUARD
         rng = np.random.default_rng(0)
         x = rng.standard_normal(size).astype(dtype) + np.dtype(dtype).type(0.5)
         dy = rng.standard_normal(size).astype(dtype)
@@ -169,8 +96,7 @@ class Trials:
         key = (calls.case, operation)
         if key not in self._wanted:
             self._wanted[key] = calls.expected(operation, channels)
-        if operation != "moments":
-            self._fill(calls.out, math.nan)  # what is not written shows
+        calls.prepare()
         results = calls.run(operation)
         for name, wanted in self._wanted[key].items():
             host = results[name].get()
@@ -178,7 +104,10 @@ class Trials:
             unit = float(np.finfo(host.dtype).eps) * max(float(np.abs(wanted).max()), _size(calls, name))
             error = float(np.abs(got - wanted.reshape(got.shape)).max()) / unit
             if not error <= TOLERANCE:
-                raise WrongResult(f"{operation} of {calls.case}: {name} is off by {error:.3g} units in the last place")
+                fault = f"is off by {error:.3g} units in the last place" if error < math.inf else "is not finite"
+                raise WrongResult(f"{operation} of {calls.case}: {name} {fault}")
+        if not np.isnan(calls.guard.get()).all():
+            raise WrongResult(f"{operation} of {calls.case} writes beyond its result")
 
     def duel(self, incumbent: Choices, candidate: Choices, *, thorough: bool = False) -> dict[str, Any]:
         """Check the candidate, then time it against the incumbent: {"gain": times as fast, "timed": whether it was}.
@@ -195,7 +124,11 @@ class Trials:
         ]
         if not unlike:
             return {"gain": 1.0, "timed": False}
-        samples = [self._race(calls, operation, (incumbent, candidate), _FIRST_ROUNDS) for calls, operation in unlike]
+        samples: list[list[list[float]]] = []
+        for calls, operation in unlike:
+            samples.append(self._race(calls, operation, (incumbent, candidate), _FIRST_ROUNDS))
+            if len(samples) >= _FEW and (gain := _gain(samples, len(samples))) < _LOST:
+                return {"gain": gain, "timed": True}
         gain = _gain(samples, len(pairs))
         if gain > _HOPELESS:
             for (calls, operation), times in zip(unlike, samples, strict=True):
@@ -250,10 +183,6 @@ class Trials:
                 elif index == 0:
                     number = max(1, min(_MOST_CALLS, round(_BATCH_SECONDS / max(spent, 1e-9))))
         return times
-
-    def _fill(self, array: cla.Array, value: float) -> None:
-        memory: Any = array.base_data
-        cl.enqueue_fill_buffer(self.queue, memory, array.dtype.type(value), 0, array.nbytes)
 
     def _timed(self, call: Callable[[], object], number: int) -> float:
         start = time.perf_counter()

@@ -34,6 +34,7 @@ LAYERS = [
     "benchmark",
     "trialprocess",
     "trials",
+    "trialcalls",
     "gpuarray",
     "functional",
     "arguments",

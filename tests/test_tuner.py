@@ -15,8 +15,9 @@ import pytest
 from oclbn import device, functional, tuner
 from oclbn.errors import DeviceError
 from oclbn.plan import DeviceLimits, Tuning
+from oclbn.trialcalls import Case
 from oclbn.trialprocess import TrialProcess
-from oclbn.trials import Case, Trials, WrongResult
+from oclbn.trials import Trials, WrongResult
 from oclbn.tuner import Choices, Found, Tried, Verdict, candidates, choices_of, search, shapes_for
 from oclbn.tuning import using
 
@@ -255,9 +256,10 @@ def test_the_report_has_every_operation_on_every_shape(trials: Trials, start: Ch
 @pytest.mark.parametrize(
     ("function", "result", "named"),
     [
-        ("batch_norm_infer", None, "infer of .*: y is off by"),
-        ("batch_norm_train", 2, "train of .*: save_invstd is off by"),
-        ("batch_norm_backward", 1, "backward of .*: dscale is off by"),
+        ("batch_norm_infer", None, "infer of .*: y is (off by|not finite)"),
+        ("batch_norm_train", 0, "train of .*: y is (off by|not finite)"),
+        ("batch_norm_train", 2, "train of .*: save_invstd is (off by|not finite)"),
+        ("batch_norm_backward", 1, "backward of .*: dscale is (off by|not finite)"),
     ],
 )
 @pytest.mark.parametrize("fault", [np.nan, 0.5])
@@ -290,6 +292,21 @@ def test_what_is_not_written_is_noticed(
     monkeypatch.setattr(functional, "batch_norm_infer", lambda x, *args, out, **options: out)
     with pytest.raises(WrongResult, match="infer of"):
         Trials(queue, CASES).check(start)
+
+
+def test_what_is_written_beyond_is_noticed(
+    queue: cl.CommandQueue, start: Choices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Trials(queue, CASES)
+    right = functional.batch_norm_infer
+
+    def careless(*args: Any, **options: Any) -> Any:
+        trials.nasty[0].guard[5:6].fill(np.float32(0))
+        return right(*args, **options)
+
+    monkeypatch.setattr(functional, "batch_norm_infer", careless)
+    with pytest.raises(WrongResult, match="infer of 5x37x7x9 writes beyond its result"):
+        trials.check(start)
 
 
 def test_a_real_child_checks_and_times(queue: cl.CommandQueue, start: Choices) -> None:

@@ -74,7 +74,8 @@ def command(
     target = usertable.path() if output is None else output
     if not dry_run:
         _check_target(target)
-    given: Shapes = [(shape, _axis(axis, shape)) for shape in shapes] + [c for suite in suites for c in SUITES[suite]]
+    cases = [(shape, _axis(axis, shape)) for shape in shapes] + [case for suite in suites for case in SUITES[suite]]
+    given: Shapes = list(dict.fromkeys(cases))
     budget = seconds if seconds is not None else QUICK_SECONDS if quick else SECONDS
     reports: list[dict[str, Any]] = []
     for info in infos:
