@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyopencl as cl
+import pyopencl.array as cla
 import pytest
 from click.testing import CliRunner, Result
 
 import oclbn.device
-from oclbn import tuning, usertable
+from oclbn import functional, tuning, usertable
 from oclbn.cli import tune_run
 from oclbn.cli.group import oclbn as command
 from oclbn.trialprocess import Rejected, TrialProcess
@@ -101,7 +103,7 @@ def test_a_real_run(spec: str, table: Path) -> None:
     assert not table.exists()
 
 
-def test_what_is_gained_is_written_and_holds(spec: str, table: Path, believer: None) -> None:
+def test_what_is_gained_is_written_and_holds(queue: cl.CommandQueue, spec: str, table: Path, believer: None) -> None:
     result = run("--device", spec)
     assert result.exit_code == 0, result.output
     assert "100.0 % faster" in result.stdout
@@ -113,6 +115,7 @@ def test_what_is_gained_is_written_and_holds(spec: str, table: Path, believer: N
     assert (entry.device.name, entry.device.driver) == (info.name, info.driver)
     assert dict(entry.choices) == {"unroll": 2}
     assert tuning.tuning_for(*oclbn.device.tuning_names(info.device)).unroll == 2
+    assert "UNROLL=2" in functional.explain(cla.zeros(queue, (4, 8, 64), np.float32))
 
 
 def test_a_second_run_starts_from_the_first(spec: str, table: Path, believer: None) -> None:

@@ -63,7 +63,8 @@ def print_tuned(console: Console, tuned: Tuned, entry: Choices, written: Path | 
     for candidate, reason in rejected.items():
         if reason:
             console.print(Text(f"rejected {candidate}: {reason}", style="yellow"), soft_wrap=True)
-    counted = f"{len(tuned.tried)} candidates" + ("" if tuned.found.complete else ", then the time was over")
+    end = "" if tuned.found.complete else ", then the time was over" if tuned.rows else ", then interrupted"
+    counted = f"{len(tuned.tried)} candidates{end}"
     if not tuned.worthwhile:
         left = "with what was found no faster in the last timing" if changed else "with no candidate faster"
         console.print(Text(f"Nothing gained: the table was left as it was ({counted}, {left})"))
