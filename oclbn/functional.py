@@ -27,10 +27,9 @@ import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
 from . import arguments, program
-from .device import limits
+from .device import limits, tuning_names
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
 from .plan import OPERATIONS, Build, Launch, Plan, Tuning, plan
-from .pocl import mend_target
 from .tuning import tuning_for
 
 __all__ = ["batch_norm_backward", "batch_norm_infer", "batch_norm_train", "moments"]
@@ -366,7 +365,7 @@ def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: 
     """Layout, plan and kernels for these shapes and strides; without `out` the result will lie as _like makes it."""
     queue = _queue(x)
     device = queue.device
-    tuning = _tuning(device)
+    tuning = tuning_for(*tuning_names(device))
     strides = (x.strides, None if dy is None else dy.strides, None if out is None else out.strides)
     key = (operation, x.shape, strides, x.dtype, axis, queue.context.int_ptr, device.int_ptr, tuning)
     known: dict[Any, _Prepared] | None = getattr(_local, "prepared", None)
@@ -406,19 +405,6 @@ def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | No
 def _check_fp64(name: str, array: Array, queue: cl.CommandQueue) -> None:
     if array.dtype.itemsize == 8 and not limits(queue.device).fp64:
         raise DtypeError(f"{name} is {array.dtype}; {queue.device.name.strip()} computes in float32 only")
-
-
-def _tuning(device: cl.Device) -> Tuning:
-    names = _names.get(device.int_ptr)
-    if names is None:
-        platform = device.platform
-        target = mend_target(device) or ""  # the processor that POCL compiles for, if its own version string is wrong
-        named = f"{device.name} / {device.version} / {target}"
-        names = _names[device.int_ptr] = (platform.name, platform.version, named, limits(device).kind)
-    return tuning_for(*names)
-
-
-_names: dict[int, tuple[str, str, str, str]] = {}
 
 
 def _queue(x: Array) -> cl.CommandQueue:

@@ -275,7 +275,7 @@ def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> i
     along = 1 + (
         shape.channels // (shape.vec * shape.width)
         if problem.columns
-        else -(-problem.inner // (shape.vec * shape.width))
+        else -(-problem.inner // (shape.vec * shape.width)) * shape.channels
     )
     turns = _PASSES * -(-problem.outer // tall) * along
     return -(-turns // tuning.most_steps)
