@@ -1,45 +1,42 @@
-"""Timing against the device's own copy of the same tensor: in the same run, interleaved, medians.
+"""Timing against the device's own copy of the same tensor, and against peers: in the same run, interleaved, medians.
 
-Batch normalization moves bytes, so the copy of the tensor is the limit. Each round times every operation and every way
-to copy once, one after the other, each until the queue is empty; what is compared are medians over the rounds. Outputs
-are reused (out=), so that no allocation is timed; the host's work is.
+Batch normalization moves bytes, so the copy of the tensor is the limit. In each round everything that is compared has
+one turn, in shuffled order: a call that is not timed, so that nobody starts with another's data in the cache, then a
+few that are, each until the queue is empty. What is compared are medians over all rounds. The host's work is timed too.
+
+Outputs are "reused" (out=), "fresh" (allocated in each call and given back before the next, as without out=), or from a
+"pool" (pyopencl's MemoryPool as x's allocator); fresh ones are compared with a copy into fresh memory. Every result,
+oclbn's and the peers', is checked against the float64 reference before it is timed.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyopencl as cl
-import pyopencl.array as cla
 
-from . import functional
-from .errors import ParameterError
+from .device import limits
+from .errors import ParameterError, SizeError
+from .peers import checking, contract
+from .peers.process import Absent, PeerProcess
+from .suites import SUITES, Shape
+from .turns import Entry, interleave
+from .workload import EPSILON, FACTOR, Work
 
-Shape = tuple[int, ...]
+__all__ = ["OUTPUTS", "SUITES", "TENSORS", "Absence", "Comparison", "Row", "compare", "geometric_mean", "measure"]
 
-SUITES: dict[str, tuple[tuple[Shape, int], ...]] = {  # (shape, axis of the channels)
-    "resnet50": tuple(
-        ((32, channels, side, side), 1)
-        for channels, side in (
-            *((64, 112), (64, 56), (256, 56), (128, 56), (128, 28), (512, 28)),
-            *((256, 28), (256, 14), (1024, 14), (512, 14), (512, 7), (2048, 7)),
-        )
-    ),
-    "mlp": (((64, 64), 1), ((256, 1024), 1), ((1024, 4096), 1), ((65536, 64), 1), ((16384, 1024), 1)),
-    "channels-last": (((32, 56, 56, 256), 3), ((32, 28, 28, 512), 3), ((32, 14, 14, 1024), 3), ((32, 7, 7, 2048), 3)),
-    "extremes": (
-        *(((1, 3, 2048, 2048), 1), ((65536, 64), 1), ((2, 4097, 1, 1), 1)),
-        *(((256, 2048, 7, 7), 1), ((1, 1, 1 << 25), 1)),
-    ),
-}
-TENSORS = {"forward": 2, "backward": 3, "inference": 2}  # that memory has to see: read or written once each
-_SECONDS = 0.25  # aimed at per operation, where `rounds` leaves it open
+TENSORS = {"forward": 2, "backward": 3, "inference": 2, "both": 5}  # that memory has to see: read or written once each
+OUTPUTS = ("reused", "fresh", "pool")
+_OF_A_PEER = 6  # tensors that a peer's process may hold
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,16 @@ class Row:
 
     shape: Shape
     axis: int
-    operation: str  # "forward", "backward", "inference", or "copy ..." of some kind
+    operation: str  # "forward", "backward", "inference", "both" (forward, then backward), or "copy ..." of some kind
     median: float
     low: float  # 10th percentile
     high: float  # 90th percentile
     nbytes: int  # that memory has to see
     ratio: float  # median over the median of the fastest copy
     plan: str
+    who: str = "oclbn"  # or "copy", or a peer's name
+    outputs: str = "reused"
+    samples: int = 0
 
     @property
     def bandwidth(self) -> float:
@@ -62,69 +62,183 @@ class Row:
         return self.nbytes / self.median
 
 
-def measure(queue: cl.CommandQueue, shape: Shape, axis: int = 1, *, rounds: int | None = None) -> list[Row]:
-    """Time forward (training), backward and inference of a float32 tensor, and three ways to copy it.
+@dataclass(frozen=True)
+class Absence:
+    """Why a peer has no row for an operation on a shape; operation "" stands for all of them."""
 
-    shape: of the tensor, channels on `axis`. rounds: how often each is timed, at least 3; None: as many as fit into
-    about a quarter of a second each. Allocates three such tensors on queue's device. Returns one Row per operation,
-    copies first.
+    shape: Shape
+    axis: int
+    outputs: str
+    who: str
+    operation: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one run has found for one shape."""
+
+    rows: list[Row]
+    absences: list[Absence] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)  # of the peers that were there
+
+
+def measure(queue: cl.CommandQueue, shape: Shape, axis: int = 1, *, rounds: int | None = None) -> list[Row]:
+    """Time forward (training), backward, inference and both of a float32 tensor, and three ways to copy it.
+
+    As `compare` without peers, outputs reused. Returns one Row per operation, copies first.
+    """
+    return compare(queue, shape, axis, rounds=rounds).rows
+
+
+def compare(
+    queue: cl.CommandQueue,
+    shape: Shape,
+    axis: int = 1,
+    *,
+    rounds: int | None = None,
+    outputs: str = "reused",
+    operations: Sequence[str] = tuple(TENSORS),
+    peers: Sequence[PeerProcess] = (),
+) -> Comparison:
+    """Time operations on a float32 tensor, three ways to copy it, and the same operations by peers.
+
+    shape: of the tensor, channels on `axis`. rounds: turns of each, at least 3; None: as many as fit into about a
+    quarter of a second each, fewer for peers that are slow. outputs: one of OUTPUTS. operations: some of TENSORS.
+    peers: made for the same outputs; one that is missing, declines or fails is an Absence. Allocates four such tensors
+    on queue's device. SizeError: no room for them on the device or the machine. DeviceError: oclbn's results are wrong.
     """
     if rounds is not None and rounds < 3:
         raise ParameterError(f"rounds is {rounds}; at least 3 are wanted")
-    if not -len(shape) <= axis < len(shape):
-        raise ParameterError(f"axis is {axis}; shape {shape} has {len(shape)} dimensions")
-    calls, plans, nbytes = _calls(queue, shape, axis)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        _timed(queue, call)  # compiles, and touches the memory
-    once = sum(_timed(queue, call) for call in calls.values()) / len(calls)
-    for _ in range(rounds or min(200, max(9, round(_SECONDS / once)))):
-        for name, call in calls.items():
-            samples[name].append(_timed(queue, call))
-    medians = {name: statistics.median(times) for name, times in samples.items()}
-    best = min(median for name, median in medians.items() if name.startswith("copy"))
-    rows = []
-    for name, times in samples.items():
-        low, *_, high = statistics.quantiles(times, n=10)
-        moved = TENSORS.get(name, 2) * nbytes
-        rows.append(Row(shape, axis, name, medians[name], low, high, moved, medians[name] / best, plans.get(name, "")))
-    return rows
+    axis = checked_axis(shape, axis)
+    for name, given, known in (("outputs", (outputs,), OUTPUTS), ("operations", operations, tuple(TENSORS))):
+        if unknown := set(given) - set(known):
+            raise ParameterError(f"{name} has {min(unknown)!r}; some of {', '.join(known)} are wanted")
+    room = room_for(queue, shape)
+    values = contract.block(math.prod(shape))
+    work = Work(queue, shape, axis, outputs, values)
+    wanted = work.check(operations)
+    comparison = Comparison([])
+    entries = [*work.copies(), *work.operations(operations)]
+    try:
+        with tempfile.TemporaryDirectory(prefix="oclbn-bench-") as folder:
+            case = _Case(queue, shape, axis, outputs, operations, Path(folder), wanted, comparison)
+            np.save(case.block, values)
+            for number, peer in enumerate(peers):
+                if room is not None and number >= room:
+                    case.absent(peer.kind.name, "", "no memory for it beside the others: name it first or alone")
+                else:
+                    entries += case.entries(peer)
+            for who, reason in interleave(entries, rounds).items():
+                case.absent(who, "", reason)
+    finally:
+        for peer in peers:
+            peer.release()
+    comparison.rows.extend(_rows(entries, shape, axis, outputs))
+    return comparison
 
 
-def geometric_mean(values: list[float]) -> float:
+def geometric_mean(values: Sequence[float]) -> float:
     """exp of the mean of logarithms: how ratios are averaged."""
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
-def _timed(queue: cl.CommandQueue, call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    queue.finish()
-    return time.perf_counter() - start
+def checked_axis(shape: Shape, axis: int) -> int:
+    """`axis`, counted from the front. ParameterError: the shape has no such axis."""
+    if not -len(shape) <= axis < len(shape):
+        raise ParameterError(f"axis is {axis}; shape {shape} has {len(shape)} dimensions")
+    return axis % len(shape)
 
 
-def _calls(
-    queue: cl.CommandQueue, shape: Shape, axis: int
-) -> tuple[dict[str, Callable[[], object]], dict[str, str], int]:
-    rng = np.random.default_rng(0)
-    x = cla.to_device(queue, rng.standard_normal(shape, dtype=np.float32))
-    dy = cla.to_device(queue, rng.standard_normal(shape, dtype=np.float32))
-    out = cla.empty_like(x)
-    channels = shape[axis]
-    scale, bias, mean, var = (cla.to_device(queue, np.ones(channels, np.float32)) for _ in range(4))
-    _, save_mean, save_invstd = functional.batch_norm_train(x, scale, bias, None, None, axis=axis, out=out)
-    calls: dict[str, Callable[[], object]] = dict(_copies(queue, x, out))
-    calls["forward"] = lambda: functional.batch_norm_train(x, scale, bias, mean, var, axis=axis, out=out)
-    calls["backward"] = lambda: functional.batch_norm_backward(x, dy, scale, save_mean, save_invstd, axis=axis, out=out)
-    calls["inference"] = lambda: functional.batch_norm_infer(x, scale, bias, mean, var, axis=axis, out=out)
-    names = {"forward": "train", "backward": "backward", "inference": "infer"}
-    plans = {name: functional.explain(x, axis=axis, operation=inner) for name, inner in names.items()}
-    return calls, plans, x.nbytes
+def describe(device: cl.Device) -> dict[str, Any]:
+    """What a peer's process finds the device by: names of platform and device, the platform's version, an index."""
+    texts = {"platform": device.platform.name, "version": device.platform.version, "device": device.name}
+    index = device.platform.get_devices().index(device)
+    return {**{name: " ".join(text.split()) for name, text in texts.items()}, "index": index}
 
 
-def _copies(queue: cl.CommandQueue, x: cla.Array, y: cla.Array) -> Iterator[tuple[str, Callable[[], object]]]:
-    source: Any = x.base_data
-    target: Any = y.base_data
-    yield "copy command", lambda: cl.enqueue_copy(queue, target, source)
-    yield "copy kernel", lambda: functional.plain_copy(x, y)
-    yield "copy kernel, past the cache", lambda: functional.plain_copy(x, y, stream=True)
+def room_for(queue: cl.CommandQueue, shape: Shape) -> int | None:
+    """How many peers' processes have room for such a tensor beside ours; None where the system does not tell.
+
+    SizeError: we have none ourselves.
+    """
+    facts, nbytes = limits(queue.device), math.prod(shape) * 4
+    name = queue.device.name.strip()
+    if nbytes > facts.max_alloc_bytes:
+        raise SizeError(f"x needs {nbytes:,} bytes; {name} allocates at most {facts.max_alloc_bytes:,} at once")
+    if 4 * nbytes > facts.memory_bytes:
+        raise SizeError(f"four tensors need {4 * nbytes:,} bytes; {name} has {facts.memory_bytes:,}")
+    free = _free_bytes()
+    if free is None:
+        return None
+    ours = (
+        6 if facts.kind == "cpu" else 3
+    ) * nbytes  # what is made and checked on the host; a processor's device as well
+    if ours > free:
+        raise SizeError(f"the tensors and their check need {ours:,} bytes; the machine has {free:,} free")
+    return (free - ours) // (_OF_A_PEER * nbytes)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What the peers are asked about one shape."""
+
+    queue: cl.CommandQueue
+    shape: Shape
+    axis: int
+    outputs: str
+    operations: Sequence[str]
+    folder: Path
+    wanted: checking.Wanted
+    comparison: Comparison
+
+    @property
+    def block(self) -> Path:
+        return self.folder / "block.npy"
+
+    def absent(self, who: str, operation: str, reason: str) -> None:
+        absence = Absence(self.shape, self.axis, self.outputs, who, operation, reason)
+        self.comparison.absences.append(absence)
+
+    def entries(self, peer: PeerProcess) -> list[Entry]:
+        """Those of a peer's operations whose results are there and right; the others are absences."""
+        facts, name = limits(self.queue.device), peer.kind.name
+        threads = facts.compute_units if facts.kind == "cpu" else os.cpu_count() or 1
+        tensor = {"block": str(self.block), "shape": self.shape, "axis": self.axis, "threads": threads}
+        numbers = {"epsilon": EPSILON, "factor": FACTOR, "outputs": self.outputs}
+        try:
+            peer.load(**tensor, **numbers, device=describe(self.queue.device))
+        except Absent as absent:
+            self.absent(name, "", str(absent))
+            return []
+        self.comparison.versions[name] = peer.version
+        found = []
+        for operation in self.operations:
+            try:
+                once = peer.prepare(operation, self.wanted, self.folder)
+            except Absent as absent:
+                self.absent(name, operation, str(absent))
+            else:
+                found.append(Entry(name, operation, peer.turn(operation), once))
+        return found
+
+
+def _rows(entries: list[Entry], shape: Shape, axis: int, outputs: str) -> list[Row]:
+    medians = [statistics.median(entry.samples) for entry in entries]
+    best = min(median for entry, median in zip(entries, medians, strict=True) if entry.who == "copy")
+    rows = []
+    for entry, median in zip(entries, medians, strict=True):
+        low, *_, high = statistics.quantiles(entry.samples, n=10, method="inclusive")
+        nbytes = TENSORS.get(entry.operation, 2) * math.prod(shape) * 4
+        told = (entry.plan, entry.who, outputs, len(entry.samples))
+        rows.append(Row(shape, axis, entry.operation, median, low, high, nbytes, median / best, *told))
+    return rows
+
+
+def _free_bytes() -> int | None:
+    """Memory that programs could still get; None where the system does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,134 @@
+"""The process of one peer: reads requests, a JSON object a line, from standard input and answers in the same way.
+
+    python child.py PEER_FILE
+
+Requests, by "do": load (a case), prepare (an operation: calls it once), check (some channels of its results, into a file), time (seconds of so many calls), unload. An answer holds "declined" where the peer cannot do it, "error" where it
+failed. The process ends with its standard input. Whatever else is printed goes to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_HERE = Path(__file__).resolve().parent
+_PACKAGE = "oclbn_peers"
+
+
+class Server:
+    """Answers requests about the peer in one module."""
+
+    def __init__(self, file: Path) -> None:
+        contract, self.module = _load(file)
+        self.contract: Any = contract
+        self.peer: Any = None
+        self.case: Any = None
+        self.calls: dict[str, Any] = {}
+        self.first: dict[str, Any] = {}
+
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        values = np.load(request["block"])
+        shape, axis = tuple(request["shape"]), request["axis"]
+        self.case = self.contract.Case(
+            x=self.contract.tensor(values, shape, "x"),
+            dy=self.contract.tensor(values, shape, "dy"),
+            **self.contract.parameters(values, shape[axis]),
+            **{name: request[name] for name in ("axis", "epsilon", "factor", "threads", "outputs", "device")},
+        )
+        self.peer = self.module.Peer(self.case)
+        return {"version": self.peer.version}
+
+    def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        operation = request["operation"]
+        self.calls[operation] = call = self.peer.call(operation)
+        start = time.perf_counter()
+        self.first[operation] = call()
+        return {"seconds": time.perf_counter() - start}
+
+    def check(self, request: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        operation, channels = request["operation"], request["channels"]
+        found = self.peer.results(operation, self.first.pop(operation))
+        axes = {name: self.case.axis if name in ("y", "dx") else 0 for name in found}
+        np.savez(request["to"], **{name: np.take(array, channels, axis=axes[name]) for name, array in found.items()})
+        return {"names": sorted(found)}
+
+    def time(self, request: dict[str, Any]) -> dict[str, Any]:
+        call, seconds = self.calls[request["operation"]], []
+        held = call() if request["warm"] else None
+        for _ in range(request["calls"]):
+            start = time.perf_counter()
+            held = None  # giving back what was allocated costs the user as well
+            held = call()
+            seconds.append(time.perf_counter() - start)
+        del held
+        return {"seconds": seconds}
+
+    def unload(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.peer = self.case = None
+        self.calls.clear()
+        self.first.clear()
+        gc.collect()
+        return {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            does = {"load": self.load, "prepare": self.prepare, "check": self.check}
+            does |= {"time": self.time, "unload": self.unload}
+            answer: dict[str, Any] = does[request["do"]](request)
+        except self.contract.Declined as answer_no:
+            return {"declined": str(answer_no)}
+        except ModuleNotFoundError as missing:
+            return {"declined": f"{missing.name} is not installed for {sys.executable}", "missing": missing.name}
+        except Exception as error:
+            text = str(error).strip().splitlines() or [""]
+            return {"error": f"{type(error).__name__}: {text[0][:200]}"}
+        return answer
+
+
+def _load(file: Path) -> tuple[Any, Any]:
+    """contract.py and the peer, as a package of their own: oclbn need not be there, and nothing else is shadowed."""
+    package = importlib.util.module_from_spec(_spec(_PACKAGE, _HERE / "__init__.py", [str(_HERE)]))
+    sys.modules[_PACKAGE] = package
+    spec = _spec(f"{_PACKAGE}.{file.stem}", file, None)
+    module = importlib.util.module_from_spec(spec)
+    contract = importlib.import_module(f"{_PACKAGE}.contract")
+    spec.loader.exec_module(module)
+    return contract, module
+
+
+def _spec(name: str, file: Path, inside: list[str] | None) -> Any:
+    return importlib.util.spec_from_file_location(name, file, submodule_search_locations=inside)
+
+
+def _die_with_parent() -> None:
+    """Linux: be killed when the parent is, even while stopped; elsewhere the end of standard input has to do."""
+    if sys.platform == "linux":
+        parent_dies_signal = 1
+        ctypes.CDLL(None).prctl(parent_dies_signal, signal.SIGKILL)
+
+
+def main() -> None:
+    _die_with_parent()
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
+    with os.fdopen(os.dup(1), "w", buffering=1) as answers:
+        os.dup2(2, 1)
+        server = Server(Path(sys.argv[1]))
+        for line in sys.stdin:
+            print(json.dumps(server.answer(json.loads(line))), file=answers)
+
+
+if __name__ == "__main__":
+    main()
