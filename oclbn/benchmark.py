@@ -30,9 +30,20 @@ from .peers import checking, contract
 from .peers.process import Absent, PeerProcess
 from .suites import SUITES, Shape
 from .turns import Entry, interleave
-from .workload import EPSILON, FACTOR, Work
+from .workload import COPIES, EPSILON, FACTOR, Work
 
-__all__ = ["OUTPUTS", "SUITES", "TENSORS", "Absence", "Comparison", "Row", "compare", "geometric_mean", "measure"]
+__all__ = [
+    "COPIES",
+    "OUTPUTS",
+    "SUITES",
+    "TENSORS",
+    "Absence",
+    "Comparison",
+    "Row",
+    "compare",
+    "geometric_mean",
+    "measure",
+]
 
 TENSORS = {"forward": 2, "backward": 3, "inference": 2, "both": 5}  # that memory has to see: read or written once each
 OUTPUTS = ("reused", "fresh", "pool")
@@ -116,8 +127,11 @@ def compare(
             raise ParameterError(f"{name} has {min(unknown)!r}; some of {', '.join(known)} are wanted")
     room = room_for(queue, shape)
     values = contract.block(math.prod(shape))
-    work = Work(queue, shape, axis, outputs, values)
-    wanted = work.check(operations)
+    try:
+        work = Work(queue, shape, axis, outputs, values)
+        wanted = work.check(operations)
+    except cl.MemoryError as error:
+        raise SizeError(f"{queue.device.name.strip()} has no room for four tensors of {shape}: {error}") from error
     comparison = Comparison([])
     entries = [*work.copies(), *work.operations(operations)]
     try:

@@ -23,6 +23,7 @@ KINDS = {  # of each operation: what functional.explain calls its parts
     "inference": ("infer",),
     "both": ("train", "backward"),
 }
+COPIES = ("copy command", "copy kernel", "copy kernel, past the cache")
 _CHECKED = {  # the results, in the order in which the calls below return them
     "forward": ("y",),
     "backward": ("dx", "dscale", "dbias"),
@@ -118,11 +119,8 @@ class Work:
             functional.plain_copy(self.x, y, stream=stream)
             return y
 
-        return [
-            self._entry("copy", "copy command", command),
-            self._entry("copy", "copy kernel", lambda: kernel(False)),
-            self._entry("copy", "copy kernel, past the cache", lambda: kernel(True)),
-        ]
+        calls = (command, lambda: kernel(False), lambda: kernel(True))
+        return [self._entry("copy", name, call) for name, call in zip(COPIES, calls, strict=True)]
 
     def _target(self) -> cla.Array:
         target: cla.Array = cla.empty_like(self.x) if self._out is None else self._out
@@ -142,7 +140,7 @@ class Work:
             return seconds
 
         turn(1, False)  # compiles, and touches the memory
-        return Entry(who, operation, turn, turn(1, False)[0], plan)
+        return Entry(who, operation, turn, min(turn(2, False)), plan)
 
 
 def _memory(array: cla.Array) -> Any:

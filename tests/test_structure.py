@@ -31,6 +31,7 @@ LAYERS = [
     "parameters",
     "storage",
     "averaging",
+    "profiling",
     "benchmark",
     "trialprocess",
     "trials",

@@ -1,24 +1,28 @@
-"""`oclbn bench`: how far from the copy of the same tensor."""
+"""`oclbn bench`: how far from the copy of the same tensor, and from what else there is."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import asdict
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
-import rich.progress
+import pyopencl as cl
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress
 
-from oclbn import benchmark, device
-from oclbn.benchmark import SUITES, Row
-
-_BASELINES = {
-    "copy command": "command",
-    "copy kernel": "kernel",
-    "copy kernel, past the cache": "kernel, past the cache",
-}
+from oclbn import benchmark, device, profiling
+from oclbn.benchmark import OUTPUTS, SUITES, TENSORS
+from oclbn.cli import bench_report, plot
+from oclbn.cli.bench_report import Report
+from oclbn.errors import SizeError
+from oclbn.peers.process import PeerProcess, platform_library
+from oclbn.peers.registry import PEERS
+from oclbn.suites import Case, Shape
 
 
 class _Shape(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
@@ -34,69 +38,182 @@ class _Shape(click.ParamType):  # type: ignore[type-arg]  # generic in new versi
         return shape
 
 
-@click.command(name="bench")
+class _Names(click.ParamType):  # type: ignore[type-arg]
+    """Names of a few that are known, separated by commas."""
+
+    def __init__(self, known: Sequence[str], name: str) -> None:
+        self.known, self.name = tuple(known), name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip() for part in str(value).split(","))
+        for name in names:
+            if name not in self.known:
+                self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)
+        return names
+
+
+class _Picture(click.Path):
+    """A file whose suffix is a format that plots can have."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if path.suffix.lower().lstrip(".") not in plot.FORMATS:
+            self.fail(f"{str(path)!r} has to end in one of .{', .'.join(plot.FORMATS)}", param, ctx)
+        return path
+
+
+_WIDTH, _BUSY = 140, 0.7
+_KINDS = "\n".join(f"  {kind.name:<15}{kind.about}" for kind in PEERS.values())
+
+
+@click.command(
+    name="bench",
+    epilog=f"\b\nPeers for --against:\n{_KINDS}\n\n"
+    "A peer that is not installed, or does not do something, leaves a dash and a line that says why.",
+)
 @click.option("--device", "spec", metavar="SPEC", help="Device: P:D, a type, or part of a name.")
-@click.option("--suite", "suites", multiple=True, type=click.Choice(sorted(SUITES)), help="Shapes by name; repeatable.")
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    type=_Names(sorted(SUITES), "NAME"),
+    help=f"Shapes by name: {', '.join(SUITES)}.",
+)
 @click.option("--shape", "shapes", multiple=True, type=_Shape(), help="A shape of your own; repeatable.")
 @click.option("--axis", default=1, show_default=True, help="Axis of the channels, for --shape.")
 @click.option(
-    "--rounds", type=click.IntRange(min=3), help="Times each operation is timed; default: about 0.25 s of it."
+    "--operations",
+    type=_Names(tuple(TENSORS), "NAMES"),
+    default=",".join(TENSORS),
+    show_default=True,
+    help="Some of these; `both` is forward, then backward.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON, and nothing else.")
+@click.option(
+    "--outputs",
+    type=_Names(OUTPUTS, "NAMES"),
+    default="reused,fresh",
+    show_default=True,
+    help="Results in memory given with out=, in new memory at each call, or from a pyopencl MemoryPool (pool).",
+)
+@click.option(
+    "--against", multiple=True, type=_Names(tuple(PEERS), "PEERS"), help="Peers to time beside oclbn; see below."
+)
+@click.option(
+    "--peer-python",
+    envvar="OCLBN_PEER_PYTHON",
+    default=sys.executable,
+    metavar="PATH",
+    help="The Python that has the peers, if it is another one; also OCLBN_PEER_PYTHON.",
+)
+@click.option("--rounds", type=click.IntRange(min=3), help="Turns of each operation; default: about 0.25 s of it.")
+@click.option("--details", is_flag=True, help="A line for each time: quantiles, bytes, GB/s, samples.")
+@click.option("--profile", is_flag=True, help="The device's clock beside the host's, instead of comparing.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, and nothing else.")
+@click.option(
+    "--plot", "picture", type=_Picture(dir_okay=False), metavar="FILE", help="Draw it as well: .png, .svg or .pdf."
+)
 def command(
     spec: str | None,
-    suites: tuple[str, ...],
-    shapes: tuple[tuple[int, ...], ...],
+    suites: tuple[tuple[str, ...], ...],
+    shapes: tuple[Shape, ...],
     axis: int,
+    operations: tuple[str, ...],
+    outputs: tuple[str, ...],
+    against: tuple[tuple[str, ...], ...],
+    peer_python: str,
     rounds: int | None,
+    details: bool,
+    profile: bool,
     as_json: bool,
+    picture: Path | None,
 ) -> None:
-    """Time training, backward and inference against the fastest copy of the same tensor.
+    """Time batch normalization against the fastest copy of the same tensor, and against peers.
 
-    Everything is timed in the same run, interleaved; times are medians, from the call to the empty queue, and ratios
-    are to the fastest of the device's copy command and two copy kernels. Without --suite and --shape: the suite
-    resnet50.
+    Everything on a tensor is timed in the same run, in turns; times are medians, from the call to the empty queue, and
+    ratios are to the fastest of the device's copy command and two copy kernels. Outputs that are fresh are compared
+    with a copy into fresh memory. Peers run in processes of their own, which stand still while others are timed, on as
+    many threads as the device has compute units. All results are checked against float64 first. Without --suite and
+    --shape: the suite resnet50.
     """
+    if picture:
+        plot.require_matplotlib()
     info = device.select(spec)
     queue = device.queue_for(info)
-    cases = [(shape, axis) for shape in shapes]
-    for suite in suites or (() if shapes else ("resnet50",)):
+    cases = [(shape, benchmark.checked_axis(shape, axis)) for shape in shapes]
+    for suite in [name for names in suites for name in names] or ([] if shapes else ["resnet50"]):
         cases += SUITES[suite]
-    rows: list[Row] = []
-    quiet = Console(stderr=True)
-    for shape, where in rich.progress.track(
-        cases, "Timing", console=quiet, transient=True, disable=not quiet.is_terminal
-    ):
-        rows += benchmark.measure(queue, shape, where, rounds=rounds)
-    if as_json:
-        about = {
-            "device": info.name,
-            "platform": info.platform,
-            "version": info.platform_version,
-            "driver": info.driver,
-        }
-        click.echo(json.dumps([{**asdict(row), **about} for row in rows], indent=1))
+    cases = list(dict.fromkeys(cases))
+    if profile:
+        _profile(info, queue, cases, operations, as_json)
         return
-    console = Console()
-    console.print(f"{info.spec}  {info.name}, {info.platform}, driver {info.driver}", highlight=False)
-    console.print(_table(cases, rows))
-    console.print("ms; in brackets: over the fastest copy of the same tensor; @: channels' axis", style="dim")
+    names = tuple(dict.fromkeys(name for some in against for name in some))
+    _warn_of_others()
+    report = Report(info, cases, operations, outputs, names)
+    library = platform_library(queue.device.platform.int_ptr)
+    with contextlib.ExitStack() as processes, _progress(len(cases) * len(outputs)) as (say, done):
+        for kind in outputs:
+            peers = [PeerProcess(PEERS[name], kind, python=peer_python, library=library) for name in names]
+            for peer in peers:
+                processes.callback(peer.close)
+            for shape, where in cases:
+                say(f"{bench_report.label(shape, where)}, {kind}")
+                options: dict[str, Any] = {"rounds": rounds, "outputs": kind, "operations": operations}
+                try:
+                    report.add(benchmark.compare(queue, shape, where, peers=peers, **options))
+                except SizeError as error:
+                    report.skipped[shape, where, kind] = str(error)
+                done()
+            for peer in peers:
+                peer.close()
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=1))
+    else:
+        report.show(_console(), details)
+    if picture:
+        from oclbn.cli import bench_plot
+
+        picture.write_bytes(bench_plot.draw(report, picture.suffix.lower().lstrip(".")))
 
 
-def _table(cases: list[tuple[tuple[int, ...], int]], rows: list[Row]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("shape", "copy", "GB/s", *benchmark.TENSORS):
-        table.add_column(name, justify="left" if name == "shape" else "right", no_wrap=True)
-    ratios: dict[str, list[float]] = {name: [] for name in benchmark.TENSORS}
-    for shape, axis in cases:
-        mine = {row.operation: row for row in rows if (row.shape, row.axis) == (shape, axis)}
-        best = min((row for row in mine.values() if row.operation in _BASELINES), key=lambda row: row.median)
-        cells = [f"{best.median * 1e3:.3f}", f"{best.bandwidth / 1e9:.1f}"]
-        for name, found in ratios.items():
-            found.append(mine[name].ratio)
-            cells.append(f"{mine[name].median * 1e3:.2f} ({mine[name].ratio:.2f})")
-        where = "" if axis == 1 else f" @{axis}"
-        table.add_row("x".join(map(str, shape)) + where, *cells)
-    means = [f"({benchmark.geometric_mean(found):.2f})" for found in ratios.values()]
-    table.add_row("geometric mean", "", "", *means, style="bold")
-    return table
+def _profile(
+    info: device.DeviceInfo, queue: cl.CommandQueue, cases: list[Case], operations: tuple[str, ...], as_json: bool
+) -> None:
+    found: list[profiling.Profile] = []
+    skipped: dict[Case, str] = {}
+    with _progress(len(cases)) as (say, done):
+        for shape, axis in cases:
+            say(f"{bench_report.label(shape, axis)}, profile")
+            try:
+                found += profiling.profile(queue, shape, axis, operations=operations)
+            except SizeError as error:
+                skipped[shape, axis] = str(error)
+            done()
+    if as_json:
+        click.echo(json.dumps(bench_report.profile_as_json(info, found, skipped), indent=1))
+    else:
+        bench_report.show_profile(_console(), info, found, skipped)
+
+
+def _warn_of_others() -> None:
+    """On standard error, if other programs keep the processor busy: peers with threads of their own suffer first."""
+    with contextlib.suppress(OSError, AttributeError):  # no such number on this system
+        if (busy := os.getloadavg()[0]) > _BUSY:
+            click.echo(f"Note: other programs use {busy:.1f} cores; times are worth little while they do.", err=True)
+
+
+def _console() -> Console:
+    """Standard output, wide enough for every table: a terminal may break lines, but no digit is lost."""
+    console = Console(highlight=False)
+    console.width = max(console.width, _WIDTH)
+    return console
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """A bar on standard error, nothing where that is no terminal: functions to say what begins, and that it is done."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda text: progress.update(task, description=text), lambda: progress.advance(task)

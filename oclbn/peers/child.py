@@ -2,7 +2,8 @@
 
     python child.py PEER_FILE
 
-Requests, by "do": load (a case), prepare (an operation: calls it once), check (some channels of its results, into a file), time (seconds of so many calls), unload. An answer holds "declined" where the peer cannot do it, "error" where it
+Requests, by "do": load (a case), prepare (an operation: calls it once), check (some channels of its results, into a
+file), time (seconds of so many calls), unload. An answer holds "declined" where the peer cannot do it, "error" where it
 failed. The process ends with its standard input. Whatever else is printed goes to standard error.
 """
 

@@ -54,6 +54,7 @@ class PeerProcess:
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """The answer to a request of child.py. Absent: the peer declines, has failed or has died."""
         process = self._process or self._start(int(request.get("threads", 1)))
+        line: str | None
         assert process.stdin is not None
         self._signal("SIGCONT")
         try:
@@ -73,8 +74,8 @@ class PeerProcess:
         answer: dict[str, Any] = json.loads(line)
         if "missing" in answer:
             raise Absent(f"{answer['declined']}: pip install {self.kind.install}", gone=True)
-        if reason := answer.get("declined") or answer.get("error"):
-            raise Absent(reason)
+        if fault := answer.get("declined") or answer.get("error"):
+            raise Absent(fault)
         return answer
 
     def load(self, **case: Any) -> None:
@@ -98,7 +99,7 @@ class PeerProcess:
         with np.load(file) as found:
             if fault := wanted.fault(operation, dict(found)):
                 raise Absent(f"its results are wrong: {fault}")
-        return min([seconds, *self.turn(operation)(1, False)])
+        return min([seconds, *self.turn(operation)(2, False)])
 
     def turn(self, operation: str) -> Callable[[int, bool], list[float]]:
         """A function of a number of calls, and whether an untimed one comes before them: seconds of each call."""

@@ -1,8 +1,8 @@
 """tinygrad's OpenCL backend on the same device, compiled by its TinyJit.
 
 tinygrad takes the first platform that the OpenCL loader lists, and there a GPU before anything else; the parent shows
-it one platform (OCL_ICD_VENDORS), and what it then opens must be the device that was asked for. TinyJit keeps its results'
-memory from call to call, so that there are reused outputs only.
+it one platform (OCL_ICD_VENDORS), and what it then opens must be the device that was asked for. TinyJit keeps its
+results' memory from call to call, so that there are reused outputs only.
 """
 
 from __future__ import annotations

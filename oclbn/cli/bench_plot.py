@@ -1,0 +1,165 @@
+"""Pictures of `oclbn bench`: ratios to the copy, peers side by side, and bandwidths under the copy's."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from oclbn import __version__
+from oclbn.cli.bench_report import BARS, Report, label
+from oclbn.cli.plot import AFTER, BEFORE, require_matplotlib
+
+OPERATION_COLOURS = {"forward": BEFORE, "backward": AFTER, "inference": "#3c8d5a", "both": "#7a5195"}
+MARKERS = {"forward": "o", "backward": "s", "inference": "D", "both": "^"}
+PEER_COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
+PEER_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_ROW = 0.235  # inches for a shape
+_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000)
+
+
+def draw(report: Report, file_format: str) -> bytes:
+    """A picture: for each kind of outputs the shapes, one a line, and below them the bandwidths.
+
+    MissingExtraError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kinds = [outputs for outputs in report.outputs if any(row.outputs == outputs for row in report.rows)]
+    panels = 1 + (len(report.operations) if report.peers else 0)
+    heights = [1.5 + _ROW * len(report.cases) for _ in kinds] + [4.2]
+    figure = Figure(figsize=(max(11.0, 3.4 + 2.7 * panels), sum(heights) + 0.8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_title(report), fontsize=11)
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, outputs in zip(parts, kinds, strict=False):
+        _shapes(part, report, outputs, panels)
+    if kinds:
+        _bandwidths(parts[-1], report, kinds)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file_format)
+    return picture.getvalue()
+
+
+def _title(report: Report) -> str:
+    info = report.info
+    peers = "".join(f", {name} {version}" for name, version in report.versions.items())
+    return f"{info.name}, {info.platform}, driver {info.driver}\noclbn {__version__}{peers}"
+
+
+def _shapes(part: Any, report: Report, outputs: str, panels: int) -> None:
+    """Ratios to the copy, and beside them a panel of peers for each operation; the shapes are common to all."""
+    axes = part.subplots(1, panels, sharey=True, squeeze=False, width_ratios=[1.5] + [1.0] * (panels - 1))[0]
+    shown = [case for case in report.cases if report.best_copy(case, outputs)]
+    lines = range(len(shown))
+    axes[0].set_yticks(lines, [label(*case) for case in shown], fontsize=8)
+    axes[0].set_ylim(len(shown) - 0.4, -0.6)
+    for panel in axes:
+        panel.hlines(lines, 0, 1, transform=panel.get_yaxis_transform(), color="0.92", linewidth=0.8, zorder=0)
+        panel.set_xscale("log")
+        panel.spines[["left", "right", "top"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+        panel.tick_params(axis="x", labelsize=8)
+    _ratios(axes[0], report, outputs, shown)
+    for panel, operation in zip(axes[1:], report.operations, strict=False):
+        _peers(panel, report, outputs, operation, shown)
+    known: dict[str, Any] = {}
+    for panel in axes:
+        known |= {name: handle for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    handles = [known[name] for name in (*report.operations, *report.peers) if name in known]
+    part.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), fontsize=8, frameon=False)
+
+
+def _ratios(panel: Any, report: Report, outputs: str, shown: list[Any]) -> None:
+    values: list[float] = [1.0]
+    for operation in report.operations:
+        rows = [report.row(case, outputs, "oclbn", operation) for case in shown]
+        found = [(row.ratio, line) for line, row in enumerate(rows) if row is not None]
+        values += [ratio for ratio, _ in found]
+        style = {"color": OPERATION_COLOURS[operation], "marker": MARKERS[operation]}
+        panel.plot(*zip(*found, strict=True), linestyle="none", markersize=5.5, alpha=0.9, label=operation, **style)
+        if bar := BARS.get(operation):
+            panel.axvline(bar, color=OPERATION_COLOURS[operation], linewidth=1.0, linestyle="--", zorder=0)
+            values.append(bar)
+    panel.axvline(1.0, color="0.4", linewidth=1.0, zorder=0)
+    panel.set_title(f"outputs {outputs}: time over the copy's (dashed: what to reach)", fontsize=9)
+    _log_ticks(panel, values, (0.5, 0.7, 1, 1.25, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 300, 1000))
+
+
+def _peers(panel: Any, report: Report, outputs: str, operation: str, shown: list[Any]) -> None:
+    values: list[float] = [1.0]
+    for number, peer in enumerate(report.peers):
+        found = []
+        for line, case in enumerate(shown):
+            own, row = (report.row(case, outputs, who, operation) for who in ("oclbn", peer))
+            if own is not None and row is not None:
+                found.append((row.median / own.median, line))
+        if found:
+            values += [factor for factor, _ in found]
+            style = {
+                "color": PEER_COLOURS[number % len(PEER_COLOURS)],
+                "marker": PEER_MARKERS[number % len(PEER_MARKERS)],
+            }
+            panel.plot(*zip(*found, strict=True), linestyle="none", markersize=5, alpha=0.85, label=peer, **style)
+    panel.axvline(1.0, color="0.4", linewidth=1.0, zorder=0)
+    panel.set_title(f"{operation}: a peer's time over oclbn's", fontsize=9)
+    _log_ticks(panel, values, _TICKS)
+
+
+def _log_ticks(panel: Any, values: list[float], ticks: tuple[float, ...]) -> None:
+    """As many of the ticks as have room, between a little less and a little more than the values."""
+    from matplotlib.ticker import NullLocator
+
+    low, high = min(values) / 1.15, max(values) * 1.15
+    inside = [tick for tick in ticks if low <= tick <= high]
+    kept: list[float] = []
+    for tick in sorted(inside, key=lambda tick: tick != 1):  # 1 in any case
+        apart = (high / low) ** 0.13
+        if all(max(tick / other, other / tick) >= apart for other in kept):
+            kept.append(tick)
+    panel.set_xlim(low, high)
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xticks(sorted(kept), [f"{tick:g}" for tick in sorted(kept)])
+
+
+def _bandwidths(part: Any, report: Report, kinds: list[str]) -> None:
+    """Bandwidths of what memory has to see, against the tensor's size; the copy's is the ceiling."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axes = part.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for panel, outputs in zip(axes, kinds, strict=True):
+        copies = [report.best_copy(case, outputs) for case in report.cases]
+        ceiling: dict[float, float] = {}
+        for row in filter(None, copies):
+            ceiling[row.nbytes / 2] = max(row.bandwidth / 1e9, ceiling.get(row.nbytes / 2, 0.0))
+        panel.plot(
+            *zip(*sorted(ceiling.items()), strict=True), color="0.35", linewidth=1.2, marker=".", label="fastest copy"
+        )
+        for operation in report.operations:
+            rows = [report.row(case, outputs, "oclbn", operation) for case in report.cases]
+            points = [(c.nbytes / 2, row.bandwidth / 1e9) for c, row in zip(copies, rows, strict=True) if c and row]
+            style = {"color": OPERATION_COLOURS[operation], "marker": MARKERS[operation]}
+            panel.plot(
+                *zip(*points, strict=True), linestyle="none", markersize=5.5, alpha=0.85, label=operation, **style
+            )
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _size(size)))
+        panel.set_ylim(bottom=0)
+        panel.grid(color="0.92", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["right", "top"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+        panel.set_title(f"outputs {outputs}", fontsize=9)
+        panel.set_xlabel("size of the tensor", fontsize=9)
+    axes[0].set_ylabel("GB/s of what memory has to see", fontsize=9)
+    handles = axes[0].get_legend_handles_labels()[0]
+    part.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+
+
+def _size(nbytes: float) -> str:
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if nbytes >= 1 << power:
+            return f"{nbytes / (1 << power):g} {unit}"
+    return f"{nbytes:g} B"
