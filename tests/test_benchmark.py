@@ -6,75 +6,191 @@ import json
 
 import numpy as np
 import pyopencl as cl
-import pyopencl.array as cla
 import pytest
 from click.testing import CliRunner
 
-from oclbn import benchmark
+from oclbn import benchmark, profiling, turns, workload
+from oclbn.cli.bench_report import SCHEMA
 from oclbn.cli.group import oclbn
-from oclbn.errors import ParameterError
+from oclbn.errors import DeviceError, ParameterError, SizeError
+from oclbn.peers import contract
+from oclbn.peers.process import Absent
 
 
-@pytest.mark.parametrize("count", [1, 7, 64, 1000, 100_003])
+def work(queue: cl.CommandQueue, shape: tuple[int, ...], outputs: str, axis: int = 1) -> workload.Work:
+    return workload.Work(queue, shape, axis, outputs, contract.block(int(np.prod(shape))))
+
+
+@pytest.mark.parametrize("count", [2, 7, 64, 1000, 100_003])
 def test_every_copy_copies(queue: cl.CommandQueue, count: int) -> None:
-    host = np.random.default_rng(count).standard_normal(count, dtype=np.float32)
-    x = cla.to_device(queue, host)
-    names = []
-    for name, call in benchmark._copies(queue, x, y := cla.zeros_like(x)):
-        y.fill(np.float32(-1))
-        call()
-        np.testing.assert_array_equal(y.get(), host)
-        names.append(name)
-    assert len(names) == 3
+    made = work(queue, (2, count), "reused")
+    target = made._target()
+    seen = []
+    for entry in made.copies():
+        target.fill(np.float32(-1))
+        entry.turn(1, False)
+        np.testing.assert_array_equal(target.get(), made.x.get())
+        seen.append(entry.operation)
+    assert tuple(seen) == benchmark.COPIES
 
 
 def test_rows_say_everything(queue: cl.CommandQueue) -> None:
     rows = benchmark.measure(queue, (3, 4, 5, 6), rounds=4)
-    assert [row.operation for row in rows][-3:] == ["forward", "backward", "inference"]
-    copies = [row for row in rows if row.operation.startswith("copy")]
+    assert [row.operation for row in rows] == [*benchmark.COPIES, "forward", "backward", "inference", "both"]
+    copies = [row for row in rows if row.who == "copy"]
     best = min(row.median for row in copies)
     for row in rows:
         assert row.low <= row.median <= row.high
         assert row.ratio == row.median / best
         assert row.bandwidth == row.nbytes / row.median
-        assert bool(row.plan) is (row not in copies)
+        assert row.samples >= 4
+        assert bool(row.plan) is (row.who == "oclbn")
     assert {row.operation: row.nbytes for row in rows}["backward"] == 3 * 360 * 4
+    assert {row.operation: row.nbytes for row in rows}["both"] == 5 * 360 * 4
+
+
+@pytest.mark.parametrize("outputs", benchmark.OUTPUTS)
+def test_outputs_lie_where_they_should(queue: cl.CommandQueue, outputs: str) -> None:
+    made = work(queue, (4, 3, 5), outputs)
+    call = made.calls()["inference"]
+    (first,), (second,) = call(), call()
+    assert (first.base_data == second.base_data) is (outputs == "reused")
+    assert (first.allocator is not None) is (outputs == "pool")
+    rows = benchmark.compare(queue, (4, 3, 5), rounds=3, outputs=outputs, operations=("inference",)).rows
+    assert {row.outputs for row in rows} == {outputs}
+    assert [row.operation for row in rows if row.who == "oclbn"] == ["inference"]
+
+
+def test_wrong_results_are_not_timed(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = workload.functional.batch_norm_infer
+    monkeypatch.setattr(workload.functional, "batch_norm_infer", lambda *a, **k: right(*a, **k).fill(np.float32(7)))
+    with pytest.raises(DeviceError, match=r"inference of .* y is wrong"):
+        benchmark.measure(queue, (3, 4, 5), rounds=3)
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis", "rounds", "says"), [((3, 4), 1, 2, "rounds is 2"), ((3, 4), 2, 3, "axis is 2")]
+    ("shape", "axis", "options", "says"),
+    [
+        ((3, 4), 1, {"rounds": 2}, "rounds is 2"),
+        ((3, 4), 2, {}, "axis is 2"),
+        ((3, 4), 1, {"outputs": "lent"}, "'lent'; some of reused"),
+        ((3, 4), 1, {"operations": ("forward", "sideways")}, "'sideways'"),
+    ],
 )
 def test_what_cannot_be_measured(
-    queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, rounds: int, says: str
+    queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, options: dict[str, object], says: str
 ) -> None:
     with pytest.raises(ParameterError, match=says):
-        benchmark.measure(queue, shape, axis, rounds=rounds)
+        benchmark.compare(queue, shape, axis, **options)
+
+
+def test_too_large_is_said_before_anything_is_allocated(queue: cl.CommandQueue) -> None:
+    with pytest.raises(SizeError, match=r"allocates at most|has .* free|four tensors need"):
+        benchmark.measure(queue, (1 << 20, 1 << 20), rounds=3)
+
+
+def test_negative_axes_count_from_the_end(queue: cl.CommandQueue) -> None:
+    assert {row.axis for row in benchmark.measure(queue, (5, 3, 2), -1, rounds=3)} == {2}
 
 
 def test_geometric_mean() -> None:
     assert benchmark.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("suite", benchmark.SUITES)
-def test_suites_are_shapes(suite: str) -> None:
-    for shape, axis in benchmark.SUITES[suite]:
-        assert len(shape) > axis
-        assert all(size > 0 for size in shape)
+def test_everyone_has_a_turn_in_each_round() -> None:
+    turned: list[str] = []
+
+    def turn(who: str, once: float):  # type: ignore[no-untyped-def]
+        return lambda calls, warm: turned.append(who) or [once] * calls
+
+    entries = [turns.Entry(who, "forward", turn(who, 1e-3), 1e-3) for who in ("copy", "oclbn", "peer")]
+    assert turns.interleave(entries, 5) == {}
+    assert [sorted(turned[i : i + 3]) for i in range(0, 15, 3)] == [["copy", "oclbn", "peer"]] * 5
+    assert turned[:15] != ["copy", "oclbn", "peer"] * 5, "the order is shuffled"
+    assert {len(entry.samples) for entry in entries} == {5 * 10}  # 10 ms of calls in a turn
+
+
+def test_slow_peers_tire_and_failing_ones_go() -> None:
+    def fail(calls: int, warm: bool) -> list[float]:
+        raise Absent("it fell over")
+
+    entries = [
+        turns.Entry("oclbn", "forward", lambda calls, warm: [1e-3] * calls, 1e-3),
+        turns.Entry("slow", "forward", lambda calls, warm: [10.0] * calls, 10.0),
+        turns.Entry("broken", "forward", fail, 1e-3),
+        turns.Entry("broken", "backward", lambda calls, warm: [1e-3] * calls, 1e-3),
+    ]
+    assert turns.interleave(entries, None) == {"broken": "it fell over"}
+    assert [entry.who for entry in entries] == ["oclbn", "slow"], "the process held its other operation as well"
+    assert len(entries[0].samples) > len(entries[1].samples) >= 3
+
+
+@pytest.mark.parametrize("operation", benchmark.TENSORS)
+def test_device_times_are_parts_of_the_hosts(queue: cl.CommandQueue, operation: str) -> None:
+    (found,) = profiling.profile(queue, (8, 3, 40, 40), operations=(operation,))
+    assert found.operation == operation
+    assert found.wall > 0
+    assert found.plan
+    if found.device is not None:  # some drivers' events keep no time
+        assert found.last is not None
+        assert 0 <= found.last <= found.device
+
+
+# --- the command
+
+
+def run(*given: str) -> str:
+    result = CliRunner().invoke(oclbn, ["bench", *given])
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def test_the_command_prints_a_table(queue: cl.CommandQueue) -> None:
-    result = CliRunner().invoke(oclbn, ["bench", "--shape", "4,8,6,6", "--shape", "32,10", "--rounds", "3"])
-    assert result.exit_code == 0, result.output
-    assert "4x8x6x6" in result.stdout
-    assert "geometric mean" in result.stdout
+    printed = run("--shape", "4,8,6,6", "--shape", "32,10", "--rounds", "3")
+    assert "4x8x6x6" in printed
+    assert printed.count("geometric mean") == 2
+    assert "outputs reused" in printed
+    assert "outputs fresh" in printed
+
+
+def test_details_have_a_line_for_each_time(queue: cl.CommandQueue) -> None:
+    printed = run("--shape", "4,8,6,6", "--rounds", "3", "--outputs", "pool", "--details", "--operations", "both")
+    table = printed.partition("outputs pool\n")[2].partition("\n\n")[0].splitlines()
+    assert len(table) == 1 + len(benchmark.COPIES) + 1, "a heading, the copies, and the one operation"
+    assert "kernel, streaming" in printed
 
 
 def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
-    result = CliRunner().invoke(oclbn, ["bench", "--shape", "5,3,2", "--axis", "-1", "--rounds", "3", "--json"])
-    assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)
-    assert {row["operation"] for row in rows} > set(benchmark.TENSORS)
-    assert all(row["device"] and row["driver"] and row["shape"] == [5, 3, 2] for row in rows)
+    printed = json.loads(run("--shape", "5,3,2", "--axis", "-1", "--rounds", "3", "--json"))
+    assert set(printed) == {"schema", "device", "versions", "peers", "rows", "absences", "skipped"}
+    assert printed["schema"] == SCHEMA
+    assert set(printed["versions"]) == {"oclbn", "python", "pyopencl", "numpy"}
+    assert printed["device"]["driver"]
+    rows = printed["rows"]
+    assert {row["operation"] for row in rows} == {*benchmark.TENSORS, *benchmark.COPIES}
+    assert {row["outputs"] for row in rows} == {"reused", "fresh"}
+    assert all(row["shape"] == [5, 3, 2] and row["axis"] == 2 and row["bandwidth"] > 0 for row in rows)
+    assert all(row["plan"] for row in rows if row["who"] == "oclbn")
+
+
+def test_a_shape_that_has_no_room_is_one_line(queue: cl.CommandQueue) -> None:
+    printed = run("--shape", "4,8", "--shape", "1048576,1048576", "--rounds", "3", "--outputs", "reused")
+    assert "1048576x1048576, outputs reused, is left out: " in printed
+    assert "4x8 " in printed
+
+
+def test_the_command_profiles(queue: cl.CommandQueue) -> None:
+    printed = run("--shape", "4,8,6,6", "--profile", "--operations", "forward,inference")
+    assert "last launch" in printed
+    assert "infer" in printed
+    found = json.loads(run("--shape", "4,8,6,6", "--profile", "--json"))
+    assert [one["operation"] for one in found["profile"]] == list(benchmark.TENSORS)
+
+
+def test_help_names_suites_and_peers() -> None:
+    printed = run("--help")
+    for name in (*benchmark.SUITES, "onednn-blocked", "OCLBN_PEER_PYTHON"):
+        assert name in printed
 
 
 @pytest.mark.parametrize(
@@ -84,6 +200,9 @@ def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
         (["--shape", "4,x"], 2, "no list of numbers"),
         (["--suite", "vgg"], 2, "resnet50"),
         (["--rounds", "2"], 2, "x>=3"),
+        (["--against", "torch,caffe"], 2, "'caffe' is not one of torch, numpy"),
+        (["--outputs", "lent"], 2, "reused, fresh, pool"),
+        (["--plot", "bench.txt"], 2, ".png, .svg, .pdf"),
         (["--device", "no such device"], 1, "fits no device"),
         (["--shape", "4,5", "--axis", "3"], 1, "axis is 3"),
     ],

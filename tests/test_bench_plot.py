@@ -1,0 +1,74 @@
+"""The benchmark's pictures: files of their kind, whatever there is to draw. How they look is for eyes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyopencl as cl
+import pytest
+from click.testing import CliRunner
+
+from oclbn import benchmark, device
+from oclbn.cli import bench_plot
+from oclbn.cli.bench_report import Report
+from oclbn.cli.group import oclbn
+from oclbn.suites import SUITES, Case
+
+STARTS = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
+PEERS = ("one", "another")
+
+
+def report(queue: cl.CommandQueue, cases: tuple[Case, ...], outputs: tuple[str, ...], peers: tuple[str, ...]) -> Report:
+    """As if everything had been timed, but the peer "another", which only infers."""
+    made = Report(device.select(queue.device), list(cases), tuple(benchmark.TENSORS), outputs, peers)
+    for (shape, axis), kind in ((case, kind) for case in cases for kind in outputs):
+        size = math.prod(shape) * 4
+        told = [("copy", name, 2, 1e-3) for name in benchmark.COPIES]
+        told += [
+            (who, operation, tensors, 2e-3)
+            for operation, tensors in benchmark.TENSORS.items()
+            for who in ("oclbn", *peers)
+            if who != "another" or operation == "inference"
+        ]
+        rows = [
+            benchmark.Row(shape, axis, name, time, time, time, tensors * size, time / 1e-3, "", who, kind, 9)
+            for who, name, tensors, time in told
+        ]
+        made.add(benchmark.Comparison(rows, [], dict.fromkeys(peers, "1.0")))
+    return made
+
+
+@pytest.mark.parametrize("file_format", STARTS)
+def test_pictures_are_of_their_kind(queue: cl.CommandQueue, file_format: str) -> None:
+    picture = bench_plot.draw(report(queue, SUITES["resnet50"], ("reused", "fresh"), PEERS), file_format)
+    assert picture.startswith(STARTS[file_format])
+
+
+@pytest.mark.parametrize(
+    ("cases", "outputs", "peers"),
+    [
+        pytest.param(SUITES["resnet50"][:1], ("fresh",), (), id="one shape"),
+        pytest.param(SUITES["densenet"], ("reused",), PEERS, id="many shapes"),
+        pytest.param((), ("reused",), PEERS, id="nothing"),
+    ],
+)
+def test_few_or_many(
+    queue: cl.CommandQueue, cases: tuple[Case, ...], outputs: tuple[str, ...], peers: tuple[str, ...]
+) -> None:
+    assert bench_plot.draw(report(queue, cases, outputs, peers), "png").startswith(STARTS["png"])
+
+
+def test_every_shape_and_peer_is_named(queue: cl.CommandQueue) -> None:
+    """In an SVG, texts are drawn as shapes, with the text beside them as a comment."""
+    text = bench_plot.draw(report(queue, SUITES["channels-last"], ("reused",), PEERS), "svg").decode()
+    for name in ("32x56x56x256 @3", "one", "another", "forward", "fastest copy", "outputs reused"):
+        assert f"<!-- {name}" in text
+
+
+def test_the_command_draws(queue: cl.CommandQueue, tmp_path: Path) -> None:
+    file = tmp_path / "bench.PNG"
+    given = ["bench", "--shape", "4,6,5", "--rounds", "3", "--against", "numpy", "--plot", str(file)]
+    result = CliRunner().invoke(oclbn, given)
+    assert result.exit_code == 0, result.output
+    assert file.read_bytes().startswith(STARTS["png"])
