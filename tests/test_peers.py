@@ -94,6 +94,12 @@ def test_peers_without_room_are_named(
     assert "no memory" in reasons(found)["fake", ""]
 
 
+def test_pools_are_not_the_peers(queue: cl.CommandQueue, fake: PeerProcess) -> None:
+    found = benchmark.compare(queue, (6, 4), rounds=3, outputs="pool", peers=[fake])
+    assert "for oclbn alone" in reasons(found)["fake", ""]
+    assert {row.who for row in found.rows} == {"oclbn", "copy"}
+
+
 def test_a_python_that_is_none_is_a_reason() -> None:
     peer = PeerProcess(PEERS["numpy"], "fresh", python="/no/such/python")
     with pytest.raises(Absent, match=r"/no/such/python does not start: No such file"):
@@ -157,6 +163,32 @@ time.sleep(60)
     while state(pid) not in ("", "Z") and time.monotonic() < deadline:  # Z: where nobody collects orphans
         time.sleep(0.02)
     assert state(pid) in ("", "Z")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the peer's process")
+def test_ctrl_c_ends_the_command_and_its_peers(queue: cl.CommandQueue) -> None:
+    """The whole command, on a shape that is never done, until its peer is there."""
+    root = Path(__file__).resolve().parent.parent
+    device = (
+        f"{cl.get_platforms().index(queue.device.platform)}:{queue.device.platform.get_devices().index(queue.device)}"
+    )
+    given = ["--device", device, "--shape", "64,64", "--rounds", "100000000", "--against", "numpy"]
+    command = [sys.executable, "-m", "oclbn", "bench", *given]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=root, stdout=quiet, stderr=subprocess.PIPE, text=True) as parent:
+        try:
+            children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+            deadline = time.monotonic() + 60
+            while not (found := children.read_text().split()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert found, "no peer was started"
+            parent.send_signal(signal.SIGINT)
+            assert parent.stderr is not None
+            assert parent.stderr.read().endswith("Aborted!\n")
+            assert parent.wait(30) == 1
+        finally:
+            parent.kill()
+    assert [state(int(pid)) for pid in found] == [""] * len(found)
 
 
 def state(pid: int) -> str:

@@ -146,13 +146,13 @@ def _bandwidths(part: Any, report: Report, kinds: list[str]) -> None:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _size(size)))
-        panel.set_ylim(bottom=0)
         panel.grid(color="0.92", linewidth=0.8)
         panel.set_axisbelow(True)
         panel.spines[["right", "top"]].set_visible(False)
         panel.tick_params(labelsize=8)
         panel.set_title(f"outputs {outputs}", fontsize=9)
         panel.set_xlabel("size of the tensor", fontsize=9)
+    axes[0].set_ylim(bottom=0)  # common to all, and only now: it ends the scaling to what is drawn
     axes[0].set_ylabel("GB/s of what memory has to see", fontsize=9)
     handles = axes[0].get_legend_handles_labels()[0]
     part.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
