@@ -19,7 +19,7 @@ from oclbn.trialcalls import Case
 from oclbn.trialprocess import TrialProcess
 from oclbn.trials import Trials, WrongResult
 from oclbn.tuner import Choices, Found, Tried, Verdict, candidates, choices_of, search, shapes_for
-from oclbn.tuning import using
+from oclbn.tuning import tuning_for, using
 
 START: Choices = {"lanes": 1, "vec": 8, "unroll": 4}
 MOVES: list[tuple[str, tuner.Value]] = [
@@ -227,7 +227,7 @@ def trials(queue: cl.CommandQueue) -> Trials:
 
 @pytest.fixture
 def start(queue: cl.CommandQueue) -> Choices:
-    return choices_of(functional._tuning(queue.device))
+    return choices_of(tuning_for(*device.tuning_names(queue.device)))
 
 
 def test_the_choices_in_force_are_right(trials: Trials, start: Choices) -> None:
