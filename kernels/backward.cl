@@ -64,7 +64,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
 {
     SCRATCH(SumsC, scratch);
     Region g;
-    REGION_OF_GROUP(g);
+    REGION_OF_GROUP(g, GROUP);
     const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
@@ -97,7 +97,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
 {
     SCRATCH(SumsC, scratch);
     Region g;
-    REGION_OF_GROUP(g);
+    REGION_OF_GROUP(g, GROUP);
     SumsC sums[BLOCKS];
     CH mean[BLOCKS];
     EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
@@ -105,7 +105,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
                 dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel, &g, mean, sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
-        if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, &sums[u]);
+        if (g.leader) sums_write(partial, (int)(GROUP % slices), &g, u, channels, &sums[u]);
     }
 }
 
@@ -131,9 +131,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
     const ACC count, const ACC count_rest)
 {
     Region g;
-    REGION_OF_GROUP(g);
+    REGION_OF_GROUP(g, GROUP_BACK);
     CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
-    g.leader = g.leader && get_group_id(0) % slices == 0;
+    g.leader = g.leader && GROUP_BACK % slices == 0;
     EACH_BLOCK(u, &g) {
         mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
         SumsC sums;
@@ -168,7 +168,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
 {
     SCRATCH(SumsC, scratch);
     Region g;
-    REGION_OF_GROUP(g);
+    REGION_OF_GROUP(g, GROUP);
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
     CH mean[BLOCKS], gain[BLOCKS], nothing[BLOCKS];
@@ -181,7 +181,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
                 sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
-        if (g.leader) sums_write(partial, (int)(get_group_id(0) % slices), &g, u, channels, &sums[u]);
+        if (g.leader) sums_write(partial, (int)(GROUP % slices), &g, u, channels, &sums[u]);
     }
     region_normalize(slope, dy_row, dy_channel, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g,
                      nothing, gain, nothing);

@@ -37,7 +37,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
 {
     SCRATCH(MomentsC, scratch);
     Region g;
-    REGION_OF_GROUP(g);
+    REGION_OF_GROUP(g, GROUP);
     const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
     MomentsC set[BLOCKS];
     CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
@@ -77,9 +77,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const int guard)
 {
     Region g;
-    REGION_OF_GROUP(g);
+    REGION_OF_GROUP(g, GROUP_BACK);
     CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
-    g.leader = g.leader && get_group_id(0) % slices == 0;
+    g.leader = g.leader && GROUP_BACK % slices == 0;
     EACH_BLOCK(u, &g) {
         MomentsC set;
         moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
@@ -110,7 +110,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
     const ACC epsilon)
 {
     Region g;
-    REGION_OF_GROUP(g);
+    REGION_OF_GROUP(g, GROUP);
     CH centre[BLOCKS], gain[BLOCKS], shift[BLOCKS];
     EACH_BLOCK(u, &g) {
         centre[u] = channel_load(mean, mean_start, &g, u, 0);

@@ -16,9 +16,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial
     const int share)
 {
     SCRATCH(MomentsC, scratch);
-    const int slice = (int)(get_group_id(0) % slices);
+    const int slice = (int)(GROUP % slices);
     Region g;
-    REGION_OF_GROUP(g);
+    REGION_OF_GROUP(g, GROUP);
     MomentsC set[BLOCKS];
     region_moments(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, &g, set);
     EACH_BLOCK(u, &g) {

@@ -44,7 +44,10 @@ class Layout:
 
     def problem(self, itemsize: int) -> Problem:
         """What the planner is asked."""
-        adjacent = not self.columns and all(channel == self.inner for _, channel in self.strides)
+        if self.columns:
+            adjacent = all(row == self.channels for row, _ in self.strides)
+        else:
+            adjacent = all(channel == self.inner for _, channel in self.strides)
         return Problem(self.outer, self.channels, self.inner, itemsize, self.columns, adjacent)
 
 

@@ -19,14 +19,16 @@ _MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
 _MOST_WIDTH_DOWN_COLUMNS = 64  # work-items across channels: enough for whole cache lines
 _LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and merging than they balance
 _SMALL = 1 << 17  # bytes of a tensor that is done sooner by one launch than shared out by two
+_LEAST_ROWS_PER_SLICE = 128  # and per slice that is merged: merging a row of results takes as long as some rows
 _MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
 _LEAST_TOGETHER = 16  # where short rows allow: a run of memory is worth more than the nearest cache
 _SHORT_ROW = 1024  # bytes
 _LEAST_RUN_ROWS = 8  # fewer rows are not worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
-_LEAST_RUN = 128  # bytes of a row that columns should read at once
+_LEAST_RUN = 1024  # bytes of a row that columns should read at once
 _MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
+_MOST_ADDITIONS_TO_A_STRIP = 32  # the same there, of sums over as many rows as are taken at once
 _MOST_ADDITIONS_DOWN = 256  # the same down columns, where sums have two levels (SHORT in columns.clh)
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
 _NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
@@ -77,7 +79,7 @@ class Problem:
     inner: int
     itemsize: int  # 4 or 8 bytes per element
     columns: bool  # channels lie side by side: inner is 1
-    adjacent: bool = False  # a channel's row is followed by the next channel's, without a gap, in every array
+    adjacent: bool = False  # in every array rows follow each other without a gap: the next channel's; columns: the next
 
     @property
     def count(self) -> int:
@@ -205,6 +207,9 @@ def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: 
     shape = _group_shape(problem, device, tuning)
     wanted = -(-device.compute_units * tuning.groups_per_unit // shape.blocks)
     useful = max(1, problem.slice_bytes * shape.channels // _LEAST_SLICE_BYTES)
+    if problem.columns and shape.lanes == 1:
+        few = -(-device.compute_units // shape.blocks)
+        useful = min(useful, max(few, math.isqrt(problem.outer // _LEAST_ROWS_PER_SLICE) // few * few))
     needed = max(-(-problem.count // _MOST_SLICE_ELEMENTS), _slices_for_steps(problem, tuning, shape))
     slices = max(min(wanted, useful, _MOST_SLICES), needed)
     if tuning.variant == "split":
@@ -233,6 +238,7 @@ class _GroupShape:
     channels: int  # that one group handles
     blocks: int  # groups that all channels need
     run: int = 0  # most elements of a run, where short rows are walked as one
+    fold: int = 1  # rows that make up a strip, where channels lie side by side
 
 
 def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool = False) -> _GroupShape:
@@ -240,19 +246,18 @@ def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: b
     widest = max(1, tuning.vec * 4 // problem.itemsize)
     per_lane = _NUMBERS_PER_LANE * problem.itemsize * (widest if problem.columns else 1)
     lanes = min(tuning.lanes, _floor_power(device.max_group))
-    run = 0
+    run, fold = 0, 1
     if lanes > 1:
         lanes = min(lanes, _floor_power(device.local_bytes // per_lane))
-    if problem.columns:
+    if problem.columns and lanes > 1:
         vec = min(widest, _floor_power(problem.channels))
-        if lanes > 1:
-            width = min(lanes, _MOST_WIDTH_DOWN_COLUMNS, _ceil_power(-(-problem.channels // (vec * tuning.blocks))))
-            channels = vec * tuning.blocks * width
-        else:
-            width = 1
-            channels = _columns_together(problem, tuning, vec, near)
-        most = tuning.blocks if lanes > 1 else _MOST_TOGETHER
-        blocks_per_item = 1 if channels == vec * width else most
+        width = min(lanes, _MOST_WIDTH_DOWN_COLUMNS, _ceil_power(-(-problem.channels // (vec * tuning.blocks))))
+        channels = vec * tuning.blocks * width
+        blocks_per_item = tuning.blocks
+    elif problem.columns:
+        width = 1
+        vec, fold, channels = _strip_down(problem, tuning, widest, near)
+        blocks_per_item = _strip_length(problem, tuning, widest) // vec
     elif together := _run_together(problem, device, tuning, widest, near) if lanes == 1 else 0:
         vec, width, channels = widest, 1, together
         blocks_per_item = -(-_MOST_TOGETHER // vec)
@@ -264,7 +269,7 @@ def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: b
         channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near)
         blocks_per_item = 1 if channels == 1 else _MOST_TOGETHER
         width = min(lanes, _ceil_power(problem.inner // vec))
-    return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels), run)
+    return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels), run, fold)
 
 
 def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> int:
@@ -281,12 +286,29 @@ def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> i
     return -(-turns // tuning.most_steps)
 
 
-def _columns_together(problem: Problem, tuning: Tuning, vec: int, near: bool) -> int:
-    """How many neighbouring channels one work-item walks down at once: the wider, the longer its runs of memory."""
-    most = _MOST_TOGETHER * vec
+def _strip_length(problem: Problem, tuning: Tuning, vec: int) -> int:
+    """Most elements of a strip: a whole number of vectors."""
+    return max(tuning.run_bytes // problem.itemsize // vec, 1) * vec if tuning.run_bytes else _MOST_TOGETHER * vec
+
+
+def _strip_down(problem: Problem, tuning: Tuning, widest: int, near: bool) -> tuple[int, int, int]:
+    """One work-item down columns (kernels/sheets.clh): its vector, rows that make up a strip, channels of a group."""
+    longest = _strip_length(problem, tuning, widest)
+    fold = min(longest // problem.channels, problem.outer // _LEAST_RUN_ROWS) if problem.adjacent else 0
+    if fold > 1:
+        return min(widest, _floor_power(problem.channels * fold)), fold, problem.channels
+    vec = min(widest, _floor_power(problem.channels))
+    most = longest // vec * vec
     if near:
         most = min(most, max(1, tuning.near_bytes // (problem.slice_bytes * vec)) * vec)
-    return min(most, -(-problem.channels // vec) * vec)
+    if most >= problem.channels:
+        return vec, 1, problem.channels
+    while True:
+        for channels in range(most, 0, -vec):
+            last = problem.channels % channels
+            if last == 0 or last >= vec:  # the last group's strip holds a vector as well
+                return vec, 1, channels
+        vec //= 2
 
 
 def _run_together(problem: Problem, device: DeviceLimits, tuning: Tuning, vec: int, near: bool) -> int:
@@ -340,7 +362,9 @@ def _assemble(
     }
     if shape.run:
         defines |= {"RUN": shape.run, "FETCH": int(tuning.fetch)}
-    elif not problem.columns:
+    elif problem.columns:
+        defines["FETCH"] = int(tuning.fetch and shape.channels < problem.channels)  # else strips follow each other
+    else:
         defines["FETCH"] = int(tuning.fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
@@ -357,7 +381,7 @@ def _assemble(
 
 def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arrays: int) -> Geometry:
     """Cut a channel into about `slices` slices: by rows where there are enough of them, else within rows too."""
-    slice_rows = -(-problem.outer // slices)
+    slice_rows = -(-problem.outer // (slices * shape.fold)) * shape.fold
     row_slices = -(-problem.outer // slice_rows)
     column_slices, slice_columns = 1, problem.inner
     vectors = problem.inner // shape.vec
@@ -376,8 +400,9 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
         )  # additions, with the row's tail
         most_rows = max(1, _MOST_ADDITIONS // per_row) * tall
     chunk_columns = slice_columns
-    if shape.run:
-        chunk_rows = _MOST_ADDITIONS
+    if shape.run or (problem.columns and shape.lanes == 1):
+        chunk_rows = _MOST_ADDITIONS_TO_A_STRIP * tuning.unroll * shape.fold
+        chunk_columns = shape.fold if problem.columns else slice_columns
     elif problem.columns or slice_columns * shape.channels <= elements:
         least = 1 if problem.columns else -(-_LEAST_CHUNK_VECTORS * shape.vec // slice_columns)
         chunk_rows = max(tall, elements // (shape.channels * slice_columns), least)
