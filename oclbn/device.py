@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
+from pathlib import Path
 
 import pyopencl as cl
 
@@ -104,17 +106,32 @@ def _one_line(text: str) -> str:
 def limits(device: cl.Device) -> DeviceLimits:
     """What the planner needs to know of a device: sizes in bytes, counts; read once per device."""
     extensions = device.extensions.split()
+    kind = classify(device.type, device.name, device.platform.name)[0]
+    cache_bytes = device.global_mem_cache_size
+    if kind == "cpu":
+        cache_bytes = max(cache_bytes, _host_cache_bytes())  # some drivers name a core's own cache
     return DeviceLimits(
-        kind=classify(device.type, device.name, device.platform.name)[0],
+        kind=kind,
         compute_units=device.max_compute_units,
         max_group=device.max_work_group_size,
         local_bytes=device.local_mem_size,
-        cache_bytes=device.global_mem_cache_size,
+        cache_bytes=cache_bytes,
         memory_bytes=device.global_mem_size,
         max_alloc_bytes=device.max_mem_alloc_size,
         fp64="cl_khr_fp64" in extensions or _double_config(device) != 0,
         fp16="cl_khr_fp16" in extensions,
     )
+
+
+@functools.cache
+def _host_cache_bytes(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """The largest cache of the processor that this runs on, where Linux tells; else 0."""
+    sizes = [0]
+    for path in caches.glob("index*/size"):
+        size = re.fullmatch(r"(\d+)([KMG]?)", path.read_text(encoding="ascii").strip())
+        if size is not None:
+            sizes.append(int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]])
+    return max(sizes)
 
 
 @functools.cache

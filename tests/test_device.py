@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,3 +227,14 @@ info = select(part)
 print(info.spec == whole.spec, info.device == part, info.limits.compute_units)
 """
     assert python(script, OCLBN_DEVICE=chosen.spec).split() == ["True", "True", "1"]
+
+
+def test_the_largest_cache_is_read_off_the_host(tmp_path: Path) -> None:
+    for index, size in enumerate(("48K", "32M", "2048K")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
+    assert oclbn.device._host_cache_bytes(tmp_path) == 32 << 20
+    (tmp_path / "index1" / "size").write_text("unknown")
+    oclbn.device._host_cache_bytes.cache_clear()
+    assert oclbn.device._host_cache_bytes(tmp_path) == 2 << 20
+    assert oclbn.device._host_cache_bytes(tmp_path / "nowhere") == 0
