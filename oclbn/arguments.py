@@ -29,6 +29,7 @@ from .errors import (
 from .plan import Problem
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
 _OVERLAP_WORK = 100_000  # steps that NumPy may spend on proving that interleaved views are disjoint
 
 
@@ -127,7 +128,12 @@ def number(name: str, value: Any, low: float, high: float) -> float:
 
 def epsilon_of(value: Any, x: Array) -> float:
     """`value` as an epsilon that x's dtype can hold."""
-    return number("epsilon", value, 0.0, float(np.finfo(x.dtype).max))
+    return number("epsilon", value, 0.0, _LARGEST[x.dtype])
+
+
+def finite(name: str, value: Any, x: Array) -> float:
+    """`value` as a number that x's dtype can hold."""
+    return number(name, value, -_LARGEST[x.dtype], _LARGEST[x.dtype])
 
 
 def layout(x: Array, axis: int, others: dict[str, tuple[int, ...]]) -> Layout:
@@ -222,16 +228,19 @@ def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
 
     ReadOnlyError and OverlapError otherwise.
     """
-    seen: list[tuple[str, Array, int | None]] = [(name, a, _root(a)[0]) for name, a in reads.items()]
+    seen: list[tuple[str, Array]] = list(reads.items())
+    memories = [_root(a)[0] for _, a in seen]
     for name, a in writes.items():
         writable(name, a)
         memory = _root(a)[0]
-        for other_name, other, other_memory in seen:
-            if memory == other_memory and shares_memory(a, other):
-                raise OverlapError(
-                    f"{name} overlaps {other_name} in memory; {name} is written, so an array of its own is wanted"
-                )
-        seen.append((name, a, memory))
+        if memory in memories:
+            for (other_name, other), other_memory in zip(seen, memories, strict=True):
+                if memory == other_memory and shares_memory(a, other):
+                    raise OverlapError(
+                        f"{name} overlaps {other_name} in memory; {name} is written, so an array of its own is wanted"
+                    )
+        seen.append((name, a))
+        memories.append(memory)
 
 
 def same_elements(a: Array, b: Array) -> bool:
@@ -245,10 +254,23 @@ def shares_memory(a: Array, b: Array) -> bool:
     (a_memory, a_offset), (b_memory, b_offset) = _root(a), _root(b)
     if a_memory is None or a_memory != b_memory:
         return False
+    a_low, a_high = _reach(a.shape, a.strides, a.dtype.itemsize)
+    b_low, b_high = _reach(b.shape, b.strides, b.dtype.itemsize)
+    if a_offset + a_high <= b_offset + b_low or b_offset + b_high <= a_offset + a_low:
+        return False
     try:
         return bool(np.shares_memory(_shadow(a, a_offset), _shadow(b, b_offset), max_work=_OVERLAP_WORK))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
+
+
+@functools.lru_cache(maxsize=4096)
+def _reach(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """First byte of an array and the one behind its last, counted from where its first element begins."""
+    if 0 in shape:
+        return 0, 0
+    ends = [(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]
+    return sum(end for end in ends if end < 0), sum(end for end in ends if end > 0) + itemsize
 
 
 class _Shadow:
@@ -297,7 +319,7 @@ def flat_pair(name: str, value: Any, other_name: str, other: Any) -> None:
 
 
 def _same_context(name: str, a: Array, x: Array) -> None:
-    if a.context != x.context:
+    if a.context is not x.context and a.context != x.context:
         raise ContextError(
             f"{name} belongs to context {a.context}; x belongs to {x.context}, and one context is wanted"
         )
@@ -310,11 +332,16 @@ def _dense(name: str, a: Array) -> None:
 
 def _aligned(name: str, a: Array) -> None:
     itemsize = a.dtype.itemsize
-    if a.offset % itemsize or any(stride % itemsize for stride in a.strides):
+    if a.offset % itemsize or not _are_multiples(a.strides, itemsize):
         raise LayoutError(
             f"{name} has offset {a.offset} and strides {a.strides} bytes; multiples of {itemsize} are wanted "
             f"for {a.dtype}"
         )
+
+
+@functools.lru_cache(maxsize=4096)
+def _are_multiples(strides: tuple[int, ...], itemsize: int) -> bool:
+    return not any(stride % itemsize for stride in strides)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -16,10 +16,13 @@ Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; docs/design.md tells
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import functools
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -32,13 +35,16 @@ from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeEr
 from .plan import OPERATIONS, Build, Launch, Plan, Tuning, plan
 from .tuning import tuning_for
 
-__all__ = ["batch_norm_backward", "batch_norm_infer", "batch_norm_train", "moments"]
+__all__ = ["batch_norm_backward", "batch_norm_infer", "batch_norm_train", "moments", "recording"]
 
 _ACCUMULATE_GROUPS = 256  # per compute unit: parameters are small, and few work-items are many enough
 _COPY_GROUPS = 64  # per compute unit: enough to share the work evenly, few enough to cost nothing
 _MOST_PREPARED = 2048  # shapes remembered per thread
 _BACKWARD = ("backward", "constant")
 _local = threading.local()
+_recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = contextvars.ContextVar(
+    "oclbn_recorders", default=()
+)
 
 
 def batch_norm_train(
@@ -245,9 +251,8 @@ def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: floa
     """
     arguments.flat_pair("into", into, "new", new)
     arguments.exclusive({"into": into}, {} if arguments.same_elements(into, new) else {"new": new})
-    most = float(np.finfo(into.dtype).max)
-    scale = arguments.number("scale", scale, -most, most)
-    momentum = arguments.number("momentum", momentum, -most, most)
+    scale = arguments.finite("scale", scale, into)
+    momentum = arguments.finite("momentum", momentum, into)
     queue = into.queue or new.queue
     if queue is None:
         raise ContextError("neither into nor new has a queue; give one of them a queue with with_queue(queue)")
@@ -260,6 +265,7 @@ def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: floa
     memory: tuple[Any, ...] = (into.base_data, _start(into), new.base_data, _start(new))
     wait_for = _events(into, queue) + _events(new, queue)
     event = kernel(queue, (groups,), (1,), *memory, into.size, scale, momentum, wait_for=wait_for)
+    _record("accumulate", event)
     _note(event, queue, (into,), (into, new))
 
 
@@ -279,6 +285,7 @@ def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
     memory: tuple[Any, ...] = (x.base_data, y.base_data)
     wait_for = _events(x, queue) + _events(y, queue)
     event = kernel(queue, (-(-x.size // piece) * lanes,), (lanes,), *memory, x.size, piece, wait_for=wait_for)
+    _record("copy", event)
     _note(event, queue, (y,), (x, y))
 
 
@@ -293,47 +300,69 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
     return str(_prepare(operation, x, axis, x if operation in _BACKWARD else None).plan)
 
 
-class _Step:
-    """One launch: a kernel of its own, whose arguments are set once and then only where a call changes them.
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[str, cl.Event]]]:
+    """Within the block, the name of each kernel that oclbn enqueues and its event go into a list, in order.
 
-    Buffers are set anew by every call: the driver need not keep them alive, and another may get a dead one's address.
+    Holds for the current thread or task; blocks may be nested, and the outer list gets the inner block's launches too.
+    Events tell times where the queue was made with PROFILING_ENABLE.
+
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
+    >>> with recording() as launches:
+    ...     _ = batch_norm_train(x, None, None, None, None)
+    >>> [name for name, event in launches]
+    ['train_resident']
     """
+    launches: list[tuple[str, cl.Event]] = []
+    token = _recorders.set((*_recorders.get(), launches))
+    try:
+        yield launches
+    finally:
+        _recorders.reset(token)
 
-    def __init__(self, launch: Launch, context: cl.Context, constants: Mapping[str, Any]) -> None:
+
+def _record(kernel: str, event: cl.Event) -> None:
+    for launches in _recorders.get():
+        launches.append((kernel, event))
+
+
+class _Step:
+    """One launch, by a kernel of its own, so that arguments stay set from call to call."""
+
+    def __init__(self, launch: Launch, context: cl.Context) -> None:
+        self.name = launch.kernel
         self.kernel = program.new_kernel(context, launch.build, launch.kernel)
         self.global_size = (launch.groups * launch.lanes,)
         self.local_size = (launch.lanes,)
-        self._buffers: list[tuple[int, str]] = []
-        self._numbers: list[tuple[int, str, Callable[[Any], Any]]] = []
-        self._last: dict[str, Any] = {}
-        for index, (name, kind) in enumerate(program.arguments(launch.build, launch.kernel)):
-            if kind is None:
-                self._buffers.append((index, name))
-            elif name in constants:
-                self.kernel.set_arg(index, kind(constants[name]))
-            else:
-                self._numbers.append((index, name, kind))
+        arguments = program.arguments(launch.build, launch.kernel)
+        self._arguments = [name for name, _ in arguments]
+        self._buffers = [(index, name) for index, (name, kind) in enumerate(arguments) if kind is None]
 
-    def enqueue(self, queue: cl.CommandQueue, values: Mapping[str, Any], wait_for: list[cl.Event]) -> cl.Event:
-        """Enqueue with the buffers and numbers in `values`."""
-        kernel, last = self.kernel, self._last
+    def set_all(self, values: Mapping[str, Any]) -> None:
+        """Set every argument, by name."""
+        self.kernel.set_args(*[values[name] for name in self._arguments])
+
+    def set_buffers(self, memory: Mapping[str, Any]) -> None:
+        """Set the buffers anew: the driver need not keep them alive, and another may get a dead one's address."""
+        set_argument = self.kernel.set_arg
         for index, name in self._buffers:
-            kernel.set_arg(index, values[name])
-        for index, name, kind in self._numbers:
-            value = values[name]
-            if last.get(name) != value:
-                last.pop(name, None)  # should setting it fail
-                kernel.set_arg(index, kind(value))
-                last[name] = value
-        return cl.enqueue_nd_range_kernel(queue, kernel, self.global_size, self.local_size, wait_for=wait_for)
+            set_argument(index, memory[name])
+
+    def enqueue(self, queue: cl.CommandQueue, wait_for: list[cl.Event]) -> cl.Event:
+        """Enqueue with the arguments that are set."""
+        event = cl.enqueue_nd_range_kernel(queue, self.kernel, self.global_size, self.local_size, wait_for=wait_for)
+        _record(self.name, event)
+        return event
 
 
-@dataclass(frozen=True)
 class _Prepared:
     """Everything about a call that its shapes decide; made once per shape and thread."""
 
-    plan: Plan
-    steps: tuple[_Step, ...]
+    def __init__(self, plan: Plan, context: cl.Context, constants: Mapping[str, Any]) -> None:
+        self.plan = plan
+        self._steps = tuple(_Step(launch, context) for launch in plan.launches)
+        self._constants = constants
+        self._numbers: tuple[Any, ...] | None = None  # that the kernels have: most calls repeat those before them
 
     def run(
         self,
@@ -342,21 +371,30 @@ class _Prepared:
         numbers: dict[str, Any],
         written: Iterable[Array | None],
     ) -> None:
+        """Enqueue all launches on x's queue, with arrays and numbers by the names that the kernels give them."""
         queue = _queue(x)
-        values = numbers
+        memory: dict[str, Any] = {}
+        starts: list[int] = []
         wait_for: list[cl.Event] = []
         for name, array in arrays.items():
-            if array is None:
-                values[name] = None
-                values[name + "_start"] = 0
-            else:
-                values[name] = array.base_data
-                values[name + "_start"] = array.offset // array.dtype.itemsize
-                wait_for += _events(array, queue)
+            memory[name] = None if array is None else array.base_data
+            starts.append(0 if array is None else _start(array))
+            if array is not None:
+                wait_for += array.events if array.queue is queue else _events(array, queue)
         if self.plan.scratch:
-            values["partial"] = _scratch(x, self.plan.scratch)
-        for step in self.steps:
-            event = step.enqueue(queue, values, wait_for)
+            memory["partial"] = _scratch(x, self.plan.scratch)
+        changing = (*starts, *numbers.values())
+        if changing == self._numbers:
+            for step in self._steps:
+                step.set_buffers(memory)
+        else:
+            self._numbers = None  # should setting them fail
+            named = {f"{name}_start": start for name, start in zip(arrays, starts, strict=True)}
+            for step in self._steps:
+                step.set_all({**self._constants, **memory, **named, **numbers})
+            self._numbers = changing
+        for step in self._steps:
+            event = step.enqueue(queue, wait_for)
             wait_for = [event]
         _note(event, queue, written, arrays.values())
 
@@ -399,7 +437,7 @@ def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | No
         numbers[f"{inside}_row"] = row
         numbers[f"{inside}_channel"] = channel
     context = _queue(x).context
-    return _Prepared(planned, tuple(_Step(launch, context, numbers) for launch in planned.launches))
+    return _Prepared(planned, context, numbers)
 
 
 def _check_fp64(name: str, array: Array, queue: cl.CommandQueue) -> None:
@@ -420,7 +458,8 @@ def _start(array: Array) -> int:
 
 def _count(x: Array, axis: int) -> int:
     """Values per channel."""
-    return math.prod(x.shape[:axis] + x.shape[axis + 1 :])
+    channels = x.shape[axis]
+    return x.size // channels if channels else math.prod(x.shape[:axis] + x.shape[axis + 1 :])
 
 
 def _given(x: Array, axis: int, **values: Array | None) -> dict[str, Array]:
@@ -431,22 +470,29 @@ def _given(x: Array, axis: int, **values: Array | None) -> dict[str, Array]:
 def _like(x: Array) -> Array:
     """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps."""
     made: Array
-    if x.flags.c_contiguous:
+    strides = arguments.dense_strides(x)
+    if strides == x.strides:
         made = _allocated(x, x.size, empty_like, x)
     else:
-        strides = arguments.dense_strides(x)
         made = _allocated(x, x.size, Array, x.queue, x.shape, x.dtype, strides=strides, allocator=x.allocator)
     return made
 
 
 def _per_channel_results(x: Array, axis: int, scale: Array | None) -> tuple[Array, Array]:
     """Two uninitialised arrays of one number per channel."""
-    if scale is not None and scale.queue is x.queue and scale.allocator is x.allocator and scale.offset == 0:
-        # a tenth of what the constructor takes
-        return _allocated(x, scale.size, empty_like, scale), _allocated(x, scale.size, empty_like, scale)
-    shape = (x.shape[axis],) if scale is None else scale.shape
-    one, other = (_allocated(x, x.shape[axis], Array, x.queue, shape, x.dtype, allocator=x.allocator) for _ in range(2))
+    size, model = x.shape[axis], scale
+    if model is None or model.allocator is not x.allocator or model.offset:
+        shape = (size,) if scale is None else scale.shape
+        model = _allocated(x, size, _model, x.context, shape, x.dtype)
+    # an eighth of what the constructor takes
+    one, other = (_allocated(x, size, empty_like, model, queue=x.queue, allocator=x.allocator) for _ in range(2))
     return one, other
+
+
+@functools.lru_cache(maxsize=64)
+def _model(context: cl.Context, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array to make others like."""
+    return Array(context, shape, dtype)
 
 
 def _scratch(x: Array, size: int) -> Any:
@@ -502,14 +548,15 @@ def _note(
     What was written waits for it alone, as it comes after all that the array waited for before. What was only read
     waits for it as well where the queue would not see to that: out of order, and for arrays of other queues.
     """
-    ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
     changed = [array for array in written if array is not None]
     for array in changed:
         array.events[:] = (event,)
-    if ordered and all(array is None or array.queue is queue for array in touched):
+    ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+    elsewhere = [array for array in touched if array is not None and array.queue is not queue]
+    if ordered and not elsewhere:
         return
     read = [array for array in touched if array is not None and not any(array is other for other in changed)]
-    foreign = [array for array in (*changed, *read) if array.queue is not queue and array.queue != queue]
+    foreign = [array for array in elsewhere if array.queue != queue]
     if foreign:
         queue.flush()
     for array in read:

@@ -42,16 +42,17 @@ def kernel(context: cl.Context, build: Build, name: str) -> cl.Kernel:
     found = kernels.get(key)
     if found is None:
         found = kernels[key] = new_kernel(context, build, name)
-        found.set_arg_types([kind for _, kind in arguments(build, name)])
     return found
 
 
 def new_kernel(context: cl.Context, build: Build, name: str) -> cl.Kernel:
-    """Kernel `name` of `build` in `context`, its arguments the caller's own to set, by one thread.
+    """Kernel `name` of `build` in `context`, its argument types set, its arguments the caller's own, by one thread.
 
     Compiles on first use. Raises BuildError where the driver refuses the program.
     """
-    return cl.Kernel(program(context, build), name)
+    made = cl.Kernel(program(context, build), name)
+    made.set_arg_types([kind for _, kind in arguments(build, name)])
+    return made
 
 
 @functools.cache
