@@ -30,6 +30,7 @@ from .plan import Problem
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
+_READ_ONLY, _PARENT = cl.mem_flags.READ_ONLY, cl.mem_info.ASSOCIATED_MEMOBJECT
 _OVERLAP_WORK = 100_000  # steps that NumPy may spend on proving that interleaved views are disjoint
 
 
@@ -204,7 +205,7 @@ def _pairs(rows: tuple[int, ...], channels: tuple[int, ...]) -> tuple[tuple[int,
 
 def writable(name: str, a: Array) -> None:
     """ReadOnlyError where a kernel must not write into `a`, or would write one element twice."""
-    if isinstance(a.base_data, cl.MemoryObjectHolder) and a.base_data.flags & cl.mem_flags.READ_ONLY:
+    if isinstance(a.base_data, cl.MemoryObjectHolder) and a.base_data.flags & _READ_ONLY:
         raise ReadOnlyError(f"{name} lies in a buffer made with READ_ONLY; one that kernels may write is wanted")
     if _meets_itself(a.shape, a.strides, a.dtype.itemsize):
         raise ReadOnlyError(
@@ -228,19 +229,19 @@ def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
 
     ReadOnlyError and OverlapError otherwise.
     """
-    seen: list[tuple[str, Array]] = list(reads.items())
-    memories = [_root(a)[0] for _, a in seen]
+    seen = dict(reads)
+    memories = {_root(a)[0] for a in reads.values()}
     for name, a in writes.items():
         writable(name, a)
         memory = _root(a)[0]
-        if memory in memories:
-            for (other_name, other), other_memory in zip(seen, memories, strict=True):
-                if memory == other_memory and shares_memory(a, other):
+        if memory in memories:  # seldom, so that pairs need not be looked at
+            for other_name, other in seen.items():
+                if shares_memory(a, other):
                     raise OverlapError(
                         f"{name} overlaps {other_name} in memory; {name} is written, so an array of its own is wanted"
                     )
-        seen.append((name, a))
-        memories.append(memory)
+        seen[name] = a
+        memories.add(memory)
 
 
 def same_elements(a: Array, b: Array) -> bool:
@@ -297,7 +298,7 @@ def _root(a: Array) -> tuple[int | None, int]:
         return None, 0
     if not isinstance(data, cl.MemoryObjectHolder):
         return int(data.svm_ptr), a.offset
-    parent: Any = data.get_info(cl.mem_info.ASSOCIATED_MEMOBJECT)
+    parent: Any = data.get_info(_PARENT)
     if parent is None:
         return data.int_ptr, a.offset
     offset: Any = data.get_info(cl.mem_info.OFFSET)

@@ -21,7 +21,7 @@ import contextvars
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -369,7 +369,7 @@ class _Prepared:
         x: Array,
         arrays: dict[str, Array | None],
         numbers: dict[str, Any],
-        written: Iterable[Array | None],
+        written: Sequence[Array | None],
     ) -> None:
         """Enqueue all launches on x's queue, with arrays and numbers by the names that the kernels give them."""
         queue = _queue(x)
@@ -541,21 +541,21 @@ def _events(array: Array, queue: cl.CommandQueue) -> list[cl.Event]:
 
 
 def _note(
-    event: cl.Event, queue: cl.CommandQueue, written: Iterable[Array | None], touched: Iterable[Array | None]
+    event: cl.Event, queue: cl.CommandQueue, written: Sequence[Array | None], touched: Iterable[Array | None]
 ) -> None:
     """Make `event` what the arrays wait for.
 
     What was written waits for it alone, as it comes after all that the array waited for before. What was only read
     waits for it as well where the queue would not see to that: out of order, and for arrays of other queues.
     """
-    changed = [array for array in written if array is not None]
-    for array in changed:
-        array.events[:] = (event,)
+    for array in written:
+        if array is not None:
+            array.events[:] = (event,)
     ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
     elsewhere = [array for array in touched if array is not None and array.queue is not queue]
     if ordered and not elsewhere:
         return
-    read = [array for array in touched if array is not None and not any(array is other for other in changed)]
+    read = [array for array in touched if array is not None and not any(array is other for other in written)]
     foreign = [array for array in elsewhere if array.queue != queue]
     if foreign:
         queue.flush()

@@ -11,12 +11,21 @@ from typing import Any
 
 import pyopencl as cl
 
+from . import functional
 from .benchmark import TENSORS, checked_axis, room_for
 from .peers import contract
 from .suites import Shape
 from .workload import Work
 
 _CALLS = 15
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One launch of a kernel, and its time on the device: median, in seconds; None where the driver keeps none."""
+
+    kernel: str
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Profile:
     operation: str
     wall: float  # on the host, from the call to the empty queue
     device: float | None  # on the device, all launches and the gaps between them; None: its driver keeps no time
-    last: float | None  # on the device, the last launch alone
+    launches: tuple[Launched, ...]  # in order
     plan: str
 
 
@@ -49,14 +58,19 @@ def profile(
         call()  # compiles
         timed.finish()
         samples = [_sample(timed, call) for _ in range(_CALLS)]
-        wall, device, last = (statistics.median(column) for column in zip(*samples, strict=True))
+        wall, device = (statistics.median(column) for column in zip(*(times for times, _ in samples), strict=True))
         kept = device > 0
-        times = {"wall": wall, "device": device if kept else None, "last": last if kept else None}
-        found.append(Profile(shape, axis, operation, **times, plan=work.plan(operation)))
+        launches = []
+        for column in zip(*(launches for _, launches in samples), strict=True):
+            seconds = statistics.median(seconds for _, seconds in column)
+            launches.append(Launched(column[0][0], seconds if kept else None))
+        plan = work.plan(operation)
+        found.append(Profile(shape, axis, operation, wall, device if kept else None, tuple(launches), plan))
     return found
 
 
-def _sample(queue: cl.CommandQueue, call: Callable[[], Any]) -> tuple[float, float, float]:
+def _sample(queue: cl.CommandQueue, call: Callable[[], Any]) -> tuple[tuple[float, float], list[tuple[str, float]]]:
+    """Seconds on the host and on the device, and those of each launch by its kernel's name."""
     start = time.perf_counter()
     call()
     queue.finish()
@@ -64,9 +78,12 @@ def _sample(queue: cl.CommandQueue, call: Callable[[], Any]) -> tuple[float, flo
     # Held back until all of it is enqueued, so that the device never waits for the host.
     gate = cl.UserEvent(queue.context)
     opened = cl.enqueue_marker(queue, wait_for=[gate])
-    results = call()
+    with functional.recording() as launches:
+        held = call()  # until all of it is done: what is let go of may be handed out again
     queue.flush()
     gate.set_status(cl.command_execution_status.COMPLETE)
     queue.finish()
-    last = results[-1].events[-1].profile
-    return wall, (last.end - opened.profile.end) * 1e-9, (last.end - last.start) * 1e-9
+    del held
+    times = [(kernel, event.profile) for kernel, event in launches]
+    device = (times[-1][1].end - opened.profile.end) * 1e-9
+    return (wall, device), [(kernel, (ran.end - ran.start) * 1e-9) for kernel, ran in times]

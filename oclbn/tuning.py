@@ -44,7 +44,8 @@ def tuning_for(platform: str, version: str, device: str, kind: str, driver: str 
     `device` is its name, or "name / version / ..." where more is known; driver: its version, "" where it is not known.
     Raises ParameterError, which names file and key, where the user's table cannot be used.
     """
-    return _overridden(_stored(platform, version, device, kind, driver), _overrides.get())
+    stored, overrides = _stored(platform, version, device, kind, driver), _overrides.get()
+    return _overridden(stored, overrides) if overrides else stored
 
 
 def shipped_for(platform: str, version: str, device: str, kind: str) -> Tuning:
@@ -80,7 +81,7 @@ def forget() -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _overridden(tuning: Tuning, overrides: tuple[tuple[str, Any], ...]) -> Tuning:
-    return replace(tuning, **dict(overrides)) if overrides else tuning
+    return replace(tuning, **dict(overrides))
 
 
 @functools.cache

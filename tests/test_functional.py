@@ -500,6 +500,23 @@ def test_slices_of_the_batch(queue: cl.CommandQueue) -> None:
     assert all_bits(batch_norm_train(part, None, None, None, None)) == all_bits(expected)
 
 
+def test_calls_of_one_shape_keep_to_their_own_numbers(queue: cl.CommandQueue) -> None:
+    """The kernels of a shape keep their arguments from call to call."""
+    host = make((4, 3, 5), 1)
+    x = put(queue, host.x)
+    pool = put(queue, np.concatenate([np.zeros(2, np.float32), host.scale, host.bias]))
+    scale, bias, moved_scale, moved_bias = put(queue, host.scale), put(queue, host.bias), pool[2:5], pool[5:8]
+    first = all_bits(batch_norm_train(x, scale, bias, None, None, epsilon=1e-3))
+    second = all_bits(batch_norm_train(x, bias, scale, None, None, epsilon=0.5))
+    assert first != second
+    for _ in range(2):
+        assert all_bits(batch_norm_train(x, scale, bias, None, None, epsilon=1e-3)) == first
+        assert all_bits(batch_norm_train(x, moved_scale, moved_bias, None, None, epsilon=1e-3)) == first
+        assert all_bits(batch_norm_train(x, moved_bias, moved_scale, None, None, epsilon=0.5)) == second
+        assert all_bits(batch_norm_train(x, bias, scale, None, None, epsilon=0.5)) == second
+        assert all_bits(batch_norm_train(x, None, None, None, None, epsilon=0.5)) != second
+
+
 def test_per_channel_slices_of_one_array(queue: cl.CommandQueue) -> None:
     """All parameters of a layer in one buffer, as a trainer may keep them."""
     host = make((6, 5, 7), 1)

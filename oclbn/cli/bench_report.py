@@ -233,23 +233,23 @@ def profile_as_json(info: DeviceInfo, found: Sequence[Profile], skipped: dict[Ca
 def show_profile(console: Console, info: DeviceInfo, found: Sequence[Profile], skipped: dict[Case, str]) -> None:
     """Print the device's times beside the host's."""
     _heading(console, info)
-    table = _table("shape", "operation", "host", "device", "other", "last launch", "kernels", left=2)
-    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    table = _table("shape", "operation", "host", "device", "other", "kernel", "its time", left=2)
+    table.columns[-2].justify = "left"
     shown = None
     for one in found:
         device = (_ms(one.device), _ms(one.wall - one.device)) if one.device is not None else ("-", "-")
-        last = _ms(one.last) if one.last is not None else "-"
         first = "" if (one.shape, one.axis) == shown else label(one.shape, one.axis)
         shown = (one.shape, one.axis)
-        table.add_row(first, one.operation, _ms(one.wall), *device, last, _kernels(one.plan))
+        whole = [first, one.operation, _ms(one.wall), *device]
+        for launched in one.launches:
+            table.add_row(*whole, launched.kernel, "-" if launched.seconds is None else _ms(launched.seconds))
+            whole = [""] * len(whole)
     console.print(table)
-    console.print("ms, medians; other: host's work, enqueueing and waking up; outputs reused", style="dim")
+    console.print(
+        "ms, medians; device: kernels and what is between them; other: the host, enqueueing, waking up; outputs reused",
+        style="dim",
+    )
     if any(one.device is None for one in found):
         console.print("-: the events of this driver keep no time")
     for line in _skipped({(shape, axis, "reused"): why for (shape, axis), why in skipped.items()}):
         console.print(Text(line))
-
-
-def _kernels(plan: str) -> str:
-    """The launches that a plan's text names: what stands in brackets, up to the first semicolon."""
-    return ", ".join(part.partition("(")[2].partition(";")[0] for part in plan.split("); "))
