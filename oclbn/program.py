@@ -1,14 +1,17 @@
 """From a Build and a context to kernels that are ready to be enqueued.
 
 Programs are kept per context and Build, kernels per thread as well, because setting an argument changes a kernel. A
-build that fails raises BuildError with the compiler's words and the lines that they speak of.
+build that fails raises BuildError with the compiler's words and the lines that they speak of. Each build is a record at
+level INFO of the logger oclbn.program, whose attribute `seconds` says how long it took.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import threading
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,7 @@ OPTIONS = ("-cl-std=CL1.2",)
 _PLACE = re.compile(r"([^\s:]+):(\d+)(?::\d+)?:")  # "forward.cl:14:3:", wherever it stands in a line about an error
 _CONTEXT_LINES = 2
 
+_log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _programs: dict[tuple[int, Build], cl.Program] = {}  # a program keeps its context alive, so addresses stay unique
 _local = threading.local()
@@ -82,13 +86,17 @@ def _header(build: Build) -> str:
 def _compile(context: cl.Context, build: Build) -> cl.Program:
     for device in context.devices:
         pocl.mend_target(device)
+    start = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # remarks of a build that succeeded
             built: cl.Program = cl.Program(context, text_of(build)).build(list(OPTIONS))
-            return built
     except cl.Error as error:
         raise BuildError(_explain(build, context, str(error))) from error
+    seconds = time.perf_counter() - start
+    chosen = " ".join(f"{name}={value}" for name, value in build.defines)
+    _log.info("built %s with %s in %.3f s", build.source, chosen, seconds, extra={"seconds": seconds})
+    return built
 
 
 def _explain(build: Build, context: cl.Context, log: str) -> str:

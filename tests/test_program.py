@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
@@ -17,6 +18,24 @@ ACCUMULATE = Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 1)))
 
 def test_a_program_is_built_once_per_context(queue: cl.CommandQueue) -> None:
     assert program.program(queue.context, ACCUMULATE) is program.program(queue.context, ACCUMULATE)
+
+
+def test_a_build_is_a_record_of_the_log(queue: cl.CommandQueue, caplog: pytest.LogCaptureFixture) -> None:
+    new = Build("accumulate.cl", (*ACCUMULATE.defines, ("LOGGED", 1)))
+    with caplog.at_level(logging.INFO, logger="oclbn"):
+        program.program(queue.context, new)
+        program.program(queue.context, new)
+    (record,) = [one for one in caplog.records if "LOGGED=1" in one.getMessage()]
+    assert record.name == "oclbn.program"
+    assert record.levelno == logging.INFO
+    assert record.getMessage().startswith("built accumulate.cl with DOUBLE=0 LANES=1 VEC=1 LOGGED=1 in ")
+    assert record.seconds > 0
+
+
+def test_a_failed_build_is_none(queue: cl.CommandQueue, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="oclbn"), pytest.raises(BuildError):
+        program.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 3000))))
+    assert not caplog.records
 
 
 def test_a_kernel_is_the_threads_own(queue: cl.CommandQueue) -> None:

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from oclbn import benchmark, device, profiling
 from oclbn.benchmark import OUTPUTS, SUITES, TENSORS
-from oclbn.cli import bench_report, plot
+from oclbn.cli import bench_report, builds, plot
 from oclbn.cli.bench_report import Report
 from oclbn.errors import SizeError
 from oclbn.peers.process import PeerProcess, platform_library
@@ -152,7 +152,11 @@ def command(
     _warn_of_others()
     report = Report(info, cases, operations, outputs, names)
     library = platform_library(queue.device.platform.int_ptr)
-    with contextlib.ExitStack() as processes, _progress(len(cases) * len(outputs)) as (say, done):
+    with (
+        contextlib.ExitStack() as processes,
+        builds.counted() as built,
+        _progress(len(cases) * len(outputs)) as (say, done),
+    ):
         for kind in outputs:
             peers = [PeerProcess(PEERS[name], kind, python=peer_python, library=library) for name in names]
             for peer in peers:
@@ -170,7 +174,9 @@ def command(
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=1))
     else:
-        report.show(_console(), details)
+        console = _console()
+        report.show(console, details)
+        _show_built(console, built)
     if picture:
         from oclbn.cli import bench_plot
 
@@ -182,7 +188,7 @@ def _profile(
 ) -> None:
     found: list[profiling.Profile] = []
     skipped: dict[Case, str] = {}
-    with _progress(len(cases)) as (say, done):
+    with builds.counted() as built, _progress(len(cases)) as (say, done):
         for shape, axis in cases:
             say(f"{bench_report.label(shape, axis)}, profile")
             try:
@@ -193,7 +199,14 @@ def _profile(
     if as_json:
         click.echo(json.dumps(bench_report.profile_as_json(info, found, skipped), indent=1))
     else:
-        bench_report.show_profile(_console(), info, found, skipped)
+        console = _console()
+        bench_report.show_profile(console, info, found, skipped)
+        _show_built(console, built)
+
+
+def _show_built(console: Console, built: builds.Builds) -> None:
+    if built.programs:
+        console.print(str(built), style="dim")
 
 
 def _warn_of_others() -> None:

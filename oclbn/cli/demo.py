@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from oclbn import device, files
-from oclbn.cli import demo_data, demo_report, plot
+from oclbn.cli import builds, demo_data, demo_report, plot
 from oclbn.cli.demo_data import Case
 from oclbn.cli.demo_run import Outcome, Schedule, run
 from oclbn.device import DeviceInfo
@@ -69,9 +69,12 @@ def command(
     console = Console(highlight=False)
     cases = demo_data.digits() if source is None else (_own(source, 1 if axis is None else axis, info),)
     demo_report.print_device(console, info)
-    outcomes = _run_all(console, cases, device.queue_for(info), Schedule(batch_size, epochs, batches))
+    with builds.counted() as built:
+        outcomes = _run_all(console, cases, device.queue_for(info), Schedule(batch_size, epochs, batches))
     demo_report.print_outcomes(console, outcomes)
     console.print()
+    if built.programs:
+        console.print(Text(str(built), style="dim"))
     shown = outcomes[-1]
     if output is not None:
         _write(output, lambda file: np.save(file, shown.y))
