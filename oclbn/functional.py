@@ -263,9 +263,8 @@ def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: floa
     kernel = program.kernel(queue.context, build, "accumulate")
     groups = min(into.size, limits(queue.device).compute_units * _ACCUMULATE_GROUPS)
     memory: tuple[Any, ...] = (into.base_data, _start(into), new.base_data, _start(new))
-    wait_for = _events(into, queue) + _events(new, queue)
-    event = kernel(queue, (groups,), (1,), *memory, into.size, scale, momentum, wait_for=wait_for)
-    _record("accumulate", event)
+    kernel.set_args(*memory, into.size, scale, momentum)
+    event = _enqueue("accumulate", queue, kernel, groups, 1, _events(into, queue) + _events(new, queue))
     _note(event, queue, (into,), (into, new))
 
 
@@ -283,9 +282,8 @@ def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
     build = Build("copy.cl", (("DOUBLE", 0), ("LANES", lanes), ("STREAM", int(stream)), ("VEC", vec)))
     kernel = program.kernel(queue.context, build, "copy")
     memory: tuple[Any, ...] = (x.base_data, y.base_data)
-    wait_for = _events(x, queue) + _events(y, queue)
-    event = kernel(queue, (-(-x.size // piece) * lanes,), (lanes,), *memory, x.size, piece, wait_for=wait_for)
-    _record("copy", event)
+    kernel.set_args(*memory, x.size, piece)
+    event = _enqueue("copy", queue, kernel, -(-x.size // piece), lanes, _events(x, queue) + _events(y, queue))
     _note(event, queue, (y,), (x, y))
 
 
@@ -321,9 +319,14 @@ def recording() -> Iterator[list[tuple[str, cl.Event]]]:
         _recorders.reset(token)
 
 
-def _record(kernel: str, event: cl.Event) -> None:
+def _enqueue(
+    name: str, queue: cl.CommandQueue, kernel: cl.Kernel, groups: int, lanes: int, wait_for: list[cl.Event]
+) -> cl.Event:
+    """Enqueue a kernel with the arguments that are set; every launch comes through here."""
+    event = cl.enqueue_nd_range_kernel(queue, kernel, (groups * lanes,), (lanes,), wait_for=wait_for)
     for launches in _recorders.get():
-        launches.append((kernel, event))
+        launches.append((name, event))
+    return event
 
 
 class _Step:
@@ -332,8 +335,7 @@ class _Step:
     def __init__(self, launch: Launch, context: cl.Context) -> None:
         self.name = launch.kernel
         self.kernel = program.new_kernel(context, launch.build, launch.kernel)
-        self.global_size = (launch.groups * launch.lanes,)
-        self.local_size = (launch.lanes,)
+        self.groups, self.lanes = launch.groups, launch.lanes
         arguments = program.arguments(launch.build, launch.kernel)
         self._arguments = [name for name, _ in arguments]
         self._buffers = [(index, name) for index, (name, kind) in enumerate(arguments) if kind is None]
@@ -350,9 +352,7 @@ class _Step:
 
     def enqueue(self, queue: cl.CommandQueue, wait_for: list[cl.Event]) -> cl.Event:
         """Enqueue with the arguments that are set."""
-        event = cl.enqueue_nd_range_kernel(queue, self.kernel, self.global_size, self.local_size, wait_for=wait_for)
-        _record(self.name, event)
-        return event
+        return _enqueue(self.name, queue, self.kernel, self.groups, self.lanes, wait_for)
 
 
 class _Prepared:
