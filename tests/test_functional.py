@@ -822,25 +822,33 @@ def test_more_values_per_channel_than_32_bits_count(queue: cl.CommandQueue, rows
     np.testing.assert_allclose(m2.get(), (squares[inner : inner + rows] - squares[:rows]).sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (5, 4, 6), (2, 4, 100)], ids=["columns", "rows", "long rows"])
-def test_constant_channels_without_epsilon_come_out_as_the_bias(queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
-    x, bias = put(queue, np.full(shape, 7, np.float32)), put(queue, np.arange(4, dtype=np.float32))
-    y, mean, invstd = batch_norm_train(x, None, bias, None, None, epsilon=0.0)
+@pytest.mark.parametrize("value", [7.0, 1 / 3, -1e25, 1e-30], ids=["7", "a third", "squares out of range", "tiny"])
+@pytest.mark.parametrize("shape", [(3, 4), (700, 4), (5, 4, 6), (50, 4, 6), (2, 4, 100)], ids=str)
+@pytest.mark.parametrize("way", [{}, {"lanes": 1, "vec": 1}, {"variant": "serial"}], ids=str)
+def test_constant_channels_without_epsilon_come_out_as_the_bias(
+    queue: cl.CommandQueue, way: dict[str, Any], shape: tuple[int, ...], value: float
+) -> None:
+    x, bias = put(queue, np.full(shape, value, np.float32)), put(queue, np.arange(4, dtype=np.float32))
+    with using(**way):
+        y, mean, invstd = batch_norm_train(x, None, bias, None, None, epsilon=0.0)
     np.testing.assert_array_equal(
         np.moveaxis(y.get(), 1, -1), np.broadcast_to(np.arange(4), np.moveaxis(y.get(), 1, -1).shape)
     )
-    np.testing.assert_array_equal(mean.get(), np.full(4, 7))
+    np.testing.assert_array_equal(mean.get(), np.full(4, value, np.float32))
     np.testing.assert_array_equal(invstd.get(), np.zeros(4))
 
 
-def test_a_variance_out_of_range_shows(queue: cl.CommandQueue) -> None:
+@pytest.mark.parametrize("size", [1e19, 1e25, 1e30, 1e37])
+@pytest.mark.parametrize("shape", [(2000, 3), (2000, 3, 4), (2, 3, 4000)], ids=["columns", "short rows", "long rows"])
+def test_a_variance_out_of_range_shows(queue: cl.CommandQueue, shape: tuple[int, ...], size: float) -> None:
     """Squares that no float32 can add up make NaN, not a quiet constant."""
-    x = np.random.default_rng(0).standard_normal((2000, 3)).astype(np.float32)
-    x[:, 1] *= np.float32(1e19)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x[:, 1] *= np.float32(size)
     y, _, invstd = batch_norm_train(put(queue, x), None, None, None, None)
     assert np.isnan(y.get()[:, 1]).all()
     assert np.isnan(invstd.get()[1])
     assert np.isfinite(y.get()[:, [0, 2]]).all()
+    assert not np.isfinite(moments(put(queue, x))[2].get()[1])
 
 
 @pytest.mark.parametrize("seed", range(8))
