@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from typing import Any
 
@@ -849,6 +850,56 @@ def test_a_variance_out_of_range_shows(queue: cl.CommandQueue, shape: tuple[int,
     assert np.isnan(invstd.get()[1])
     assert np.isfinite(y.get()[:, [0, 2]]).all()
     assert not np.isfinite(moments(put(queue, x))[2].get()[1])
+
+
+STRIPS = [  # channels that share a strip, in several chunks
+    pytest.param((3000, 5), {"run_bytes": 256}, id="columns"),
+    pytest.param((600, 37), {"run_bytes": 64}, id="columns of several groups"),
+    pytest.param((1000, 5, 7), {}, id="short rows"),
+    pytest.param((1000, 9, 2), {}, id="rows below a vector"),
+]
+
+
+@pytest.mark.parametrize("start", [1e4, 1e14, 1e17, 1e18])
+@pytest.mark.parametrize("way", [{}, {"lanes": 1, "vec": 1}, {"lanes": 1, "vec": 4}, {"variant": "serial"}], ids=str)
+@pytest.mark.parametrize(("shape", "options"), STRIPS)
+def test_first_rows_that_mislead(
+    queue: cl.CommandQueue, shape: tuple[int, ...], options: dict[str, int], way: dict[str, Any], start: float
+) -> None:
+    """The first guess of the mean lies far from it: squares of distances from there lose digits, or overflow."""
+    x = make(shape, 1).x
+    x[: max(1, 32 // math.prod(shape[2:]))] += np.float32(start)
+    _, _, wanted = reference.moments(x)
+    with using(**{**options, **way}):
+        _, _, m2 = moments(put(queue, x))
+    np.testing.assert_allclose(m2.get(), wanted, rtol=16 * np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e4, 1e18, 1e30])
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize(("shape", "options"), STRIPS)
+def test_no_channel_moves_its_neighbours(
+    queue: cl.CommandQueue, shape: tuple[int, ...], options: dict[str, int], place: str, value: float
+) -> None:
+    """Whatever one channel holds, and wherever, the others' results keep every bit."""
+    host = make(shape, 1, maker=Offset(30.0))
+    odd = dataclasses.replace(host, x=host.x.copy())
+    odd.x[0 if place == "first" else -1, 2] = value
+    others = [c for c in range(shape[1]) if c != 2]
+    with using(**options, lanes=1):
+        for one, other in zip(everything_of(queue, host), everything_of(queue, odd), strict=True):
+            assert one[others].tobytes() == other[others].tobytes()
+
+
+def everything_of(queue: cl.CommandQueue, host: Data) -> list[np.ndarray]:
+    """All results of the calls on host, channels first."""
+    x, dy, scale = put(queue, host.x), put(queue, host.dy), put(queue, host.scale)
+    y, mean, invstd = batch_norm_train(x, scale, None, None, None)
+    results = [y, *moments(x)[1:], mean, invstd]
+    for training in (True, False):
+        results += batch_norm_backward(x, dy, scale, mean, invstd, training=training)
+    results.append(batch_norm_infer(x, scale, None, mean, invstd))
+    return [np.moveaxis(r.get(), 1, 0) if r.ndim > 1 else r.get() for r in results]
 
 
 @pytest.mark.parametrize("seed", range(8))
