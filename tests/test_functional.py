@@ -24,6 +24,7 @@ from data import (
     gaussian,
     make,
     per_channel,
+    two_values,
 )
 from tolerances import Bound, assert_within
 
@@ -900,6 +901,18 @@ def everything_of(queue: cl.CommandQueue, host: Data) -> list[np.ndarray]:
         results += batch_norm_backward(x, dy, scale, mean, invstd, training=training)
     results.append(batch_norm_infer(x, scale, None, mean, invstd))
     return [np.moveaxis(r.get(), 1, 0) if r.ndim > 1 else r.get() for r in results]
+
+
+@pytest.mark.parametrize("vec", [4, 8])
+@pytest.mark.parametrize("shape", [(12, 4, 1024), (16, 6, 28, 28)], ids=["the longest rows of a run", "images"])
+def test_long_rows_of_a_run_do_not_drift(queue: cl.CommandQueue, shape: tuple[int, ...], vec: int) -> None:
+    """Alike numbers, whose sums lose the same at every addition, along rows as well as across them."""
+    host = make(shape, 1, maker=two_values)
+    host = dataclasses.replace(host, dy=np.where(host.dy > 0.1, 1.1, 0.1).astype(np.float32))
+    with using(lanes=1, vec=vec):
+        check_moments(queue, host, 1)
+        check_training(queue, host, 1)
+        check_backward(queue, host, 1)
 
 
 @pytest.mark.parametrize("seed", range(8))
