@@ -348,6 +348,8 @@ def _assemble(
     shape: _GroupShape,
     slices: int,
 ) -> Plan:
+    if shape.lanes == shape.vec == 1 and not (problem.columns or shape.run):
+        tuning = replace(tuning, unroll=1)  # several accumulators of one number: Intel's compiler errs
     geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
     moved = problem.tensor_bytes * (operation.arrays_read + 1)  # what passes through the cache in all
     stream = tuning.stream and shape.lanes == 1 and 0 < device.cache_bytes < moved

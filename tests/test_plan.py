@@ -153,6 +153,13 @@ def test_every_run_holds_a_whole_vector(channels: int, inner: int) -> None:
         assert last * inner >= defines(planned)["VEC"]
 
 
+def test_rows_without_vectors_have_one_accumulator() -> None:
+    """Intel's compiler makes wrong code of several."""
+    rows = Problem(4, 8, 6, 4, columns=False)
+    assert defines(plan("train", rows, LAPTOP, replace(CPU, vec=1)))["UNROLL"] == 1
+    assert defines(plan("train", rows, LAPTOP, CPU))["UNROLL"] == CPU.unroll
+
+
 def test_a_plan_says_what_it_is() -> None:
     assert (
         str(plan("train", RESNET, LAPTOP, CPU)) == "resident (train_resident; rows, LANES=1, VEC=8, UNROLL=4, BLOCKS=1)"
