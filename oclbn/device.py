@@ -12,7 +12,7 @@ import pyopencl as cl
 
 from oclbn.errors import DeviceNotFoundError, ParameterError
 from oclbn.plan import DeviceLimits
-from oclbn.pocl import mend_target
+from oclbn.pocl import mend_target, pinned_threads
 from oclbn.selection import DeviceInfo, classify, resolve
 
 __all__ = [
@@ -30,8 +30,14 @@ __all__ = [
 def devices() -> tuple[DeviceInfo, ...]:
     """Every device of every platform, in pyopencl's order; a platform that raises or has no device is left out.
 
-    Empty when there is no platform at all.
+    Empty when there is no platform at all. A POCL that has not been asked for before starts with pinned threads
+    (oclbn.pocl).
     """
+    with pinned_threads():
+        return _devices()
+
+
+def _devices() -> tuple[DeviceInfo, ...]:
     try:
         platforms = cl.get_platforms()
     except cl.LogicError as error:

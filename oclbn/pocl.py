@@ -1,4 +1,6 @@
-"""Mend POCL on processors that are newer than the LLVM inside it.
+"""What POCL needs done for it: a processor name that its LLVM knows, and threads that keep to their cores.
+
+**The name.** POCL fails on processors that are newer than the LLVM inside it.
 
 POCL asks LLVM for the processor's name when it starts. An LLVM that has never heard of the processor answers
 "generic", and the Clang of the same LLVM refuses that name: every program then fails to build with
@@ -8,15 +10,21 @@ instructions which POCL's own built-in library for this processor uses.
 
 Only done on Linux, on x86-64, for a POCL device whose version string ends in "-generic", and only when the field is
 found beyond doubt; ``OCLBN_MEND_POCL=0`` switches it off.
+
+**The threads.** POCL has one thread per core, and they sleep between launches. Woken together, two of them often land
+on one core and stay there, because Linux moves no thread that has just been woken: launches of less than a millisecond
+then take twice as long. POCL pins its threads when its setting POCL_AFFINITY is 1 at the moment that it starts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +43,29 @@ _NAMES: tuple[
 )
 _lock = threading.Lock()
 _seen: dict[int, str | None] = {}
+
+
+@contextlib.contextmanager
+def pinned_threads() -> Iterator[None]:
+    """A POCL that starts within the block keeps each of its threads on a core of its own; a running one is left alone.
+
+    Nothing is changed where the user has set POCL_AFFINITY, nor where this process may not run on every core: POCL
+    would take no notice of that.
+    """
+    if "POCL_AFFINITY" in os.environ or not _may_use_every_core():
+        yield
+        return
+    os.environ["POCL_AFFINITY"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("POCL_AFFINITY", None)
+
+
+def _may_use_every_core() -> bool:
+    if not hasattr(os, "sched_getaffinity"):
+        return False  # only Linux tells
+    return os.sched_getaffinity(0) == set(range(os.cpu_count() or 1))
 
 
 def mend_target(device: cl.Device) -> str | None:

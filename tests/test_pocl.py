@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pyopencl as cl
@@ -90,3 +93,51 @@ def test_every_device_builds_after_it(queue: cl.CommandQueue) -> None:
     once = pocl.mend_target(queue.device)
     assert pocl.mend_target(queue.device) == once
     cl.Program(queue.context, "__kernel void nothing(__global int *out) { out[0] = 1; }").build()
+
+
+_STARTED = """
+import os, sys
+{before}
+import oclbn.device
+found = [info for info in oclbn.device.devices() if info.platform == "Portable Computing Language"]
+tasks = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+pinned = [cores for cores in tasks if len(cores) == 1]
+print(len(found), len(set(map(tuple, pinned))), os.environ.get("POCL_AFFINITY"))
+"""
+_linux = pytest.mark.skipif(sys.platform != "linux", reason="threads show their cores on Linux")
+
+
+def _started(before: str = "", **environment: str) -> tuple[int, int, str]:
+    """In a fresh process: POCL devices, cores that have a thread of their own, the setting afterwards."""
+    given = {name: value for name, value in os.environ.items() if name != "POCL_AFFINITY"} | environment
+    command = [sys.executable, "-c", _STARTED.format(before=before)]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=120, check=True)
+    devices, cores, setting = done.stdout.split()
+    if not int(devices):
+        pytest.skip("no POCL here")
+    return int(devices), int(cores), setting
+
+
+@_linux
+@pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="one core: nothing to tell")
+def test_each_thread_of_pocl_keeps_to_a_core() -> None:
+    if os.sched_getaffinity(0) != set(range(os.cpu_count() or 1)):
+        pytest.skip("this process may not use every core")
+    _, cores, setting = _started()
+    assert cores == os.cpu_count()
+    assert setting == "None"  # the environment is as it was
+
+
+@_linux
+@pytest.mark.parametrize("setting", ["0", "1"])
+def test_the_users_setting_stands(setting: str) -> None:
+    assert _started(POCL_AFFINITY=setting)[2] == setting
+
+
+@_linux
+@pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="one core: nothing to tell")
+def test_where_not_every_core_may_be_used_none_is_taken() -> None:
+    allowed = min(os.sched_getaffinity(0))
+    _, cores, setting = _started(f"os.sched_setaffinity(0, [{allowed}])")
+    assert cores == 1  # the one that POCL's threads inherit
+    assert setting == "None"
