@@ -23,6 +23,8 @@ _LEAST_ROWS_PER_SLICE = 128  # and per slice that is merged: merging a row of re
 _MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
 _LEAST_TOGETHER = 16  # where short rows allow: a run of memory is worth more than the nearest cache
 _SHORT_ROW = 1024  # bytes
+_LEAST_ROW_IN_ORDER = 512  # bytes of a row that is worth being walked by itself rather than in a run
+_LEAST_FAR_ROW = 512  # elements of a row from which on it is written past the cache (FAR_ROW in rows.clh)
 _LEAST_RUN_ROWS = 8  # fewer rows are not worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
@@ -62,6 +64,7 @@ class Tuning:
     chunk_bytes: int = 16384  # what is summed before it is merged; read twice, so it should fit the innermost cache
     run_bytes: int = 4096  # rows up to this are walked together with their neighbours', as strips of about this length
     together_bytes: int = 12288  # the same where the channels' rows are not adjacent, and are walked one by one
+    once_bytes: int = 65536  # rows that are read but once are walked in such pieces, in the order of memory
     near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
     groups_per_unit: int = 16  # groups that a split aims at, per compute unit
     stream: bool = True  # outputs go past the cache where a call moves more than that holds
@@ -188,7 +191,7 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
     row_bytes = problem.channels * problem.itemsize
     if not operation.resident or problem.count > _MOST_SLICE_ELEMENTS:
         return None
-    shape = _group_shape(problem, device, tuning, near=True)
+    shape = _group_shape(operation, problem, device, tuning, near=True)
     if _slices_for_steps(problem, tuning, shape) > 1:
         return None
     if not tuning.variant:
@@ -204,7 +207,7 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
 
 def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan | None:
     """Several groups per channel; the second launch merges what the first one found."""
-    shape = _group_shape(problem, device, tuning)
+    shape = _group_shape(operation, problem, device, tuning)
     wanted = -(-device.compute_units * tuning.groups_per_unit // shape.blocks)
     useful = max(1, problem.slice_bytes * shape.channels // _LEAST_SLICE_BYTES)
     if problem.columns and shape.lanes == 1:
@@ -220,7 +223,7 @@ def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: 
 def serial(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
     """One work-item per channel or few, one element at a time; more slices only where 32-bit numbers end."""
     alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, run_bytes=0, stream=False, fetch=False)
-    shape = _group_shape(problem, device, alone)
+    shape = _group_shape(operation, problem, device, alone)
     slices = max(-(-problem.count // _MOST_SLICE_ELEMENTS), _slices_for_steps(problem, alone, shape))
     kernels = (operation.resident,) if operation.resident and slices == 1 else operation.split
     return _assemble("serial", operation, kernels, problem, device, alone, shape, slices)
@@ -241,12 +244,15 @@ class _GroupShape:
     fold: int = 1  # rows that make up a strip, where channels lie side by side
 
 
-def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool = False) -> _GroupShape:
+def _group_shape(
+    operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool = False
+) -> _GroupShape:
     """The group of a plan; with `near` one whose channels fit its compute unit's own cache from end to end."""
     widest = max(1, tuning.vec * 4 // problem.itemsize)
     per_lane = _NUMBERS_PER_LANE * problem.itemsize * (widest if problem.columns else 1)
     lanes = min(tuning.lanes, _floor_power(device.max_group))
     run, fold = 0, 1
+    in_order = lanes == 1 and _is_walked_in_order(operation, problem, device, tuning)
     if lanes > 1:
         lanes = min(lanes, _floor_power(device.local_bytes // per_lane))
     if problem.columns and lanes > 1:
@@ -258,7 +264,7 @@ def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: b
         width = 1
         vec, fold, channels = _strip_down(problem, tuning, widest, near)
         blocks_per_item = _strip_length(problem, tuning, widest) // vec
-    elif together := _run_together(problem, device, tuning, widest, near) if lanes == 1 else 0:
+    elif together := _run_together(problem, device, tuning, widest, near) if lanes == 1 and not in_order else 0:
         vec, width, channels = widest, 1, together
         blocks_per_item = -(-_MOST_TOGETHER // vec)
         run = tuning.run_bytes // problem.itemsize
@@ -266,7 +272,7 @@ def _group_shape(problem: Problem, device: DeviceLimits, tuning: Tuning, near: b
         vec = min(widest, _floor_power(problem.inner))
         while lanes > 1 and problem.inner % vec:
             vec //= 2  # with several work-items only whole vectors are walked
-        channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near)
+        channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near, in_order)
         blocks_per_item = 1 if channels == 1 else _MOST_TOGETHER
         width = min(lanes, _ceil_power(problem.inner // vec))
     return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels), run, fold)
@@ -329,13 +335,29 @@ def _run_together(problem: Problem, device: DeviceLimits, tuning: Tuning, vec: i
     return 0
 
 
-def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool) -> int:
+def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool, in_order: bool) -> int:
     """How many neighbouring channels one work-item walks at once, so that short rows make up a long run of memory."""
-    fitting = min(tuning.together_bytes // (problem.inner * problem.itemsize), _MOST_TOGETHER)
+    long = tuning.once_bytes if in_order else tuning.together_bytes
+    fitting = min(long // (problem.inner * problem.itemsize), _MOST_TOGETHER, problem.channels)
     if near:
         fitting = min(fitting, max(tuning.near_bytes // problem.slice_bytes, _LEAST_TOGETHER))
-    busy = problem.channels // (device.compute_units * _LEAST_GROUPS)
-    return max(1, min(fitting, busy))
+    shared = problem.channels * problem.outer if in_order else problem.channels  # in order, slices cost nothing
+    return max(1, min(fitting, shared // (device.compute_units * _LEAST_GROUPS)))
+
+
+def _is_walked_in_order(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> bool:
+    """Whether rows are read but once and lie one after the other: then long pieces of memory serve best."""
+    if operation.partial or problem.columns or not problem.adjacent:
+        return False
+    if problem.inner < _LEAST_FAR_ROW and _is_streamed(operation, problem, device, tuning):
+        return False  # runs are written past the cache, such rows are not
+    return problem.inner * problem.itemsize >= _LEAST_ROW_IN_ORDER
+
+
+def _is_streamed(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> bool:
+    """Whether one work-item writes past the cache: where a call moves more than that holds."""
+    moved = problem.tensor_bytes * (operation.arrays_read + 1)
+    return tuning.stream and 0 < device.cache_bytes < moved
 
 
 def _assemble(
@@ -351,8 +373,7 @@ def _assemble(
     if shape.lanes == shape.vec == 1 and not (problem.columns or shape.run):
         tuning = replace(tuning, unroll=1)  # several accumulators of one number: Intel's compiler errs
     geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
-    moved = problem.tensor_bytes * (operation.arrays_read + 1)  # what passes through the cache in all
-    stream = tuning.stream and shape.lanes == 1 and 0 < device.cache_bytes < moved
+    stream = shape.lanes == 1 and _is_streamed(operation, problem, device, tuning)
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),
         "DOUBLE": int(problem.itemsize == 8),

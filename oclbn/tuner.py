@@ -30,6 +30,7 @@ SPACE: dict[str, dict[str, tuple[Value, ...]]] = {
     "chunk_bytes": dict.fromkeys(("cpu", "gpu", "accelerator"), (4096, 8192, 16384, 32768, 65536)),
     "run_bytes": {"cpu": (0, 2048, 4096, 8192)},
     "together_bytes": {"cpu": (3072, 6144, 12288, 24576, 49152)},
+    "once_bytes": {"cpu": (16384, 65536, 262144)},
     "near_bytes": {"cpu": (131072, 262144, 524288, 1048576, 2097152)},
     "unroll": dict.fromkeys(("cpu", "gpu", "accelerator"), (1, 2, 4, 8)),
     "blocks": dict.fromkeys(("cpu", "gpu", "accelerator"), (1, 2, 4)),

@@ -144,6 +144,23 @@ def test_adjacent_short_rows_make_runs_of_whole_vectors() -> None:
     assert "RUN" not in defines(plan("train", short, CARD, GPU))
 
 
+def test_what_is_read_once_is_walked_in_the_order_of_memory() -> None:
+    near = Problem(8, 512, 196, 4, columns=False, adjacent=True)
+    planned = plan("infer", near, LAPTOP, CPU)
+    assert "RUN" not in defines(planned)
+    assert CPU.once_bytes / 2 < planned.geometry.share * 196 * 4 <= CPU.once_bytes
+    assert "RUN" in defines(plan("train", near, LAPTOP, CPU))  # reads twice
+    for other in (replace(near, inner=49), replace(near, outer=1000)):  # rows too short; too short to be written far
+        assert "RUN" in defines(plan("infer", other, LAPTOP, CPU))
+    gaps = plan("infer", replace(near, adjacent=False), LAPTOP, CPU)
+    assert gaps.geometry.share * 196 * 4 <= CPU.together_bytes
+
+
+def test_one_sample_is_still_shared_out() -> None:
+    planned = plan("infer", Problem(1, 256, 196, 4, columns=False, adjacent=True), LAPTOP, CPU)
+    assert groups(planned)[0] >= 4 * LAPTOP.compute_units
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 63, 65, 97, 4097])
 @pytest.mark.parametrize("inner", [1, 2, 3, 5, 16, 49])
 def test_every_run_holds_a_whole_vector(channels: int, inner: int) -> None:
