@@ -59,7 +59,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     __global ACC *dbias,                        // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share,
+    const int share, const int next_rows,
     const ACC count, const ACC count_rest)
 {
     SCRATCH(SumsC, scratch);
@@ -67,6 +67,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     REGION_OF_GROUP(g, GROUP);
     const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
+    region_next(&g, from, x_channel, slope, dy_channel, share, next_rows);
     SumsC sums[BLOCKS];
     CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
     EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);

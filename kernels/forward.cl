@@ -32,13 +32,14 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     __global ACC *save_invstd,                  // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share,
+    const int share, const int next_rows,
     const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const int guard)
 {
     SCRATCH(MomentsC, scratch);
     Region g;
     REGION_OF_GROUP(g, GROUP);
     const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
+    region_next(&g, from, x_channel, from, x_channel, share, next_rows);
     MomentsC set[BLOCKS];
     CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
     region_moments(from, x_row, x_channel, &g, set);

@@ -35,6 +35,7 @@ _MOST_ADDITIONS_DOWN = 256  # the same down columns, where sums have two levels 
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
 _NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
 _PASSES = 6  # over its region that a work-item makes at most, with what loops within loops add
+_NEAR_ROOM = 1.5  # times near_bytes, that a group's channels and what it fetches of the next group's may take
 _EVEN = 1.1  # how much longer than the average the busiest compute unit may work
 
 
@@ -130,6 +131,7 @@ class Geometry:
     chunk_columns: int
     width: int
     share: int  # channels that one group handles
+    next_rows: int = 0  # of the next group's channels, that one which reads twice fetches while it writes
 
 
 @dataclass(frozen=True)
@@ -372,7 +374,10 @@ def _assemble(
 ) -> Plan:
     if shape.lanes == shape.vec == 1 and not (problem.columns or shape.run):
         tuning = replace(tuning, unroll=1)  # several accumulators of one number: Intel's compiler errs
+    twice = kernels == (operation.resident,) and shape.lanes == 1 and not problem.columns and tuning.fetch
     geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
+    if twice:
+        geometry = replace(geometry, next_rows=_next_rows(problem, tuning, shape, operation.arrays_read))
     stream = shape.lanes == 1 and _is_streamed(operation, problem, device, tuning)
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),
@@ -382,6 +387,7 @@ def _assemble(
         "BLOCKS": shape.blocks_per_item,
         "UNROLL": tuning.unroll,
         "STREAM": int(stream),
+        "NEXT": int(twice),
     }
     if shape.run:
         defines |= {"RUN": shape.run, "FETCH": int(tuning.fetch)}
@@ -444,6 +450,13 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
         width=shape.width,
         share=shape.channels,
     )
+
+
+def _next_rows(problem: Problem, tuning: Tuning, shape: _GroupShape, arrays: int) -> int:
+    """How many rows of the next group's channels a compute unit's own cache has room for, beside this group's."""
+    row_bytes = problem.inner * problem.itemsize * shape.channels * arrays
+    room = int(tuning.near_bytes * _NEAR_ROOM) - problem.outer * row_bytes
+    return min(max(room // row_bytes, 0), problem.outer)
 
 
 def _is_worth_fetching(problem: Problem, shape: _GroupShape, operation: Operation) -> bool:
