@@ -19,23 +19,11 @@ from oclbn import benchmark, device, profiling
 from oclbn.benchmark import OUTPUTS, SUITES, TENSORS
 from oclbn.cli import bench_report, builds, plot
 from oclbn.cli.bench_report import Report
+from oclbn.cli.types import ShapeType
 from oclbn.errors import SizeError
 from oclbn.peers.process import PeerProcess, platform_library
 from oclbn.peers.registry import PEERS
 from oclbn.suites import Case, Shape
-
-
-class _Shape(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
-    name = "N,C[,D...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        try:
-            shape = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no list of numbers like 32,64,28,28", param, ctx)
-        if len(shape) < 2 or min(shape) < 1:
-            self.fail(f"{value!r} has to be two positive numbers or more", param, ctx)
-        return shape
 
 
 class _Names(click.ParamType):  # type: ignore[type-arg]
@@ -81,7 +69,7 @@ _KINDS = "\n".join(f"  {kind.name:<15}{kind.about}" for kind in PEERS.values())
     type=_Names(sorted(SUITES), "NAME"),
     help=f"Shapes by name: {', '.join(SUITES)}.",
 )
-@click.option("--shape", "shapes", multiple=True, type=_Shape(), help="A shape of your own; repeatable.")
+@click.option("--shape", "shapes", multiple=True, type=ShapeType(), help="A shape of your own; repeatable.")
 @click.option("--axis", default=1, show_default=True, help="Axis of the channels, for --shape.")
 @click.option(
     "--operations",

@@ -12,8 +12,8 @@ from rich.console import Console
 from oclbn import __version__, device, files, tuner, tuning, usertable
 from oclbn.benchmark import SUITES
 from oclbn.cli import tune_report, tune_run
-from oclbn.cli.bench import _Shape
 from oclbn.cli.tune_run import Shapes, Tuned
+from oclbn.cli.types import ShapeType
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
 from oclbn.tuner import Choices
@@ -28,7 +28,7 @@ SECONDS, QUICK_SECONDS = 120.0, 30.0
 @click.option("--seconds", type=click.FloatRange(min=0), help=f"Stop looking after so long.  [default: {SECONDS:g}]")
 @click.option("--quick", is_flag=True, help=f"Fewer and smaller shapes, and {QUICK_SECONDS:g} seconds.")
 @click.option("--suite", "suites", multiple=True, type=click.Choice(sorted(SUITES)), help="Shapes by name; repeatable.")
-@click.option("--shape", "shapes", multiple=True, type=_Shape(), help="A shape of your own; repeatable.")
+@click.option("--shape", "shapes", multiple=True, type=ShapeType(), help="A shape of your own; repeatable.")
 @click.option("--axis", default=1, show_default=True, help="Axis of the channels, for --shape.")
 @click.option("--show", is_flag=True, help="Show the choices in force and where each comes from; tune nothing.")
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
