@@ -197,6 +197,12 @@ def two_values(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> H
     return rng.choice([0.1, 0.7], size=shape)
 
 
+def rare(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    """Nearly all values alike, as in a sparse feature: roundings have one sign once a rare one is in the sum."""
+    del axis
+    return 0.3 + 1.1 * (rng.uniform(size=shape) < 0.01)
+
+
 @dataclass(frozen=True)
 class Spoiled:
     """Good channels with one among them that holds a single bad value."""

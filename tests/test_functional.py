@@ -24,6 +24,7 @@ from data import (
     gaussian,
     make,
     per_channel,
+    rare,
     two_values,
 )
 from tolerances import Bound, assert_within
@@ -920,3 +921,11 @@ def test_many_short_rows_do_not_drift(queue: cl.CommandQueue, seed: int) -> None
     host = make((500, 5, 7), 1, maker=Offset(3.0), seed=seed)
     check_training(queue, host, 1)
     check_backward(queue, host, 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", [(300, 700), (256, 16, 7, 7)], ids=["columns", "short rows"])
+def test_sparse_features_do_not_drift(queue: cl.CommandQueue, shape: tuple[int, ...], seed: int) -> None:
+    host = make(shape, 1, maker=rare, seed=seed)
+    check_moments(queue, host, 1)
+    check_training(queue, host, 1)
