@@ -43,18 +43,22 @@ _NAMES: tuple[
 )
 _lock = threading.Lock()
 _seen: dict[int, str | None] = {}
+_asked = False  # for platforms, within pinned_threads
 
 
 @contextlib.contextmanager
 def pinned_threads() -> Iterator[None]:
     """A POCL that starts within the block keeps each of its threads on a core of its own; a running one is left alone.
 
+    Only the first block of a process touches the environment: what is asked for in it runs from then on.
     Nothing is changed where the user has set POCL_AFFINITY, nor where this process may not run on every core: POCL
     would take no notice of that.
     """
-    if "POCL_AFFINITY" in os.environ or not _may_use_every_core():
+    global _asked
+    if _asked or "POCL_AFFINITY" in os.environ or not _may_use_every_core():
         yield
         return
+    _asked = True
     os.environ["POCL_AFFINITY"] = "1"
     try:
         yield
