@@ -1,7 +1,8 @@
-// into = scale new + momentum into, element by element; with momentum 0 what was there is not even read.
+// into = scale added + momentum into, element by element; with momentum 0 what was there is not even read.
 //
 // grid: (LANES * any number of groups), which share the elements.
 
+#include "gather.clh"
 #include "types.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void accumulate(
@@ -10,8 +11,6 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void accumulate(
     const __global STORE *added,                // [count]
     const long added_start, const long count, const ACC scale, const ACC momentum)
 {
-    for (long i = get_global_id(0); i < count; i += get_global_size(0)) {
-        const ACC value = scale * added[added_start + i];
-        into[into_start + i] = momentum == 0 ? value : value + momentum * into[into_start + i];
-    }
+    for (long i = get_global_id(0); i < count; i += get_global_size(0))
+        into[into_start + i] = GATHERED(added[added_start + i], scale, into[into_start + i], momentum);
 }

@@ -57,10 +57,14 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     const long save_invstd_start,
     __global ACC *dscale,                       // [channels]
     __global ACC *dbias,                        // [channels]
+    __global ACC *scale_grad,                   // [channels], or null: not wanted
+    const long scale_grad_start,
+    __global ACC *bias_grad,                    // [channels], or null: not wanted
+    const long bias_grad_start,
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
     const int share, const int next_rows,
-    const ACC count, const ACC count_rest)
+    const ACC count, const ACC count_rest, const ACC grad_scale, const ACC grad_momentum)
 {
     SCRATCH(SumsC, scratch);
     Region g;
@@ -76,8 +80,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     {
         GROUP_SUMS(&sums[u], scratch, &g);
         gradient_finish(&sums[u], &g, u, scale, scale_start, mean[u],
-                        channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, count, count_rest,
-                        &level[u], &gain[u], &tilt[u], &shift[u]);
+                        channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, scale_grad, scale_grad_start,
+                        bias_grad, bias_grad_start, count, count_rest, grad_scale, grad_momentum, &level[u], &gain[u],
+                        &tilt[u], &shift[u]);
     }
     region_gradient(from, x_row, x_channel, slope, dy_row, dy_channel,
                     dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g, mean, level, gain, tilt,
@@ -126,10 +131,14 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
     const long save_invstd_start,
     __global ACC *dscale,                       // [channels]
     __global ACC *dbias,                        // [channels]
+    __global ACC *scale_grad,                   // [channels], or null: not wanted
+    const long scale_grad_start,
+    __global ACC *bias_grad,                    // [channels], or null: not wanted
+    const long bias_grad_start,
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
     const int share,
-    const ACC count, const ACC count_rest)
+    const ACC count, const ACC count_rest, const ACC grad_scale, const ACC grad_momentum)
 {
     Region g;
     REGION_OF_GROUP(g, GROUP_BACK);
@@ -140,8 +149,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
         SumsC sums;
         sums_merged(&sums, partial, slices, &g, u, channels);
         gradient_finish(&sums, &g, u, scale, scale_start, mean[u],
-                        channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, count, count_rest,
-                        &level[u], &gain[u], &tilt[u], &shift[u]);
+                        channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, scale_grad, scale_grad_start,
+                        bias_grad, bias_grad_start, count, count_rest, grad_scale, grad_momentum, &level[u], &gain[u],
+                        &tilt[u], &shift[u]);
     }
     region_gradient(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
                     dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel,
@@ -160,12 +170,15 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     const long scale_start,
     const __global ACC *save_mean,              // [channels]
     const long save_mean_start,
-    const __global ACC *save_invstd,            // [channels]
+    const __global ACC *save_invstd,            // [channels], or null: 1 / sqrt(var + epsilon)
     const long save_invstd_start,
+    const __global ACC *var,                    // [channels], or null where save_invstd is given
+    const long var_start,
     __global ACC *restrict partial,             // [slices][6][channels]: gradient, product, deviation, each with its rest
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share)
+    const int share,
+    const ACC epsilon)
 {
     SCRATCH(SumsC, scratch);
     Region g;
@@ -175,7 +188,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     CH mean[BLOCKS], gain[BLOCKS], nothing[BLOCKS];
     EACH_BLOCK(u, &g) {
         mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-        gain[u] = channel_load(scale, scale_start, &g, u, 1) * channel_load(save_invstd, save_invstd_start, &g, u, 0);
+        gain[u] = channel_load(scale, scale_start, &g, u, 1)
+                  * constant_invstd(save_invstd, save_invstd_start, var, var_start, epsilon, &g, u);
         nothing[u] = 0;
     }
     region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, slope, dy_row, dy_channel, &g, mean,
@@ -190,13 +204,20 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(
     const __global ACC *restrict partial,       // [slices][6][channels]: gradient, product, deviation, each with its rest
-    const __global ACC *save_invstd,            // [channels]
+    const __global ACC *save_invstd,            // [channels], or null: 1 / sqrt(var + epsilon)
     const long save_invstd_start,
+    const __global ACC *var,                    // [channels], or null where save_invstd is given
+    const long var_start,
     __global ACC *dscale,                       // [channels]
     __global ACC *dbias,                        // [channels]
+    __global ACC *scale_grad,                   // [channels], or null: not wanted
+    const long scale_grad_start,
+    __global ACC *bias_grad,                    // [channels], or null: not wanted
+    const long bias_grad_start,
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share)
+    const int share,
+    const ACC epsilon, const ACC grad_scale, const ACC grad_momentum)
 {
     Region g;
     region_of(&g, 0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
@@ -204,9 +225,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(
     EACH_BLOCK(u, &g) {
         SumsC sums;
         sums_merged(&sums, partial, slices, &g, u, channels);
-        const CH invstd = channel_load(save_invstd, save_invstd_start, &g, u, 0);
-        if (!g.leader) continue;
-        channel_save(dbias, 0, &g, u, joined(sums.gradient, sums.gradient_rest));
-        channel_save(dscale, 0, &g, u, joined(sums.product, sums.product_rest) * invstd);
+        const CH invstd = constant_invstd(save_invstd, save_invstd_start, var, var_start, epsilon, &g, u);
+        gradient_store(joined(sums.product, sums.product_rest) * invstd, joined(sums.gradient, sums.gradient_rest), &g, u,
+                       dscale, dbias, scale_grad, scale_grad_start, bias_grad, bias_grad_start, grad_scale, grad_momentum);
     }
 }

@@ -104,7 +104,6 @@ class BatchNormND(Module):
         }
         self._shape = (1, self.maps) + (1,) * nd
         self._skipped: Array | None = None
-        self._units: tuple[Array, Array] | None = None
         self.scale: Array | None = None
         self.bias: Array | None = None
         self.mean: Array | None = None
@@ -188,27 +187,22 @@ class BatchNormND(Module):
             self.numOfProps = count
         return y
 
-    def _backward(self, data: Array, grad: Array) -> tuple[Array, Mapping[str, Array]]:
-        scale, _, mean, var = self._tensors()
+    def _backward(self, data: Array, grad: Array, into: Mapping[str, Array], scale: float, momentum: float) -> Array:
+        weights, _, mean, var = self._tensors()
+        options: dict[str, Any] = {}
         if self.savemean is not None and self.saveinvvar is not None:
-            statistics, training = (self.savemean, self.saveinvvar), True
+            statistics = self.savemean, self.saveinvvar
         elif self.inplace:
             raise ModuleStateError(f"{self}: backward after an evaluation in place, which wrote over its input")
         else:
-            statistics, training = (mean, self._inverse_deviation(var)), False
-        dx, scalegrad, biasgrad = functional.batch_norm_backward(data, grad, scale, *statistics, training=training)
-        return dx, {"scale": scalegrad, "bias": biasgrad} if self.affine else {}
-
-    def _keep(self, gradients: Mapping[str, Array]) -> None:
-        self.scalegrad, self.biasgrad = gradients.get("scale"), gradients.get("bias")
-
-    def _inverse_deviation(self, var: Array) -> Array:
-        """1 / sqrt(var + epsilon): what evaluation makes of ones around mean 0, so that one place has the formula."""
-        if self._units is None or self._units[0].dtype != self.calctype:
-            ones = gpuarray.ones((1, self.maps), self.calctype, queue=self.queue)
-            self._units = ones, gpuarray.zeros_like(ones)
-        ones, zeros = self._units
-        return functional.batch_norm_infer(ones, None, None, zeros, var, epsilon=self.epsilon)
+            statistics = mean, var
+            options = {"training": False, "epsilon": self.epsilon}
+        if self.affine and into:
+            options |= {"scale_grad": into["scale"], "bias_grad": into["bias"]}
+            options |= {"grad_scale": scale, "grad_momentum": momentum}
+        dx, scalegrad, biasgrad = functional.batch_norm_backward(data, grad, weights, *statistics, **options)
+        self.scalegrad, self.biasgrad = (scalegrad, biasgrad) if self.affine else (None, None)
+        return dx
 
     def _data_rank(self) -> int:
         return len(self._shape)

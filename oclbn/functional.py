@@ -173,7 +173,12 @@ def batch_norm_backward(
     *,
     axis: int = 1,
     training: bool = True,
+    epsilon: float | None = None,
     out: Array | None = None,
+    scale_grad: Array | None = None,
+    bias_grad: Array | None = None,
+    grad_scale: float = 1.0,
+    grad_momentum: float = 0.0,
 ) -> tuple[Array, Array, Array]:
     """Gradients with respect to x, scale and bias.
 
@@ -182,23 +187,48 @@ def batch_norm_backward(
     With training=False the statistics are constants: dx = scale * save_invstd * dy.
 
     x, dy: (N, C, *spatial). scale: C values, or None for 1. save_mean, save_invstd: C values each, as batch_norm_train
-    returns them or of another origin. out: an array of x's shape for dx, which must overlap neither x nor dy.
+    returns them or of another origin. epsilon: for training=False only, at least 0; the fifth array is then the
+    variance, as batch_norm_infer takes it, and save_invstd = 1 / sqrt(var + epsilon). out: an array of x's shape for
+    dx, which must overlap neither x nor dy.
+
+    scale_grad, bias_grad: C values each, or None; the same launches gather dscale and dbias in them, in place:
+    scale_grad = grad_scale * dscale + grad_momentum * scale_grad, and bias_grad likewise; with grad_momentum 0 what was
+    there does not count, NaN included. grad_scale, grad_momentum: finite.
 
     Returns (dx, dscale, dbias): dx like x, the others C values. An empty batch gives an empty dx and zeros.
+
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
+    >>> mean, var = (gpuarray.to_gpu(np.float32(values)) for values in ([2.0, 20.0], [1.0, 100.0]))
+    >>> dx, dscale, dbias = batch_norm_backward(x, x, None, mean, var, training=False, epsilon=0.0)
+    >>> print(dx.get(), dscale.get(), dbias.get())
+    [[1. 1.]
+     [3. 3.]] [ 2. 20.] [ 4. 40.]
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     arguments.like("dy", dy, x)
+    if epsilon is not None:
+        if training:
+            raise ParameterError(f"epsilon is {epsilon!r}; None is wanted in training, where save_invstd contains it")
+        epsilon = arguments.epsilon_of(epsilon, x)
+    deviation = "save_invstd" if epsilon is None else "var"
     reads = {"dy": dy, **_given(x, axis, scale=scale)}
-    for name, value in (("save_mean", save_mean), ("save_invstd", save_invstd)):
+    for name, value in (("save_mean", save_mean), (deviation, save_invstd)):
         reads[name] = arguments.per_channel(name, value, x, axis)
+    writes = _given(x, axis, scale_grad=scale_grad, bias_grad=bias_grad)
+    grad_scale = arguments.finite("grad_scale", grad_scale, x)
+    grad_momentum = arguments.finite("grad_momentum", grad_momentum, x)
     if out is not None:
         arguments.like("out", out, x)
-        arguments.exclusive({"out": out}, {"x": x, **reads})
+        writes["out"] = out
+    if writes:
+        arguments.exclusive(writes, {"x": x, **reads})
     if x.size == 0:
         sums = _per_channel_results(x, axis, scale)
-        for array in sums:
+        for array, into in zip(sums, (scale_grad, bias_grad), strict=True):
             _fill(array, 0)
+            if into is not None:
+                accumulate(into, array, scale=grad_scale, momentum=grad_momentum)
         return _like(x) if out is None else out, *sums
     prepared = _prepare("backward" if training else "constant", x, axis, dy, out)
     dx = _like(x) if out is None else out
@@ -212,12 +242,20 @@ def batch_norm_backward(
             "dx": dx,
             "scale": scale,
             "save_mean": save_mean,
-            "save_invstd": save_invstd,
+            "save_invstd": save_invstd if epsilon is None else None,
+            "var": None if epsilon is None else save_invstd,
             "dscale": dscale,
             "dbias": dbias,
+            "scale_grad": scale_grad,
+            "bias_grad": bias_grad,
         },
-        {"count_rest": count - int(x.dtype.type(count))},
-        written=(dx, dscale, dbias),
+        {
+            "count_rest": count - int(x.dtype.type(count)),
+            "epsilon": epsilon or 0.0,
+            "grad_scale": grad_scale,
+            "grad_momentum": grad_momentum,
+        },
+        written=(dx, dscale, dbias, scale_grad, bias_grad),
     )
     return dx, dscale, dbias
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyopencl as cl
 from numpy.typing import DTypeLike
 
-from oclbn import functional
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.parameters import Parameters
@@ -72,11 +71,8 @@ class Module(Parameters):
         if not (updGrad or updParamGrads):
             self.grad = None
             return None
-        result, gradients = self._backward(self.inData, grad)
-        if updParamGrads and self.train:
-            for name, new in gradients.items():
-                functional.accumulate(self.vars[name].grad, new, scale=scale, momentum=momentum)
-        self._keep(gradients)
+        into = {name: var.grad for name, var in self.vars.items()} if updParamGrads and self.train else {}
+        result = self._backward(self.inData, grad, into, scale, momentum)
         self.grad = result if updGrad else None
         return self.grad
 
@@ -107,12 +103,11 @@ class Module(Parameters):
         """Compute the output; on an error, leave the module as it was."""
 
     @abstractmethod
-    def _backward(self, data: Array, grad: Array) -> tuple[Array, Mapping[str, Array]]:
-        """Compute the data's gradient and, by name, those of the variables that are trained; keep nothing yet."""
+    def _backward(self, data: Array, grad: Array, into: Mapping[str, Array], scale: float, momentum: float) -> Array:
+        """Compute the data's gradient; by name, gather those of the variables that are trained in the arrays `into`.
 
-    @abstractmethod
-    def _keep(self, gradients: Mapping[str, Array]) -> None:
-        """Keep what `_backward` computed for the variables."""
+        They become `scale * new + momentum * old`. On an error, leave the module and the arrays as they were.
+        """
 
     @abstractmethod
     def _check_shape(self, shape: tuple[int, ...], argument: str) -> None:

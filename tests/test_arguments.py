@@ -32,6 +32,12 @@ CALLS = {
     "backward": (functional.batch_norm_backward, ("x", "dy", "scale", "save_mean", "save_invstd")),
     "moments": (functional.moments, ("x",)),
 }
+WRITTEN = {
+    "train": ("out", "skipped"),
+    "infer": ("out",),
+    "backward": ("out", "scale_grad", "bias_grad"),
+    "moments": (),
+}
 PER_CHANNEL = [
     ("train", "scale"),
     ("train", "bias"),
@@ -45,6 +51,8 @@ PER_CHANNEL = [
     ("backward", "scale"),
     ("backward", "save_mean"),
     ("backward", "save_invstd"),
+    ("backward", "scale_grad"),
+    ("backward", "bias_grad"),
 ]
 TENSORS = [
     ("train", "x"),
@@ -62,7 +70,7 @@ WITH_X = [(call, "x") for call in CALLS]
 
 
 def valid(queue: cl.CommandQueue, call: str, shape: tuple[int, ...] = SHAPE, axis: int = AXIS) -> dict[str, Any]:
-    """Arguments that the call accepts, by name; out and skipped are given too, to see that they stay untouched."""
+    """Arguments that the call accepts, by name; what it would write is given too, to see that it stays untouched."""
     host = make(shape, axis)
     arrays = {
         "x": host.x,
@@ -77,8 +85,10 @@ def valid(queue: cl.CommandQueue, call: str, shape: tuple[int, ...] = SHAPE, axi
         "save_invstd": host.running_var,
         "out": np.full(shape, 7.0, np.float32),
         "skipped": np.arange(shape[axis], dtype=np.uint32),
+        "scale_grad": np.full(shape[axis], 5.0, np.float32),
+        "bias_grad": np.full(shape[axis], 3.0, np.float32),
     }
-    wanted = [*CALLS[call][1], *(["out"] if call != "moments" else []), *(["skipped"] if call == "train" else [])]
+    wanted = [*CALLS[call][1], *WRITTEN[call]]
     return {name: cla.to_device(queue, arrays[name]) for name in wanted}
 
 
@@ -293,6 +303,11 @@ def test_neighbours_in_one_buffer_do_not_overlap(queue: cl.CommandQueue, call: s
         ("infer", "out", "var"),
         ("backward", "out", "scale"),
         ("backward", "out", "save_mean"),
+        ("backward", "out", "scale_grad"),
+        ("backward", "scale_grad", "bias_grad"),
+        ("backward", "scale_grad", "scale"),
+        ("backward", "bias_grad", "save_mean"),
+        ("backward", "bias_grad", "dy"),
     ],
 )
 def test_what_is_written_is_nothing_else(queue: cl.CommandQueue, call: str, name: str, other: str) -> None:
@@ -312,7 +327,15 @@ def test_inputs_may_share_memory(queue: cl.CommandQueue) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "name"), [*OUTS, ("train", "running_mean"), ("train", "running_var"), ("train", "skipped")]
+    ("call", "name"),
+    [
+        *OUTS,
+        ("train", "running_mean"),
+        ("train", "running_var"),
+        ("train", "skipped"),
+        ("backward", "scale_grad"),
+        ("backward", "bias_grad"),
+    ],
 )
 def test_read_only_outputs(queue: cl.CommandQueue, call: str, name: str) -> None:
     arguments = valid(queue, call)
@@ -364,6 +387,29 @@ def test_per_channel_arrays_with_gaps(queue: cl.CommandQueue, call: str, name: s
 def test_epsilon(queue: cl.CommandQueue, call: str, epsilon: float) -> None:
     arguments = valid(queue, call) | {"epsilon": epsilon}
     rejects(call, arguments, ParameterError, ValueError, "epsilon", str(epsilon).lstrip("-"), "0")
+
+
+@pytest.mark.parametrize("epsilon", [-1e-5, np.nan, 1e39, "1e-5"], ids=str)
+def test_epsilon_of_constant_statistics(queue: cl.CommandQueue, epsilon: Any) -> None:
+    arguments = valid(queue, "backward") | {"epsilon": epsilon, "training": False}
+    rejects("backward", arguments, ParameterError, ValueError, "epsilon", str(epsilon).lstrip("-"))
+
+
+def test_epsilon_in_training(queue: cl.CommandQueue) -> None:
+    arguments = valid(queue, "backward") | {"epsilon": 1e-5}
+    rejects("backward", arguments, ParameterError, ValueError, "epsilon", "1e-05", "None", "save_invstd")
+
+
+def test_a_variance_is_called_one(queue: cl.CommandQueue) -> None:
+    arguments = valid(queue, "backward") | {"epsilon": 1e-5, "training": False}
+    arguments["save_invstd"] = cla.zeros(queue, 3, np.float32)
+    rejects("backward", arguments, ShapeError, ValueError, "var", "3", "4")
+
+
+@pytest.mark.parametrize("name", ["grad_scale", "grad_momentum"])
+@pytest.mark.parametrize("value", ["a", np.nan, np.inf, 1e300, None])
+def test_gradients_are_gathered_by_numbers(queue: cl.CommandQueue, name: str, value: Any) -> None:
+    rejects("backward", valid(queue, "backward") | {name: value}, ParameterError, ValueError, name)
 
 
 @pytest.mark.parametrize("factor", [-0.1, 1.0000001, np.nan, np.inf], ids=str)

@@ -754,11 +754,11 @@ def test_an_unknown_unit(queue: cl.CommandQueue) -> None:
 # --- examples
 
 
-@pytest.mark.parametrize("module", ["batchnorm", "batchnormnd", "gpuarray"])
+@pytest.mark.parametrize("module", ["batchnorm", "batchnormnd", "functional", "gpuarray"])
 def test_the_examples_of_the_documentation(
     queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     monkeypatch.setattr(device, "default_queue", lambda: queue)
-    failed, tried = doctest.testmod(getattr(oclbn, module))
+    failed, tried = doctest.testmod(getattr(oclbn, module), extraglobs={"gpuarray": oclbn.gpuarray})
     assert tried > 0
     assert failed == 0

@@ -177,6 +177,20 @@ def test_accumulate_waits_for_both(free_queue: cl.CommandQueue, index: int) -> N
     assert arrays[1].events
 
 
+@pytest.mark.parametrize("index", [0, 1], ids=["scale_grad", "bias_grad"])
+def test_gathering_waits_for_both(free_queue: cl.CommandQueue, index: int) -> None:
+    x, dy, scale, _, mean, var = arrays_of(free_queue, make((4, 3, 5), 1))
+    into = [cla.to_device(free_queue, np.ones(3, np.float32)) for _ in range(2)]
+    free_queue.finish()
+    with pending(into[index]):
+        result = batch_norm_backward(x, dy, scale, mean, var, scale_grad=into[0], bias_grad=into[1], grad_momentum=1.0)
+        free_queue.flush()
+        waiting = not finished(result[0])
+    assert waiting
+    for array, new in zip(into, result[1:], strict=True):
+        np.testing.assert_allclose(array.get(), 1 + new.get(), rtol=1e-6)
+
+
 def test_two_queues_of_one_context(queue: cl.CommandQueue) -> None:
     """The work goes to x.queue and waits for arrays that another queue is still making (OpenCL wants that flushed)."""
     host = make(SHAPE, 1)

@@ -14,7 +14,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from data import make
-from test_functional import check_backward, check_inference, check_moments, check_training, everything, put
+from test_functional import all_bits, check_backward, check_inference, check_moments, check_training, everything, put
 
 from oclbn import functional, reference
 from oclbn.functional import accumulate, batch_norm_backward, explain
@@ -64,7 +64,11 @@ def test_every_form_agrees_with_the_reference(
         check_moments(queue, host, axis)
         check_backward(queue, host, axis)
         arrays = [put(queue, a) for a in (host.x, host.dy, host.scale, host.running_mean, host.running_var)]
-        dx, dscale, dbias = batch_norm_backward(*arrays, axis=axis, training=False)
+        into = {name: cla.zeros(queue, host.scale.size, np.float32) for name in ("scale_grad", "bias_grad")}
+        dx, dscale, dbias = batch_norm_backward(*arrays, axis=axis, training=False, **into)
+        assert all_bits(tuple(into.values())) == all_bits((dscale, dbias))
+        _, *trained = batch_norm_backward(*arrays, axis=axis, **into)
+        assert all_bits(tuple(into.values())) == all_bits(tuple(trained))
     wanted = reference.backward(
         host.x, host.dy, host.scale, host.running_mean, host.running_var, axis=axis, training=False
     )

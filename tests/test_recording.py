@@ -11,7 +11,7 @@ import pyopencl.array as cla
 import pytest
 from data import make
 
-from oclbn import functional
+from oclbn import BatchNormND, functional
 from oclbn.errors import ShapeError
 from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, moments, recording
 from oclbn.tuning import using
@@ -45,6 +45,19 @@ def test_launches_are_listed_in_order(x: cla.Array) -> None:
     training = ["moments_partial", "train_apply", "backward_partial", "backward_apply"]
     others = ["constant_partial", "constant_merge", "infer", "moments_partial", "moments_merge", "accumulate", "copy"]
     assert names(launches) == training + others
+
+
+@pytest.mark.parametrize("variant", ["resident", "split"])
+def test_a_module_launches_twice_at_most(queue: cl.CommandQueue, x: cla.Array, variant: str) -> None:
+    """Whatever a call does: parameter gradients and constants' deviations come out of the same launches."""
+    bn = BatchNormND(x.ndim - 2, x.shape[1], queue=queue)
+    with using(variant=variant), recording() as launches:
+        for mode in (bn.trainMode, bn.evalMode):
+            mode()
+            for call in (bn, bn.backward, lambda dy: bn.backward(dy, scale=0.5, momentum=0.9)):
+                before = len(launches)
+                call(x)
+                assert 1 <= len(launches) - before <= 2, names(launches[before:])
 
 
 def test_events_are_those_of_the_results(x: cla.Array) -> None:
