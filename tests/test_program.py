@@ -57,8 +57,8 @@ def test_a_failing_build_shows_the_numbered_lines(
         (tmp_path / path.name).write_text(path.read_text())
     broken = tmp_path / "accumulate.cl"
     lines = broken.read_text().splitlines()
-    at = next(index for index, line in enumerate(lines) if "const ACC value" in line)
-    lines[at] = lines[at].replace("scale *", "scale_that_is_not_there *")
+    at = next(index for index, line in enumerate(lines) if "GATHERED(" in line)
+    lines[at] = lines[at].replace("scale,", "scale_that_is_not_there,")
     broken.write_text("\n".join(lines))
     monkeypatch.setattr(sources, "kernel_directory", lambda: tmp_path)
     sources.load.cache_clear()
