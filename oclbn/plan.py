@@ -25,17 +25,20 @@ _LEAST_TOGETHER = 16  # where short rows allow: a run of memory is worth more th
 _SHORT_ROW = 1024  # bytes
 _LEAST_ROW_IN_ORDER = 512  # bytes of a row that is worth being walked by itself rather than in a run
 _LEAST_FAR_ROW = 512  # elements of a row from which on it is written past the cache (FAR_ROW in rows.clh)
+_LEAST_VECTOR_OF_A_RUN = 4  # numbers: narrower ones cost more than the cache gives
 _LEAST_RUN_ROWS = 8  # fewer rows are not worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _LEAST_RUN = 1024  # bytes of a row that columns should read at once
 _MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
+_MOST_ADDITIONS_ALONE = 16  # the same where there is but one accumulator, so that no tree over several follows
 _MOST_ADDITIONS_TO_A_STRIP = 8  # the same there, of sums over as many rows as are taken at once
 _MOST_ADDITIONS_DOWN = 64  # the same down columns, where sums have two levels (SHORT in columns.clh)
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
 _NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
 _PASSES = 6  # over its region that a work-item makes at most, with what loops within loops add
 _NEAR_ROOM = 1.5  # times near_bytes, that a group's channels and what it fetches of the next group's may take
+_CACHED = 0.75  # of the cache of global memory: what one call may count on, beside what others keep there
 _EVEN = 1.1  # how much longer than the average the busiest compute unit may work
 
 
@@ -68,7 +71,7 @@ class Tuning:
     once_bytes: int = 65536  # rows that are read but once are walked in such pieces, in the order of memory
     near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
     groups_per_unit: int = 16  # groups that a split aims at, per compute unit
-    stream: bool = True  # outputs go past the cache where a call moves more than that holds
+    stream: bool = True  # outputs go past the cache where a call moves more than three quarters of that
     fetch: bool = False  # rows are asked for a chunk ahead; only where global memory is the processor's own
     most_steps: int = 0  # turns of loops that the driver lets a work-item make in all; 0: any number
     variant: str = ""  # "": the first candidate that accepts; else only this one
@@ -266,8 +269,9 @@ def _group_shape(
         width = 1
         vec, fold, channels = _strip_down(problem, tuning, widest, near)
         blocks_per_item = _strip_length(problem, tuning, widest) // vec
-    elif together := _run_together(problem, device, tuning, widest, near) if lanes == 1 and not in_order else 0:
-        vec, width, channels = widest, 1, together
+    elif run_shape := _run_shape(operation, problem, device, tuning, near) if lanes == 1 and not in_order else None:
+        vec, channels = run_shape
+        width = 1
         blocks_per_item = -(-_MOST_TOGETHER // vec)
         run = tuning.run_bytes // problem.itemsize
     else:
@@ -319,13 +323,32 @@ def _strip_down(problem: Problem, tuning: Tuning, widest: int, near: bool) -> tu
         vec //= 2
 
 
-def _run_together(problem: Problem, device: DeviceLimits, tuning: Tuning, vec: int, near: bool) -> int:
-    """How many neighbouring channels make up a run (kernels/runs.clh); 0 where rows are better walked one by one."""
+def _run_shape(
+    operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool
+) -> tuple[int, int] | None:
+    """Vector and channels of a run (kernels/runs.clh); None where rows are better walked one by one.
+
+    With `near` half of that cache is left to what is fetched of the next group's channels. A run should be whole
+    vectors: where those of wide ones do not fit, vectors are narrower.
+    """
+    vec = max(1, tuning.vec * 4 // problem.itemsize)
+    room = tuning.near_bytes * operation.arrays_read // 2 if near else 0
+    together = _run_together(problem, device, tuning, vec, room)
+    while room and vec > _LEAST_VECTOR_OF_A_RUN and together * problem.slice_bytes > room:
+        fewer = _run_together(problem, device, tuning, vec // 2, room)
+        if not 0 < fewer < together:
+            break
+        vec, together = vec // 2, fewer
+    return (vec, together) if together else None
+
+
+def _run_together(problem: Problem, device: DeviceLimits, tuning: Tuning, vec: int, room: int) -> int:
+    """How many neighbouring channels make up a run, of so many bytes if `room` says so; 0: none should."""
     most = min(tuning.run_bytes // (problem.inner * problem.itemsize), _MOST_TOGETHER, problem.channels)
     if not (problem.adjacent or problem.channels == 1) or not most or problem.outer < _LEAST_RUN_ROWS:
         return 0
     unit = vec // math.gcd(problem.inner, vec)  # so many rows are whole vectors
-    fitting = min(most, max(tuning.near_bytes // problem.slice_bytes, unit)) if near else most
+    fitting = min(most, max(room // problem.slice_bytes, unit)) if room else most
     busy = problem.channels // (device.compute_units * _LEAST_GROUPS)
     fitting = max(1, min(fitting, busy))
     if fitting > unit:
@@ -357,9 +380,9 @@ def _is_walked_in_order(operation: Operation, problem: Problem, device: DeviceLi
 
 
 def _is_streamed(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> bool:
-    """Whether one work-item writes past the cache: where a call moves more than that holds."""
+    """Whether one work-item writes past the cache: where a call moves more than that can be thought to hold."""
     moved = problem.tensor_bytes * (operation.arrays_read + 1)
-    return tuning.stream and 0 < device.cache_bytes < moved
+    return tuning.stream and 0 < device.cache_bytes * _CACHED < moved
 
 
 def _assemble(
@@ -423,11 +446,13 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
     elements = tuning.chunk_bytes // (problem.itemsize * arrays)
     most_rows = _MOST_ADDITIONS_DOWN * tall
     if not problem.columns:
-        elements = min(elements, _MOST_ADDITIONS * shape.vec * tuning.unroll * shape.lanes)
+        accumulators = shape.vec * tuning.unroll * shape.lanes
+        most = _MOST_ADDITIONS if accumulators > 1 else _MOST_ADDITIONS_ALONE
+        elements = min(elements, most * accumulators)
         per_row = -(
             -(slice_columns // (shape.vec * shape.width) + 1) // tuning.unroll
         )  # additions, with the row's tail
-        most_rows = max(1, _MOST_ADDITIONS // per_row) * tall
+        most_rows = max(1, most // per_row) * tall
     chunk_columns = slice_columns
     if shape.run or (problem.columns and shape.lanes == 1):
         chunk_rows = _MOST_ADDITIONS_TO_A_STRIP * tuning.unroll * shape.fold
