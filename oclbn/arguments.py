@@ -137,7 +137,7 @@ def finite(name: str, value: Any, x: Array) -> float:
     return number(name, value, -_LARGEST[x.dtype], _LARGEST[x.dtype])
 
 
-def layout(x: Array, axis: int, others: dict[str, tuple[int, ...]]) -> Layout:
+def layout(x: Array | np.ndarray[Any, Any], axis: int, others: dict[str, tuple[int, ...]]) -> Layout:
     """The common layout of x and of arrays of its shape, given by name and byte strides.
 
     LayoutError where no kernel walks them together.

@@ -32,7 +32,7 @@ from pyopencl.array import Array, empty_like
 from . import arguments, program
 from .device import limits, tuning_names
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
-from .plan import OPERATIONS, Build, Launch, Plan, Tuning, plan
+from .plan import OPERATIONS, Build, DeviceLimits, Launch, Plan, Tuning, plan
 from .tuning import tuning_for
 
 __all__ = ["batch_norm_backward", "batch_norm_infer", "batch_norm_train", "moments", "recording"]
@@ -41,6 +41,7 @@ _ACCUMULATE_GROUPS = 256  # per compute unit: parameters are small, and few work
 _COPY_GROUPS = 64  # per compute unit: enough to share the work evenly, few enough to cost nothing
 _MOST_PREPARED = 2048  # shapes remembered per thread
 _BACKWARD = ("backward", "constant")
+_DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "guard": 1, "grad_scale": 1.0, "grad_momentum": 0.0}
 _local = threading.local()
 _recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = contextvars.ContextVar(
     "oclbn_recorders", default=()
@@ -465,17 +466,37 @@ def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | No
     if operation != "moments":
         others["out"] = arguments.dense_strides(x) if out is None else out.strides
     layout = arguments.layout(x, axis, others)
-    result = "dx" if operation in _BACKWARD else "y"
     planned = plan(operation, layout.problem(x.dtype.itemsize), facts, tuning)
+    return _Prepared(planned, _queue(x).context, _constants(operation, planned, layout, ("x", *others)))
+
+
+def _constants(operation: str, planned: Plan, layout: arguments.Layout, tensors: Sequence[str]) -> dict[str, Any]:
+    """The arguments of the kernels that the shapes decide; `tensors` are the layout's, by the caller's names."""
     numbers: dict[str, Any] = asdict(planned.geometry)
     numbers |= {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner}
     numbers["count"] = layout.outer * layout.inner
-    for name, (row, channel) in zip(("x", *others), layout.strides, strict=True):
+    result = "dx" if operation in _BACKWARD else "y"
+    for name, (row, channel) in zip(tensors, layout.strides, strict=True):
         inside = result if name == "out" else name
         numbers[f"{inside}_row"] = row
         numbers[f"{inside}_channel"] = channel
-    context = _queue(x).context
-    return _Prepared(planned, context, numbers)
+    return numbers
+
+
+def dissect(
+    operation: str, host: np.ndarray[Any, Any], axis: int, facts: DeviceLimits, choices: Mapping[str, Any]
+) -> tuple[Plan, dict[str, Any]]:
+    """How a call on a tensor like `host` would run on some device: its plan, and all numbers that its kernels get.
+
+    Arrays start their buffers; options have their defaults; constants are given as a variance.
+    """
+    tensors = [*(["dy"] if operation in _BACKWARD else []), *(["out"] if operation != "moments" else [])]
+    layout = arguments.layout(host, axis, dict.fromkeys(tensors, host.strides))
+    planned = plan(operation, layout.problem(host.dtype.itemsize), facts, Tuning(**choices))
+    numbers = _constants(operation, planned, layout, ("x", *tensors))
+    count = numbers["count"]
+    numbers |= {"unbiased": count - 1, "count_rest": count - int(host.dtype.type(count))}
+    return planned, numbers | _DEFAULTS
 
 
 def _check_fp64(name: str, array: Array, queue: cl.CommandQueue) -> None:

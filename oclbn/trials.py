@@ -6,11 +6,8 @@ answers requests, one JSON object a line, from the standard input; oclbn.trialpr
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +18,7 @@ import pyopencl.array as cla
 from numpy.typing import NDArray
 
 from . import device, functional
+from .childprocess import requests
 from .errors import OclbnError
 from .plan import Plan
 from .trialcalls import GUARD, Calls, Case, Hosts
@@ -239,15 +237,9 @@ def _answer(trials: Trials, request: dict[str, Any]) -> Any:
 
 
 def serve() -> None:
-    """Answer requests until the input ends; the first one says which device and what to time.
-
-    Whatever a driver prints goes to the standard error, so that the answers stand alone.
-    """
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Answer requests until the input ends; the first one says which device and what to time."""
     trials: Trials | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
+    for request, reply in requests():
         answer: dict[str, Any] = {}
         try:
             if trials is None:
@@ -258,7 +250,7 @@ def serve() -> None:
                 answer["done"] = _answer(trials, request)
         except (WrongResult, OclbnError, cl.Error) as error:
             answer["rejected"] = str(error).strip().partition("\n")[0]
-        print(json.dumps(answer), file=answers, flush=True)
+        reply(answer)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from data import ONE_PER_CHANNEL, make
+from data import ONE_PER_CHANNEL
 
 from oclbn import functional
 from oclbn.errors import (
@@ -24,6 +24,7 @@ from oclbn.errors import (
     ShapeError,
 )
 from oclbn.functional import accumulate, batch_norm_infer, batch_norm_train
+from oclbn.hostile import make
 
 SHAPE, AXIS = (6, 4, 5), 1
 CALLS = {

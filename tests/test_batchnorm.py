@@ -12,13 +12,13 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from data import Data, Offset, Spoiled, gaussian, make
 from numpy.typing import DTypeLike
-from tolerances import Bound, assert_within
+from tolerances import assert_within
 
 import oclbn
 from oclbn import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND, device, reference
 from oclbn.averaging import averaging_factor
+from oclbn.bounds import Bound
 from oclbn.errors import (
     ContextError,
     ModuleDtypeError,
@@ -28,6 +28,7 @@ from oclbn.errors import (
     ModuleStateError,
     ShapeError,
 )
+from oclbn.hostile import Data, Offset, Spoiled, gaussian, make
 
 C = 5
 MODULES = [  # how to make it, shape of its data, shape of its parameters

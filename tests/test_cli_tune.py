@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 
 import oclbn.device
 from oclbn import functional, tuning, usertable
+from oclbn.childprocess import Rejected
 from oclbn.cli import tune_run
 from oclbn.cli.group import oclbn as command
-from oclbn.trialprocess import Rejected, TrialProcess
+from oclbn.trialprocess import TrialProcess
 from oclbn.tuner import Choices, Verdict
 
 
@@ -166,7 +167,7 @@ def test_choices_that_do_not_work_are_an_error(spec: str, table: Path, monkeypat
     def dead(self: TrialProcess, action: str, **given: object) -> object:
         raise Rejected("the driver aborted")
 
-    monkeypatch.setattr(TrialProcess, "_ask", dead)
+    monkeypatch.setattr(TrialProcess, "ask", dead)
     result = run("--device", spec)
     assert result.exit_code == 1
     assert "the choices in force do not work on this device: the driver aborted" in result.stderr

@@ -10,10 +10,10 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from data import Data, make
 from pyopencl.tools import ImmediateAllocator, MemoryPool
 
 from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+from oclbn.hostile import Data, make
 from oclbn.tuning import using
 
 SHAPE = (16, 8, 64, 64)  # enough work that a call which does not wait comes too early

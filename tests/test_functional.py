@@ -11,26 +11,13 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from data import (
-    COLUMNS,
-    EMPTY,
-    FEW_SHAPES,
-    NASTY,
-    ONE_PER_CHANNEL,
-    SHAPES,
-    Data,
-    Offset,
-    Spoiled,
-    gaussian,
-    make,
-    per_channel,
-    rare,
-    two_values,
-)
-from tolerances import Bound, assert_within
+from data import COLUMNS, EMPTY, FEW_SHAPES, NASTY, ONE_PER_CHANNEL, SHAPES
+from tolerances import assert_within
 
 from oclbn import device, reference
+from oclbn.bounds import Bound
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments
+from oclbn.hostile import Data, Offset, Spoiled, gaussian, make, per_channel, rare, two_values
 from oclbn.tuning import using
 
 FOUR = ("scale", "bias", "running_mean", "running_var")

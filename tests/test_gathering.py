@@ -8,13 +8,15 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from data import FEW_SHAPES, make
+from data import FEW_SHAPES
 from test_functional import all_bits, check_gradients, foreign, lying, put, surroundings
-from tolerances import Bound, assert_within
+from tolerances import assert_within
 
 from oclbn import reference
+from oclbn.bounds import Bound
 from oclbn.errors import DtypeError, ShapeError
 from oclbn.functional import accumulate, batch_norm_backward
+from oclbn.hostile import make
 from oclbn.tuning import using
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from data import make
 from test_functional import all_bits, check_backward, check_inference, check_moments, check_training, everything, put
 
 from oclbn import functional, reference
 from oclbn.functional import accumulate, batch_norm_backward, explain
+from oclbn.hostile import make
 from oclbn.plan import OPERATIONS
 from oclbn.tuning import using
 

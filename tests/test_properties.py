@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pyopencl as cl
 import pytest
-from data import Data, Offset, gaussian, make, per_channel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_functional import FOUR, all_bits, check_backward, check_inference, check_training, lying, put
 
 from oclbn import device
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+from oclbn.hostile import Data, Offset, gaussian, make, per_channel
 
 Tensor = tuple[tuple[int, ...], int]  # shape and channel axis
 

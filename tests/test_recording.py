@@ -9,11 +9,11 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from data import make
 
 from oclbn import BatchNormND, functional
 from oclbn.errors import ShapeError
 from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, moments, recording
+from oclbn.hostile import make
 from oclbn.tuning import using
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from data import make
 
 from oclbn import BatchNorm, BatchNorm2D, BatchNorm3D, BatchNormND
 from oclbn.errors import MissingExtraError, ModuleFileError, ModuleParameterError, ModuleStateError
+from oclbn.hostile import make
 
 C = 5
 SHAPE = (1, C, 1, 1)

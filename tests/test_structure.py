@@ -32,6 +32,7 @@ LAYERS = [
     "storage",
     "averaging",
     "profiling",
+    "checks",
     "benchmark",
     "trialprocess",
     "trials",
@@ -46,17 +47,35 @@ LAYERS = [
     "device",
     "selection",
     "tuning",
+    "childprocess",
     "usertable",
     "tuner",
+    "checklist",
     "plan",
     "sources",
     "pocl",
     "peers",
+    "expectation",
+    "bounds",
+    "hostile",
     "reference",
     "files",
     "errors",
 ]
-PURE = ["suites", "plan", "tuning", "usertable", "tuner", "sources", "reference", "errors"]
+PURE = [
+    "suites",
+    "checklist",
+    "plan",
+    "tuning",
+    "usertable",
+    "tuner",
+    "sources",
+    "expectation",
+    "bounds",
+    "hostile",
+    "reference",
+    "errors",
+]
 
 
 def layer_of(module: str) -> str:

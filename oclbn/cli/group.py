@@ -13,6 +13,7 @@ from oclbn.errors import OclbnError
 SUBCOMMANDS = (
     "devices",
     "demo",
+    "check",
     "bench",
     "tune",
 )  # each the name of a module beside this one, which exports a click command `command`

@@ -1,0 +1,85 @@
+"""`oclbn check`: does everything work on this device, and is it right?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from oclbn import device, files
+from oclbn.checklist import SpeedCheck
+from oclbn.cli import check_report, check_repro, check_run
+from oclbn.cli.check_run import Checked
+from oclbn.errors import DeviceNotFoundError
+
+
+@click.command()
+@click.option("--device", "spec", metavar="SPEC", help="P:D, part of a name, or gpu, cpu, accelerator.")
+@click.option("--all", "every", is_flag=True, help="Every device, simulators too, one after the other.")
+@click.option("--quick", is_flag=True, help="A few small tensors only: seconds instead of minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list; errors in units of their bounds.")
+@click.option(
+    "--repro",
+    "script",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the first failure as a script that needs only pyopencl and NumPy, for a report to the driver's maker.",
+)
+@click.option(
+    "--timeout",
+    default=check_run.TIMEOUT,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Seconds for one check, after which the driver counts as hung.",
+)
+def command(spec: str | None, every: bool, quick: bool, as_json: bool, script: Path | None, timeout: float) -> None:
+    """Build every kernel that could be chosen on a device, and hold its results against float64 NumPy.
+
+    Training, inference, backward (with the batch's statistics and with constants) and moments, on ordinary and on
+    nasty data. Errors are in units of the bound that oclbn states for them: 1 is the most that passes. Each check runs
+    in a child process, so that a driver that aborts or hangs is a failed check and the others still run.
+
+    The choices in force are checked, the user's tuning table included. Simulators are always checked quickly. The exit
+    status is 0 when everything passed, and 1 when anything failed.
+    """
+    if every and spec is not None:
+        raise click.UsageError("--all and --device exclude each other")
+    infos = list(device.devices()) if every else [device.select(spec)]
+    if not infos:
+        raise DeviceNotFoundError("there is no OpenCL device")
+    if script is not None:
+        try:
+            files.check_target(script)
+        except OSError as error:
+            raise click.FileError(str(script), hint=error.strerror) from error
+    console = Console(highlight=False)
+    found: list[Checked] = []
+    for info in infos:
+        found.append(check_run.run(info, quick=quick, timeout=timeout))
+        if not as_json:
+            check_report.print_checked(console, found[-1])
+    if as_json:
+        click.echo(json.dumps([check_report.as_dict(checked) for checked in found], indent=1))
+    elif every:
+        check_report.print_matrix(console, found)
+    if script is not None:
+        _write_repro(script, found)
+    if not all(checked.good for checked in found):
+        raise click.exceptions.Exit(1)
+
+
+def _write_repro(script: Path, found: list[Checked]) -> None:
+    for checked in found:
+        for outcome in checked.faults:
+            if isinstance(outcome.check, SpeedCheck):
+                continue  # what fails there fails in small as well, or takes too much memory for a script
+            text = check_repro.script(checked.info, checked.choices, outcome.check, outcome.fault)
+            try:
+                with files.replacing(script) as file:
+                    file.write(text.encode())
+            except OSError as error:
+                raise click.FileError(str(script), hint=error.strerror) from error
+            click.echo(f"Wrote {script}: {outcome.check}", err=True)
+            return
+    click.echo("Nothing failed that a script could show: none was written", err=True)

@@ -1,0 +1,154 @@
+"""What `oclbn check` prints: one table per device, the faults below it, and devices side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from oclbn import __version__
+from oclbn.checklist import BuildCheck, NumberCheck, SpeedCheck
+from oclbn.cli.check_run import Checked, Outcome
+from oclbn.cli.devices import as_size
+from oclbn.device import DeviceInfo
+from oclbn.plan import OPERATIONS
+
+_SHOWN = 8  # faults of one device that are printed; --json has all
+
+
+def selection(info: DeviceInfo) -> tuple[str, str]:
+    """The settings that select exactly this device: for oclbn, and for every program that uses pyopencl."""
+    return f"OCLBN_DEVICE={info.spec}", f"PYOPENCL_CTX={info.spec}"
+
+
+def print_checked(console: Console, checked: Checked) -> None:
+    """Facts, a row per operation, the faults, and the verdict."""
+    info, limits = checked.info, checked.info.limits
+    console.print(
+        Text.assemble((f"{info.spec}  {info.name}", "bold"), f"  {info.platform}, driver {info.driver}"), soft_wrap=True
+    )
+    facts = [
+        "simulator" if info.simulator else info.kind,
+        f"{limits.compute_units} compute units",
+        f"groups to {limits.max_group}",
+        f"fp64 {'yes' if limits.fp64 else 'no'}",
+        f"local {as_size(limits.local_bytes)}",
+        f"cache {as_size(limits.cache_bytes)}",
+        f"allocations to {as_size(limits.max_alloc_bytes)}",
+    ]
+    console.print(Text(", ".join(facts), style="dim"), soft_wrap=True)
+    console.print(Text(" ".join(("to use it:", selection(info)[0], "or", selection(info)[1])), style="dim"))
+    console.print(_table(checked))
+    for outcome in checked.faults[:_SHOWN]:
+        console.print(Text(f"failed: {outcome.check}: {outcome.fault}", style="red"), soft_wrap=True)
+    if len(checked.faults) > _SHOWN:
+        console.print(Text(f"... and {len(checked.faults) - _SHOWN} more", style="red"))
+    console.print(_verdict(checked))
+    console.print()
+
+
+def print_matrix(console: Console, all_checked: Sequence[Checked]) -> None:
+    """Devices side by side, an operation a column."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.add_column("device")
+    for operation in OPERATIONS:
+        table.add_column(operation)
+    for checked in all_checked:
+        info = checked.info
+        name = Text.assemble(f"{info.spec}  {info.name}", "\n", (info.platform_version, "dim"))
+        table.add_row(name, *(_state(checked.of(operation)) for operation in OPERATIONS))
+    console.print(table)
+
+
+def as_dict(checked: Checked) -> dict[str, Any]:
+    """One device as JSON shows it; errors in units of their bounds, times in seconds, bandwidth in bytes per second."""
+    info = checked.info
+    here, everywhere = selection(info)
+    return {
+        "index": info.spec,
+        "name": info.name,
+        "platform": info.platform,
+        "platform_version": info.platform_version,
+        "driver": info.driver,
+        "simulator": info.simulator,
+        "oclbn": __version__,
+        "select": [here, everywhere],
+        **asdict(info.limits),
+        "choices": checked.choices,
+        "good": checked.good,
+        "planned": checked.planned,
+        "operations": {operation: _operation_as_dict(checked, operation) for operation in OPERATIONS},
+        "faults": [{"check": str(outcome.check), "fault": outcome.fault} for outcome in checked.faults],
+    }
+
+
+def _operation_as_dict(checked: Checked, operation: str) -> dict[str, Any]:
+    worst = checked.worst(operation)
+    outcomes = checked.of(operation)
+    return {
+        "built": _count(outcomes, BuildCheck),
+        "compared": _count(outcomes, NumberCheck),
+        "failed": sum(bool(outcome.fault) for outcome in outcomes),
+        "worst": worst.told["units"] if worst else None,
+        "worst_at": f"{worst.told['of']} of {worst.check}" if worst else None,
+        "speeds": checked.speeds(operation),
+    }
+
+
+def _table(checked: Checked) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.add_column("")
+    for heading in ("built", "compared", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("at", overflow="fold")
+    table.add_column("GB/s", justify="right", no_wrap=True)
+    table.add_column("copies", justify="right", no_wrap=True)
+    table.add_column("")
+    for operation in OPERATIONS:
+        outcomes, worst, speeds = checked.of(operation), checked.worst(operation), checked.speeds(operation)
+        rate = ratio = ""
+        if speeds:
+            rate = f"{statistics.geometric_mean(s['bandwidth'] for s in speeds.values()) / 1e9:.3g}"
+            ratio = f"{statistics.geometric_mean(s['ratio'] for s in speeds.values()):.2f}"
+        table.add_row(
+            operation,
+            str(_count(outcomes, BuildCheck)),
+            str(_count(outcomes, NumberCheck)),
+            f"{worst.told['units']:.2f}" if worst else "",
+            Text(_place(worst), style="dim") if worst else "",
+            rate,
+            ratio,
+            _state(outcomes),
+        )
+    return table
+
+
+def _place(worst: Outcome) -> str:
+    return f"{worst.told['of']}, {str(worst.check).partition(' of ')[2]}"
+
+
+def _count(outcomes: Sequence[Outcome], kind: type) -> int:
+    return sum(isinstance(outcome.check, kind) and not outcome.fault for outcome in outcomes)
+
+
+def _state(outcomes: Sequence[Outcome]) -> Text:
+    failed = sum(bool(outcome.fault) for outcome in outcomes)
+    if failed:
+        return Text(f"{failed} failed", style="bold red")
+    return Text("ok", style="green") if outcomes else Text("not reached", style="yellow")
+
+
+def _verdict(checked: Checked) -> Text:
+    made = len(checked.outcomes)
+    if checked.good:
+        slow = any(isinstance(outcome.check, SpeedCheck) for outcome in checked.outcomes)
+        told = "error: the largest, in units of its bound" + ("; copies: times of the fastest copy" if slow else "")
+        return Text.assemble((f"all {made} checks passed", "bold green"), (f" ({told})", "dim"))
+    left = f", {checked.planned - made} not made" if made < checked.planned else ""
+    return Text(f"{len(checked.faults)} of {made} checks failed{left}", style="bold red")

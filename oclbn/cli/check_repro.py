@@ -1,0 +1,192 @@
+"""A failed check as a script for whoever makes the driver: pyopencl and NumPy are all that it needs (see _MEND).
+
+It holds the text of the kernels as the compiler is given it, their arguments, the data, what should come out and how
+far off that may be. It prints what is wrong and ends with status 1 where something is.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import pprint
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from oclbn import __version__, functional, hostile, pocl, program
+from oclbn.checklist import BuildCheck, NumberCheck
+from oclbn.device import DeviceInfo
+from oclbn.expectation import expected, invstd
+from oclbn.hostile import MAKERS, Data, Host
+
+_LINE = 110  # characters of packed data in a line
+
+_TEXT = '''"""{title}
+
+Found by oclbn {version} (https://pypi.org/project/oclbn) on
+    {device}
+    {platform}, {platform_version}, driver {driver}
+
+Needs {needs}. Exit status: 0 where everything is right, 1 where a result is wrong; a driver may also refuse
+the kernel, abort or hang. The device of these names is used where it is there, or else the one of PYOPENCL_CTX.
+"""
+
+import base64
+import io
+import sys
+import zlib
+
+import numpy as np
+import pyopencl as cl
+
+PLATFORM, VERSION, DEVICE = {names}
+OPTIONS = {options}
+
+# The text for the compiler, of each program.
+PROGRAMS = {programs}
+
+# Launches in order: program, kernel, work-groups, work-items in each, arguments by name (None: a buffer of that name).
+LAUNCHES = {launches}
+
+# What the buffers hold; what they should hold in the end, and how far off that may be. NumPy files, compressed, base64.
+BUFFERS = {{
+{buffers}}}
+EXPECTED = {{
+{expected}}}
+
+
+def unpack(lines):
+    return np.load(io.BytesIO(zlib.decompress(base64.b64decode("".join(lines)))))
+
+
+def find_device():
+    for platform in cl.get_platforms():
+        for device in platform.get_devices():
+            if (platform.name.strip(), platform.version.strip(), device.name.strip()) == (PLATFORM, VERSION, DEVICE):
+                return cl.Context([device])
+    return cl.create_some_context(interactive=False)
+
+
+def main():
+    context = find_device()
+    queue = cl.CommandQueue(context)
+    print("device:", queue.device.name.strip(), "/", queue.device.platform.version.strip())
+{mend}    programs = [cl.Program(context, text).build(OPTIONS) for text in PROGRAMS]
+    print("built", len(programs))
+    hosts = {{name: unpack(lines) for name, lines in BUFFERS.items()}}
+    flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
+    buffers = {{name: cl.Buffer(context, flags, hostbuf=host) for name, host in hosts.items()}}
+    for number, name, groups, lanes, arguments in LAUNCHES:
+        kernel = cl.Kernel(programs[number], name)
+        for index, (argument, kind, value) in enumerate(arguments):
+            kernel.set_arg(index, buffers.get(argument) if kind is None else np.dtype(kind).type(value))
+        cl.enqueue_nd_range_kernel(queue, kernel, (groups * lanes,), (lanes,))
+        queue.finish()
+        print("ran", name)
+    wrong = 0
+    for name, (wanted, bound) in {{name: map(unpack, pair) for name, pair in EXPECTED.items()}}.items():
+        host = np.empty_like(hosts[name])
+        cl.enqueue_copy(queue, host, buffers[name])
+        got = host.astype(np.float64).reshape(wanted.shape)
+        with np.errstate(all="ignore"):
+            good = (np.abs(got - wanted) <= bound) | (got == wanted) | np.isposinf(bound)
+        good |= np.isnan(got) & np.isnan(wanted)
+        wrong += int((~good).sum())
+        print(name + ":", "right" if good.all() else "%d of %d wrong" % ((~good).sum(), good.size))
+        for at in np.argwhere(~good)[:5]:
+            at = tuple(map(int, at))
+            print("   at", at, "is", got[at], "instead of", wanted[at], "+-", bound[at])
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
+
+# For a device that oclbn.pocl had to mend: without it no program at all can be built there, so no fault would show.
+_MEND = """\
+    # This POCL calls the processor "generic" and then builds nothing (pocl/pocl issue 1049): oclbn puts a name in.
+    from oclbn.pocl import mend_target
+
+    print("processor's name put in:", mend_target(queue.device))
+"""
+
+
+def script(info: DeviceInfo, choices: Mapping[str, Any], check: BuildCheck | NumberCheck, fault: str) -> str:
+    """The script for a check that failed on a device under these choices (fields of oclbn.plan.Tuning)."""
+    programs: list[Any] = []  # oclbn.plan.Build
+    launches: list[tuple[int, str, int, int, list[tuple[str, str | None, Any]]]] = []
+    buffers: dict[str, Host] = {}
+    wanted: dict[str, tuple[Host, Host]] = {}
+    if isinstance(check, BuildCheck):
+        programs.append(check.build)
+    else:
+        host = hostile.make(check.shape, check.axis, np.dtype(check.dtype), MAKERS[check.data])
+        asked = dict(choices) | ({"variant": check.variant} if check.variant else {})
+        planned, numbers = functional.dissect(check.operation, host.x, check.axis, info.limits, asked)
+        wanted = expected(check.operation, host, check.axis)
+        buffers = _buffers(check.operation, host, planned.scratch)
+        for launch in planned.launches:
+            if launch.build not in programs:
+                programs.append(launch.build)
+            arguments = [
+                (name, None if kind is None else np.dtype(kind).name, numbers.get(name, 0) if kind else None)
+                for name, kind in program.arguments(launch.build, launch.kernel)
+            ]
+            launches.append((programs.index(launch.build), launch.kernel, launch.groups, launch.lanes, arguments))
+    mended = pocl.mend_target(info.device) is not None
+    names = (info.device.platform.name.strip(), info.device.platform.version.strip(), info.device.name.strip())
+    return _TEXT.format(
+        title=f"{check}: {fault.partition(chr(10))[0]}".replace("\\", "/").replace('"', "'"),
+        version=__version__,
+        device=info.name,
+        platform=info.platform,
+        platform_version=info.platform_version,
+        driver=info.driver,
+        needs="pyopencl, NumPy and oclbn" if mended else "pyopencl and NumPy",
+        mend=_MEND if mended else "",
+        names=repr(names),
+        options=repr(list(program.OPTIONS)),
+        programs="[" + ", ".join(f'r"""\n{program.text_of(build)}"""' for build in programs) + "]",
+        launches=pprint.pformat(launches, width=120, compact=True),
+        buffers="".join(f"    {name!r}: {_packed(host)},\n" for name, host in buffers.items()),
+        expected="".join(
+            f"    {name!r}: ({_packed(value)}, {_packed(np.broadcast_to(bound, value.shape))}),\n"
+            for name, (value, bound) in wanted.items()
+        ),
+    )
+
+
+def _buffers(operation: str, host: Data, scratch: int) -> dict[str, Host]:
+    """By the names of the kernels' arguments; results hold NaN until they are written."""
+    nan = np.full_like(host.x, np.nan)
+    channels = np.full_like(host.scale, np.nan)
+    made = {"x": host.x, "scale": host.scale, "partial": np.full(max(scratch, 1), np.nan, host.x.dtype)}
+    if operation in ("train", "infer"):
+        made |= {"y": nan, "bias": host.bias}
+    if operation == "train":
+        made |= {"save_mean": channels, "save_invstd": channels}
+        made |= {"running_mean": host.running_mean, "running_var": host.running_var}
+    if operation == "infer":
+        made |= {"mean": host.running_mean, "var": host.running_var}
+    if operation == "moments":
+        made |= {"mean": channels, "m2": channels}
+    if operation in ("backward", "constant"):
+        made |= {"dy": host.dy, "dx": nan, "dscale": channels, "dbias": channels}
+        made["save_mean"], made["save_invstd"] = host.running_mean, invstd(host).astype(host.x.dtype)
+    if operation == "backward":
+        found = expected("train", host, 1)
+        made["save_mean"], made["save_invstd"] = (
+            found[name][0].astype(host.x.dtype) for name in ("save_mean", "save_invstd")
+        )
+    return made
+
+
+def _packed(host: Host) -> str:
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(host))
+    text = base64.b64encode(zlib.compress(file.getvalue(), 9)).decode()
+    lines = [text[at : at + _LINE] for at in range(0, len(text), _LINE)]
+    return "[" + ",\n".join(f'"{line}"' for line in lines) + "]"

@@ -1,0 +1,174 @@
+"""Data that breaks batch normalizations, the same on every run: for `oclbn check` and the tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Host = NDArray[Any]
+Maker = Callable[[np.random.Generator, tuple[int, ...], int], Host]  # generator, shape, axis of the channels
+
+
+def per_channel(shape: tuple[int, ...], axis: int) -> int:
+    """Elements of one channel."""
+    return math.prod(shape) // shape[axis]
+
+
+def along(values: ArrayLike, shape: tuple[int, ...], axis: int) -> Host:
+    """C values in the shape that broadcasts along the channel axis."""
+    places = [1] * len(shape)
+    places[axis] = -1
+    return np.asarray(values).reshape(places)
+
+
+def others(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """The axes that a channel's elements run over."""
+    return tuple(i for i in range(len(shape)) if i != axis % len(shape))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Arguments of a call on the host, in the element type that the device gets."""
+
+    x: Host
+    dy: Host
+    scale: Host
+    bias: Host
+    running_mean: Host
+    running_var: Host
+    bad: tuple[int, ...] = ()  # channels whose statistics are not finite
+
+    @property
+    def good(self) -> list[int]:
+        return [c for c in range(self.scale.size) if c not in self.bad]
+
+
+def gaussian(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    del axis
+    return rng.standard_normal(shape)
+
+
+@dataclass(frozen=True)
+class Offset:
+    """Channels with mean/std of +ratio and -ratio in turn."""
+
+    ratio: float
+    std: float = 1.0
+
+    def __call__(self, rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+        signs = np.where(np.arange(shape[axis]) % 2, -1.0, 1.0)
+        return self.std * (rng.standard_normal(shape) + self.ratio * along(signs, shape, axis))
+
+
+def constant(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    del rng
+    values = np.resize([0.0, 1.0 / 3.0, -7.1, 1e4 / 3.0, 1e-3], shape[axis])
+    return np.broadcast_to(along(values, shape, axis), shape).copy()
+
+
+def wide(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    return rng.standard_normal(shape) * along(np.logspace(-3, 3, shape[axis]), shape, axis)
+
+
+def large(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    del axis
+    return rng.standard_normal(shape) * 1e15  # a sum of squares of 1e6 of them is still a float32
+
+
+def outlier(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    """The first row lies far off: wrong for whoever takes it as the shift of all."""
+    x = rng.standard_normal(shape)
+    np.moveaxis(x, axis, 0)[:, 0] += 1e4
+    return x
+
+
+def trend(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    """The mean wanders along the batch: what is merged differs."""
+    first = others(shape, axis)[0]
+    return rng.standard_normal(shape) + along(np.linspace(0.0, 1e3, shape[first]), shape, first)
+
+
+def balanced(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    """Large numbers of either sign that cancel in the mean."""
+    del axis
+    return rng.standard_normal(shape) + 1e4 * rng.choice([-1.0, 1.0], size=shape)
+
+
+def two_values(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    """What rounding takes from a sum of alike numbers has one sign and piles up."""
+    del axis
+    return rng.choice([0.1, 0.7], size=shape)
+
+
+def rare(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+    """Nearly all values alike, as in a sparse feature: roundings have one sign once a rare one is in the sum."""
+    del axis
+    return 0.3 + 1.1 * (rng.uniform(size=shape) < 0.01)
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """Good channels with one among them that holds a single bad value."""
+
+    value: float
+
+    def __call__(self, rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+        x = rng.standard_normal(shape)
+        np.moveaxis(x, axis, 0)[shape[axis] // 2].flat[-1] = self.value
+        return x
+
+
+@dataclass(frozen=True)
+class Denormal:
+    """Numbers below the least normal one of the element type."""
+
+    def __call__(self, rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:
+        del axis
+        return rng.standard_normal(shape)
+
+
+# By name: what `oclbn check` calls them.
+MAKERS: dict[str, Maker] = {
+    "N(0,1)": gaussian,
+    "mean is 1e2 std": Offset(1e2),
+    "mean is 1e4 std": Offset(1e4),
+    "mean is 1e6 std": Offset(1e6),
+    "mean is 1e6 std and odd": Offset(1_000_003.0),  # partial sums round to multiples of 8 and more
+    "mean is 1e6 std of 1e-3": Offset(1e6, std=1e-3),
+    "constant channels": constant,
+    "channels from 1e-3 to 1e3": wide,
+    "squares near the largest number": large,
+    "denormal numbers": Denormal(),
+    "first row is an outlier": outlier,
+    "trend along the batch": trend,
+    "large numbers that cancel": balanced,
+    "two values only": two_values,
+    "one NaN": Spoiled(np.nan),
+    "one inf": Spoiled(np.inf),
+}
+
+
+def make(
+    shape: tuple[int, ...], axis: int, dtype: DTypeLike = np.float32, maker: Maker = gaussian, *, seed: int = 0
+) -> Data:
+    """Arguments for a tensor of this shape, the same on every run."""
+    rng = np.random.default_rng([seed, *shape, axis % len(shape)])
+    dtype = np.dtype(dtype)
+    channels = shape[axis]
+    x = maker(rng, shape, axis)
+    if isinstance(maker, Denormal):
+        x *= 0.1 * float(np.finfo(dtype).tiny)
+    return Data(
+        x=x.astype(dtype),
+        dy=(rng.standard_normal(shape) + 0.1).astype(dtype),
+        scale=rng.uniform(-2.0, 2.0, channels).astype(dtype),
+        bias=rng.standard_normal(channels).astype(dtype),
+        running_mean=rng.standard_normal(channels).astype(dtype),
+        running_var=rng.uniform(0.5, 2.0, channels).astype(dtype),
+        bad=(channels // 2,) if isinstance(maker, Spoiled) else (),
+    )

@@ -1,0 +1,275 @@
+"""`oclbn check`: what it asks, that it sees what is wrong, and that a driver that dies takes nothing with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pytest
+from click.testing import CliRunner, Result
+
+from oclbn import checklist, checks, device, expectation, functional, hostile, pocl
+from oclbn.bounds import excess
+from oclbn.checklist import BuildCheck, NumberCheck, SpeedCheck
+from oclbn.childprocess import ChildProcess, Rejected
+from oclbn.cli import check_repro, check_run
+from oclbn.cli.group import oclbn
+from oclbn.device import DeviceInfo
+from oclbn.plan import OPERATIONS, DeviceLimits, Tuning
+
+CPU = DeviceLimits("cpu", 8, 4096, 1 << 20, 32 << 20, 1 << 34, 1 << 32, fp64=True, fp16=False)
+
+
+@pytest.fixture
+def info(queue: cl.CommandQueue) -> DeviceInfo:
+    return device.select(queue.device)
+
+
+def run(*options: str) -> Result:
+    return CliRunner().invoke(oclbn, ["check", *options])
+
+
+# --- what is asked
+
+
+def test_every_check_survives_json() -> None:
+    found = checklist.checks(CPU, Tuning())
+    assert {check.kind for check in found} == {"build", "numbers", "speed"}
+    assert [checklist.asked(json.loads(json.dumps(checklist.request(check)))) for check in found] == found
+
+
+def test_every_kernel_is_built_and_all_data_compared() -> None:
+    found = checklist.checks(CPU, Tuning())
+    built = {kernel for check in found if isinstance(check, BuildCheck) for kernel in check.kernels}
+    assert built == {kernel for wanted in OPERATIONS.values() for kernel in (wanted.resident, *wanted.split) if kernel}
+    numbers = [check for check in found if isinstance(check, NumberCheck)]
+    assert {check.data for check in numbers} == set(hostile.MAKERS)
+    assert {check.operation for check in numbers} == set(OPERATIONS)
+    assert {check.dtype for check in numbers} == {"float32", "float64"}
+
+
+def test_a_device_without_fp64_is_not_asked_for_it() -> None:
+    found = checklist.checks(dataclasses.replace(CPU, fp64=False), Tuning())
+    assert not any(isinstance(check, NumberCheck) and check.dtype == "float64" for check in found)
+    assert not any(isinstance(check, BuildCheck) and dict(check.build.defines)["DOUBLE"] for check in found)
+
+
+def test_excess_is_in_units_of_the_bound() -> None:
+    got = np.float32([1.5, np.nan, np.nan, 2.0, np.inf, 7.0, np.nan])
+    units = excess(got, [1.0, np.nan, 1.0, 2.0, np.inf, 0.0, 0.0], [0.25, 0.0, 9.0, 0.0, 0.0, 0.0, np.inf])
+    assert units.tolist() == [2.0, 0.0, np.inf, 0.0, 0.0, np.inf, 0.0]
+
+
+# --- that it sees what is wrong
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_wrong_number_is_seen(queue: cl.CommandQueue, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = NumberCheck(operation, (3, 7, 3, 5), 1, checklist.ORDINARY)
+    assert checks.numbers(queue, check)["units"] <= 1.0
+    right = expectation.expected
+
+    def wrong(*given: Any) -> Any:
+        name, (value, bound) = next(iter((found := right(*given)).items()))
+        return found | {name: (value + 4 * bound, bound)}
+
+    monkeypatch.setattr(checks, "expected", wrong)
+    with pytest.raises(checks.Fault, match=r"errs by [345]\.\d* times its bound"):
+        checks.numbers(queue, check)
+
+
+def test_a_write_beyond_a_result_is_seen(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = functional.batch_norm_infer
+
+    def spilling(*given: Any, out: Any, **options: Any) -> Any:
+        y = right(*given, out=out, **options)
+        cl.enqueue_copy(queue, out.base_data, np.zeros(1, np.float32), dst_offset=out.offset + out.nbytes)
+        return y
+
+    monkeypatch.setattr(functional, "batch_norm_infer", spilling)
+    with pytest.raises(checks.Fault, match="written beyond out"):
+        checks.numbers(queue, NumberCheck("infer", (2, 3, 301), 1, checklist.ORDINARY))
+
+
+def test_groups_that_a_kernel_cannot_have_are_seen(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = next(c for c in checklist.checks(CPU, Tuning()) if isinstance(c, BuildCheck))
+    assert checks.build(queue, build) == {}
+    monkeypatch.setattr(checks.program, "new_kernel", lambda *_: SmallKernel())
+    with pytest.raises(checks.Fault, match="may have 0 work-items; 1 are planned"):
+        checks.build(queue, build)
+
+
+class SmallKernel:
+    """One that the device cannot run in groups."""
+
+    def get_work_group_info(self, *_: Any) -> int:
+        return 0
+
+
+# --- the command
+
+
+def test_a_good_device_is_green(info: DeviceInfo) -> None:
+    result = run("--device", info.spec, "--quick")
+    assert result.exit_code == 0, result.output
+    assert f"OCLBN_DEVICE={info.spec}" in result.stdout
+    assert f"PYOPENCL_CTX={info.spec}" in result.stdout
+    assert "checks passed" in result.stdout
+    assert "failed" not in result.stdout
+
+
+def test_json(info: DeviceInfo) -> None:
+    result = run("--device", info.spec, "--quick", "--json")
+    (found,) = json.loads(result.stdout)
+    assert found["good"] is True
+    assert found["name"] == info.name
+    assert set(found["operations"]) == set(OPERATIONS)
+    for told in found["operations"].values():
+        assert told["compared"] > 0
+        assert 0 < told["worst"] <= 1
+    assert found["faults"] == []
+
+
+def test_a_device_that_does_not_exist() -> None:
+    result = run("--device", "no such device")
+    assert result.exit_code == 1
+    assert "no such device" in result.output
+
+
+def test_all_and_device_exclude_each_other() -> None:
+    assert run("--all", "--device", "0:0").exit_code == 2
+
+
+def test_a_repro_that_cannot_be_written_shows_at_once(info: DeviceInfo, tmp_path: Path) -> None:
+    result = run("--device", info.spec, "--repro", str(tmp_path))
+    assert result.exit_code == 2
+    assert str(tmp_path) in result.output
+
+
+# --- a driver that dies
+
+
+DYING = """
+import json, os, signal, sys
+for number, line in enumerate(sys.stdin):
+    request = json.loads(line)
+    if number == 0 or request["with"]["data"] != "one NaN":
+        told = {"done": {"units": 0.5, "of": "y"}}
+        print(json.dumps(told), flush=True)
+    else:
+        print("LLVM ERROR: Cannot select", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGABRT)
+"""
+
+
+@pytest.fixture
+def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children that abort at one kind of data."""
+    child = tmp_path / "dying.py"
+    child.write_text(textwrap.dedent(DYING))
+
+    def made(_module: str, start: dict[str, Any], **options: Any) -> ChildProcess:
+        return ChildProcess("", start, command=(sys.executable, str(child)), **options)
+
+    monkeypatch.setattr(check_run, "ChildProcess", made)
+
+
+@pytest.mark.usefixtures("dying")
+def test_an_abort_is_a_red_row_and_the_others_are_run(info: DeviceInfo) -> None:
+    checked = check_run.run(info, quick=True)
+    assert {outcome.fault for outcome in checked.faults} == {
+        "the driver aborted (signal 6, SIGABRT): LLVM ERROR: Cannot select"
+    }
+    assert all(isinstance(o.check, NumberCheck) and o.check.data == "one NaN" for o in checked.faults)
+    assert len(checked.faults) == check_run.MOST_DEATHS
+    assert len(checked.outcomes) > len(checked.faults)
+    assert not checked.good
+
+
+@pytest.mark.usefixtures("dying")
+def test_the_command_is_red_and_writes_a_script(info: DeviceInfo, tmp_path: Path) -> None:
+    script = tmp_path / "repro.py"
+    result = run("--device", info.spec, "--quick", "--repro", str(script))
+    assert result.exit_code == 1
+    assert "the driver aborted" in result.stdout
+    assert "checks failed" in result.stdout
+    assert "signal 6, SIGABRT" in script.read_text()
+
+
+def test_a_child_that_hangs_is_ended(tmp_path: Path) -> None:
+    child = tmp_path / "hanging.py"
+    child.write_text("import time; time.sleep(600)")
+    with ChildProcess("", {}, command=(sys.executable, str(child)), timeout=0.2) as asked:
+        with pytest.raises(Rejected, match="hung"):
+            asked.ask("anything")
+        assert asked.deaths == asked.hangs == 1
+
+
+# --- the script
+
+
+def run_script(file: Path) -> subprocess.CompletedProcess[str]:
+    found = os.environ | {"PYTHONPATH": str(Path(pocl.__file__).parents[1])}
+    command = [sys.executable, str(file)]
+    return subprocess.run(command, env=found, cwd=file.parent, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("variant", ["", "split"], ids=["as planned", "split"])
+def test_a_script_runs_by_itself(
+    queue: cl.CommandQueue, info: DeviceInfo, tmp_path: Path, operation: str, variant: str
+) -> None:
+    """On a device that is right it says so; nothing of oclbn is imported, save what mends POCL."""
+    if info.simulator:
+        pytest.skip("a simulator would have to be started anew")
+    check = NumberCheck(operation, (3, 7, 3, 5), 1, checklist.FAR_MEAN, variant=variant)
+    assert checks.numbers(queue, check)["units"] <= 1.0
+    file = tmp_path / "repro.py"
+    choices = check_run.choices_in_force(info)
+    file.write_text(check_repro.script(info, choices, check, 'y errs by 7 times\nits "bound"'))
+    imports = [line.strip() for line in file.read_text().splitlines() if re.match(r"\s*(import|from) .*oclbn", line)]
+    assert imports == ["from oclbn.pocl import mend_target"] * (pocl.mend_target(info.device) is not None)
+    done = run_script(file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"device: {info.device.name.strip()}" in done.stdout
+    assert "wrong" not in done.stdout
+    assert done.stdout.count(": right") >= 1
+
+
+def test_a_script_sees_a_wrong_result(info: DeviceInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = check_repro.expected
+
+    def wrong(*given: Any) -> Any:
+        return {name: (value + 1.0, bound) for name, (value, bound) in right(*given).items()}
+
+    monkeypatch.setattr(check_repro, "expected", wrong)
+    check = NumberCheck("infer", (3, 7, 3, 5), 1, checklist.ORDINARY)
+    file = tmp_path / "repro.py"
+    file.write_text(check_repro.script(info, check_run.choices_in_force(info), check, "wrong"))
+    done = run_script(file)
+    assert done.returncode == 1
+    assert "y: 315 of 315 wrong" in done.stdout
+
+
+def test_a_build_that_fails_makes_a_script_too(info: DeviceInfo, tmp_path: Path) -> None:
+    build = next(c for c in checklist.checks(info.limits, Tuning()) if isinstance(c, BuildCheck))
+    file = tmp_path / "repro.py"
+    file.write_text(check_repro.script(info, check_run.choices_in_force(info), build, "refused"))
+    done = run_script(file)
+    assert done.returncode == 0, done.stderr
+    assert "built 1" in done.stdout
+
+
+def test_speeds_are_told(queue: cl.CommandQueue) -> None:
+    told = checks.speed(queue, SpeedCheck((4, 8, 16, 16)))
+    assert set(told) == {"forward", "backward", "inference"}
+    assert all(row["seconds"] > 0 and row["bandwidth"] > 0 and row["ratio"] > 0 for row in told.values())
