@@ -7,12 +7,12 @@ out in a child process.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 from .hostile import MAKERS
-from .plan import OPERATIONS, Build, DeviceLimits, Problem, Tuning, plan
+from .plan import OPERATIONS, Build, DeviceLimits, Problem, Tuning, floor_power, plan
 
 Shape = tuple[int, ...]
 
@@ -105,6 +105,18 @@ def checks(device: DeviceLimits, tuning: Tuning, *, quick: bool = False) -> list
     if quick:
         return list(numbers)
     return [*_builds(device, tuning), *numbers, *map(SpeedCheck, _TIMED)]
+
+
+def more_builds(device: DeviceLimits, tuning: Tuning, most: Mapping[Build, Mapping[str, int]]) -> list[BuildCheck]:
+    """Builds for plans with fewer work-items in a group, where some kernel may not have as many as were planned.
+
+    most: what the device told of the kernels that are built already; empty where that is enough for all of them.
+    """
+    rooms = [room for build, told in most.items() for room in told.values() if room < dict(build.defines)["LANES"]]
+    if not rooms:
+        return []
+    found = _builds(device, replace(tuning, lanes=floor_power(min(rooms))))
+    return [check for check in found if check.build not in most]
 
 
 def request(check: Check) -> dict[str, Any]:

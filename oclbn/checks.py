@@ -32,14 +32,15 @@ class Fault(Exception):
 
 
 def build(queue: cl.CommandQueue, check: BuildCheck) -> dict[str, Any]:
-    """Compile, and ask each kernel how many work-items its groups may have."""
-    lanes = dict(check.build.defines)["LANES"]
-    for name in check.kernels:
-        kernel = program.new_kernel(queue.context, check.build, name)
-        most = kernel.get_work_group_info(cl.kernel_work_group_info.WORK_GROUP_SIZE, queue.device)
-        if most < lanes:
-            raise Fault(f"groups of {name} may have {most} work-items; {lanes} are planned")
-    return {}
+    """Compile, and ask each kernel how many work-items its groups may have: where that is too few, plans take fewer."""
+    most = {
+        name: program.most_lanes(program.new_kernel(queue.context, check.build, name), queue.device)
+        for name in check.kernels
+    }
+    for name, lanes in most.items():
+        if lanes < 1:
+            raise Fault(f"groups of {name} may have {lanes} work-items")
+    return {"most": most}
 
 
 def numbers(queue: cl.CommandQueue, check: NumberCheck) -> dict[str, Any]:

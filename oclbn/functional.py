@@ -32,7 +32,7 @@ from pyopencl.array import Array, empty_like
 from . import arguments, program
 from .device import limits, tuning_names
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
-from .plan import OPERATIONS, Build, DeviceLimits, Launch, Plan, Tuning, plan
+from .plan import OPERATIONS, Build, DeviceLimits, Launch, Plan, Tuning, fitting_plan
 from .tuning import tuning_for
 
 __all__ = ["batch_norm_backward", "batch_norm_infer", "batch_norm_train", "moments", "recording"]
@@ -466,8 +466,13 @@ def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | No
     if operation != "moments":
         others["out"] = arguments.dense_strides(x) if out is None else out.strides
     layout = arguments.layout(x, axis, others)
-    planned = plan(operation, layout.problem(x.dtype.itemsize), facts, tuning)
-    return _Prepared(planned, _queue(x).context, _constants(operation, planned, layout, ("x", *others)))
+    context = _queue(x).context
+
+    def most(launch: Launch) -> int:
+        return program.most_lanes(program.kernel(context, launch.build, launch.kernel), device)
+
+    planned = fitting_plan(operation, layout.problem(x.dtype.itemsize), facts, tuning, most)
+    return _Prepared(planned, context, _constants(operation, planned, layout, ("x", *others)))
 
 
 def _constants(operation: str, planned: Plan, layout: arguments.Layout, tensors: Sequence[str]) -> dict[str, Any]:
@@ -484,15 +489,21 @@ def _constants(operation: str, planned: Plan, layout: arguments.Layout, tensors:
 
 
 def dissect(
-    operation: str, host: np.ndarray[Any, Any], axis: int, facts: DeviceLimits, choices: Mapping[str, Any]
+    operation: str,
+    host: np.ndarray[Any, Any],
+    axis: int,
+    facts: DeviceLimits,
+    choices: Mapping[str, Any],
+    most: Callable[[Launch], int],
 ) -> tuple[Plan, dict[str, Any]]:
     """How a call on a tensor like `host` would run on some device: its plan, and all numbers that its kernels get.
 
-    Arrays start their buffers; options have their defaults; constants are given as a variance.
+    most: how many work-items a group of a launch's kernel may have. Arrays start their buffers; options have their
+    defaults; constants are given as a variance.
     """
     tensors = [*(["dy"] if operation in _BACKWARD else []), *(["out"] if operation != "moments" else [])]
     layout = arguments.layout(host, axis, dict.fromkeys(tensors, host.strides))
-    planned = plan(operation, layout.problem(host.dtype.itemsize), facts, Tuning(**choices))
+    planned = fitting_plan(operation, layout.problem(host.dtype.itemsize), facts, Tuning(**choices), most)
     numbers = _constants(operation, planned, layout, ("x", *tensors))
     count = numbers["count"]
     numbers |= {"unbiased": count - 1, "count_rest": count - int(host.dtype.type(count))}

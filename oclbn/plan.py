@@ -15,6 +15,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from .errors import BuildError
+
 _MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
 _MOST_WIDTH_DOWN_COLUMNS = 64  # work-items across channels: enough for whole cache lines
 _LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and merging than they balance
@@ -191,6 +193,27 @@ def plan(operation: str, problem: Problem, device: DeviceLimits, tuning: Tuning)
     return serial(wanted, problem, device, tuning)
 
 
+def fitting_plan(
+    operation: str, problem: Problem, device: DeviceLimits, tuning: Tuning, most: Callable[[Launch], int]
+) -> Plan:
+    """The plan whose groups its kernels can have: `most` tells how many work-items, once it has built a kernel.
+
+    Registers and local memory decide that, so only the built kernel knows; it may be less than the device's max_group.
+    BuildError where a kernel cannot run in groups of one.
+    """
+    while True:
+        found = plan(operation, problem, device, tuning)
+        crowded = {launch: room for launch in found.launches if (room := most(launch)) < launch.lanes}
+        if not crowded:
+            return found
+        launch, room = min(crowded.items(), key=lambda item: item[1])
+        if room < 1:
+            raise BuildError(
+                f"{launch.kernel} can have {room} work-items in a group on this device; one at least is wanted"
+            )
+        tuning = replace(tuning, lanes=floor_power(room))
+
+
 def resident(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan | None:
     """One group per channel, or per block of neighbouring channels."""
     row_bytes = problem.channels * problem.itemsize
@@ -255,13 +278,13 @@ def _group_shape(
     """The group of a plan; with `near` one whose channels fit its compute unit's own cache from end to end."""
     widest = max(1, tuning.vec * 4 // problem.itemsize)
     per_lane = _NUMBERS_PER_LANE * problem.itemsize * (widest if problem.columns else 1)
-    lanes = min(tuning.lanes, _floor_power(device.max_group))
+    lanes = min(tuning.lanes, floor_power(device.max_group))
     run, fold = 0, 1
     in_order = lanes == 1 and _is_walked_in_order(operation, problem, device, tuning)
     if lanes > 1:
-        lanes = min(lanes, _floor_power(device.local_bytes // per_lane))
+        lanes = min(lanes, floor_power(device.local_bytes // per_lane))
     if problem.columns and lanes > 1:
-        vec = min(widest, _floor_power(problem.channels))
+        vec = min(widest, floor_power(problem.channels))
         width = min(lanes, _MOST_WIDTH_DOWN_COLUMNS, _ceil_power(-(-problem.channels // (vec * tuning.blocks))))
         channels = vec * tuning.blocks * width
         blocks_per_item = tuning.blocks
@@ -275,7 +298,7 @@ def _group_shape(
         blocks_per_item = -(-_MOST_TOGETHER // vec)
         run = tuning.run_bytes // problem.itemsize
     else:
-        vec = min(widest, _floor_power(problem.inner))
+        vec = min(widest, floor_power(problem.inner))
         while lanes > 1 and problem.inner % vec:
             vec //= 2  # with several work-items only whole vectors are walked
         channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near, in_order)
@@ -308,8 +331,8 @@ def _strip_down(problem: Problem, tuning: Tuning, widest: int, near: bool) -> tu
     longest = _strip_length(problem, tuning, widest)
     fold = min(longest // problem.channels, problem.outer // _LEAST_RUN_ROWS) if problem.adjacent else 0
     if fold > 1:
-        return min(widest, _floor_power(problem.channels * fold)), fold, problem.channels
-    vec = min(widest, _floor_power(problem.channels))
+        return min(widest, floor_power(problem.channels * fold)), fold, problem.channels
+    vec = min(widest, floor_power(problem.channels))
     most = longest // vec * vec
     if near:
         most = min(most, max(1, tuning.near_bytes // (problem.slice_bytes * vec)) * vec)
@@ -495,7 +518,8 @@ def _is_even(groups: int, units: int) -> bool:
     return rounds * units <= groups * _EVEN
 
 
-def _floor_power(number: int) -> int:
+def floor_power(number: int) -> int:
+    """The largest power of two that is not larger; 1 at least."""
     return 1 << (max(1, number).bit_length() - 1)
 
 

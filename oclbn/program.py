@@ -59,6 +59,12 @@ def new_kernel(context: cl.Context, build: Build, name: str) -> cl.Kernel:
     return made
 
 
+def most_lanes(kernel: cl.Kernel, device: cl.Device) -> int:
+    """Work-items that a group of this kernel may have on the device, which may be fewer than the device's own limit."""
+    most: int = kernel.get_work_group_info(cl.kernel_work_group_info.WORK_GROUP_SIZE, device)
+    return most
+
+
 @functools.cache
 def arguments(build: Build, name: str) -> tuple[tuple[str, Any], ...]:
     """Name and NumPy type of each argument of kernel `name`, in order; the type of a buffer is None."""

@@ -100,19 +100,23 @@ def test_a_write_beyond_a_result_is_seen(queue: cl.CommandQueue, monkeypatch: py
         checks.numbers(queue, NumberCheck("infer", (2, 3, 301), 1, checklist.ORDINARY))
 
 
-def test_groups_that_a_kernel_cannot_have_are_seen(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_can_have_no_groups_is_seen(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     build = next(c for c in checklist.checks(CPU, Tuning()) if isinstance(c, BuildCheck))
-    assert checks.build(queue, build) == {}
-    monkeypatch.setattr(checks.program, "new_kernel", lambda *_: SmallKernel())
-    with pytest.raises(checks.Fault, match="may have 0 work-items; 1 are planned"):
+    assert all(most >= 1 for most in checks.build(queue, build)["most"].values())
+    monkeypatch.setattr(checks.program, "most_lanes", lambda *_: 0)
+    with pytest.raises(checks.Fault, match="may have 0 work-items"):
         checks.build(queue, build)
 
 
-class SmallKernel:
-    """One that the device cannot run in groups."""
-
-    def get_work_group_info(self, *_: Any) -> int:
-        return 0
+def test_kernels_for_smaller_groups_are_built_where_plans_will_need_them() -> None:
+    tuning = Tuning(lanes=64, vec=1)
+    builds = [c for c in checklist.checks(CPU, tuning) if isinstance(c, BuildCheck)]
+    room = {c.build: dict.fromkeys(c.kernels, 64) for c in builds}
+    assert checklist.more_builds(CPU, tuning, room) == []
+    room[builds[0].build] = dict.fromkeys(builds[0].kernels, 40)
+    more = checklist.more_builds(CPU, tuning, room)
+    assert more
+    assert {dict(c.build.defines)["LANES"] for c in more} == {32}
 
 
 # --- the command
@@ -217,6 +221,10 @@ def test_a_child_that_hangs_is_ended(tmp_path: Path) -> None:
 # --- the script
 
 
+def asked_of(info: DeviceInfo) -> check_run.Checked:
+    return check_run.Checked(info, check_run.choices_in_force(info), 1)
+
+
 def run_script(file: Path) -> subprocess.CompletedProcess[str]:
     found = os.environ | {"PYTHONPATH": str(Path(pocl.__file__).parents[1])}
     command = [sys.executable, str(file)]
@@ -234,8 +242,7 @@ def test_a_script_runs_by_itself(
     check = NumberCheck(operation, (3, 7, 3, 5), 1, checklist.FAR_MEAN, variant=variant)
     assert checks.numbers(queue, check)["units"] <= 1.0
     file = tmp_path / "repro.py"
-    choices = check_run.choices_in_force(info)
-    file.write_text(check_repro.script(info, choices, check, 'y errs by 7 times\nits "bound"'))
+    file.write_text(check_repro.script(asked_of(info), check, 'y errs by 7 times\nits "bound"'))
     imports = [line.strip() for line in file.read_text().splitlines() if re.match(r"\s*(import|from) .*oclbn", line)]
     assert imports == ["from oclbn.pocl import mend_target"] * (pocl.mend_target(info.device) is not None)
     done = run_script(file)
@@ -254,7 +261,7 @@ def test_a_script_sees_a_wrong_result(info: DeviceInfo, tmp_path: Path, monkeypa
     monkeypatch.setattr(check_repro, "expected", wrong)
     check = NumberCheck("infer", (3, 7, 3, 5), 1, checklist.ORDINARY)
     file = tmp_path / "repro.py"
-    file.write_text(check_repro.script(info, check_run.choices_in_force(info), check, "wrong"))
+    file.write_text(check_repro.script(asked_of(info), check, "wrong"))
     done = run_script(file)
     assert done.returncode == 1
     assert "y: 315 of 315 wrong" in done.stdout
@@ -263,7 +270,7 @@ def test_a_script_sees_a_wrong_result(info: DeviceInfo, tmp_path: Path, monkeypa
 def test_a_build_that_fails_makes_a_script_too(info: DeviceInfo, tmp_path: Path) -> None:
     build = next(c for c in checklist.checks(info.limits, Tuning()) if isinstance(c, BuildCheck))
     file = tmp_path / "repro.py"
-    file.write_text(check_repro.script(info, check_run.choices_in_force(info), build, "refused"))
+    file.write_text(check_repro.script(asked_of(info), build, "refused"))
     done = run_script(file)
     assert done.returncode == 0, done.stderr
     assert "built 1" in done.stdout

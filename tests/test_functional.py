@@ -14,9 +14,9 @@ import pytest
 from data import COLUMNS, EMPTY, FEW_SHAPES, NASTY, ONE_PER_CHANNEL, SHAPES
 from tolerances import assert_within
 
-from oclbn import device, reference
+from oclbn import device, program, reference
 from oclbn.bounds import Bound
-from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments
+from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments, recording
 from oclbn.hostile import Data, Offset, Spoiled, gaussian, make, per_channel, rare, two_values
 from oclbn.tuning import using
 
@@ -891,3 +891,23 @@ def test_sparse_features_do_not_drift(queue: cl.CommandQueue, shape: tuple[int, 
     host = make(shape, 1, maker=rare, seed=seed)
     check_moments(queue, host, 1)
     check_training(queue, host, 1)
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 9, 11), (301, 37)], ids=["rows", "columns"])
+def test_kernels_that_can_have_only_small_groups_get_them(
+    queue: cl.CommandQueue, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some kernel's registers may allow fewer work-items than the device's own limit; only the built kernel knows."""
+    host = make(shape, 1, np.float32, gaussian)
+    x = cla.to_device(queue, host.x)
+    monkeypatch.setattr(program, "most_lanes", lambda kernel, _: 5 if "train" in kernel.function_name else 64)
+    with using(lanes=8, vec=1, unroll=2, variant="resident"):
+        assert "LANES=4," in explain(x)
+    with using(lanes=8, vec=1, unroll=2):
+        assert "LANES=8," in explain(x, operation="infer")
+    with using(lanes=8, vec=1, unroll=2, variant="resident"):
+        with recording() as launches:
+            y, *_ = batch_norm_train(x, None, None, None, None, epsilon=1e-5)
+        assert [name for name, _ in launches] == ["train_resident"]
+    wanted = reference.train(host.x, epsilon=1e-5).y
+    np.testing.assert_allclose(y.get(), wanted, rtol=0, atol=1e-5)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oclbn.plan import OPERATIONS, DeviceLimits, Plan, Problem, Tuning, plan
+from oclbn.errors import BuildError
+from oclbn.plan import OPERATIONS, DeviceLimits, Launch, Plan, Problem, Tuning, fitting_plan, plan
 
 LAPTOP = DeviceLimits(
     kind="cpu",
@@ -83,6 +84,22 @@ def test_serial_needs_nothing_of_a_device() -> None:
 def test_groups_never_exceed_the_device() -> None:
     planned = plan("train", RESNET, replace(CARD, max_group=100), GPU)
     assert {launch.lanes for launch in planned.launches} == {64}
+
+
+def test_groups_never_exceed_what_a_built_kernel_can_have() -> None:
+    def most(launch: Launch) -> int:
+        return 100 if launch.kernel == "moments_partial" else 1024
+
+    problem = Problem(8, 3, 50_176, 4, columns=False)
+    planned = fitting_plan("train", problem, CARD, GPU, most)
+    assert [launch.lanes for launch in planned.launches] == [64, 64]
+    assert planned == plan("train", problem, CARD, replace(GPU, lanes=64))
+    assert fitting_plan("infer", problem, CARD, GPU, most) == plan("infer", problem, CARD, GPU)
+
+
+def test_a_kernel_that_can_have_no_groups_is_an_error() -> None:
+    with pytest.raises(BuildError, match="can have 0 work-items"):
+        fitting_plan("train", RESNET, CARD, GPU, lambda _: 0)
 
 
 def test_double_halves_the_vector() -> None:

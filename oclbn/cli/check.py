@@ -74,7 +74,7 @@ def _write_repro(script: Path, found: list[Checked]) -> None:
         for outcome in checked.faults:
             if isinstance(outcome.check, SpeedCheck):
                 continue  # what fails there fails in small as well, or takes too much memory for a script
-            text = check_repro.script(checked.info, checked.choices, outcome.check, outcome.fault)
+            text = check_repro.script(checked, outcome.check, outcome.fault)
             try:
                 with files.replacing(script) as file:
                     file.write(text.encode())

@@ -10,14 +10,13 @@ import base64
 import io
 import pprint
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from oclbn import __version__, functional, hostile, pocl, program
 from oclbn.checklist import BuildCheck, NumberCheck
-from oclbn.device import DeviceInfo
+from oclbn.cli.check_run import Checked
 from oclbn.expectation import expected, invstd
 from oclbn.hostile import MAKERS, Data, Host
 
@@ -114,8 +113,9 @@ _MEND = """\
 """
 
 
-def script(info: DeviceInfo, choices: Mapping[str, Any], check: BuildCheck | NumberCheck, fault: str) -> str:
-    """The script for a check that failed on a device under these choices (fields of oclbn.plan.Tuning)."""
+def script(checked: Checked, check: BuildCheck | NumberCheck, fault: str) -> str:
+    """The script for a check that failed on a device, under the choices that were in force."""
+    info = checked.info
     programs: list[Any] = []  # oclbn.plan.Build
     launches: list[tuple[int, str, int, int, list[tuple[str, str | None, Any]]]] = []
     buffers: dict[str, Host] = {}
@@ -124,8 +124,8 @@ def script(info: DeviceInfo, choices: Mapping[str, Any], check: BuildCheck | Num
         programs.append(check.build)
     else:
         host = hostile.make(check.shape, check.axis, np.dtype(check.dtype), MAKERS[check.data])
-        asked = dict(choices) | ({"variant": check.variant} if check.variant else {})
-        planned, numbers = functional.dissect(check.operation, host.x, check.axis, info.limits, asked)
+        asked = checked.choices | ({"variant": check.variant} if check.variant else {})
+        planned, numbers = functional.dissect(check.operation, host.x, check.axis, info.limits, asked, checked.room)
         wanted = expected(check.operation, host, check.axis)
         buffers = _buffers(check.operation, host, planned.scratch)
         for launch in planned.launches:

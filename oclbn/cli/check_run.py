@@ -14,6 +14,7 @@ from oclbn import checklist, device, tuner, tuning
 from oclbn.checklist import BuildCheck, Check, NumberCheck, SpeedCheck
 from oclbn.childprocess import ChildProcess, Rejected
 from oclbn.device import DeviceInfo
+from oclbn.plan import Build, Launch
 from oclbn.tuner import Choices
 
 TIMEOUT = 180.0  # seconds for one check
@@ -60,6 +61,15 @@ class Checked:
         told = [o for o in self.of(operation) if "units" in o.told]
         return max(told, key=lambda o: float(o.told["units"]), default=None)
 
+    @property
+    def most(self) -> dict[Build, dict[str, int]]:
+        """Work-items that a group of each kernel may have, by build and kernel, as far as the device told."""
+        return {o.check.build: o.told["most"] for o in self.outcomes if isinstance(o.check, BuildCheck) and o.told}
+
+    def room(self, launch: Launch) -> int:
+        """Work-items that a group of this launch may have; what it asks for where the device was not asked."""
+        return self.most.get(launch.build, {}).get(launch.kernel, launch.lanes)
+
     def speeds(self, operation: str) -> dict[str, dict[str, float]]:
         """By shape: seconds, bytes per second, times the fastest copy."""
         name = {"train": "forward", "infer": "inference"}.get(operation, operation)
@@ -74,9 +84,15 @@ def run(info: DeviceInfo, *, quick: bool, timeout: float = TIMEOUT) -> Checked:
     todo = checklist.checks(info.limits, force, quick=quick or info.simulator)
     checked = Checked(info, choices, len(todo))
     start = {"device": info.spec, "choices": choices}
-    with ChildProcess("oclbn.checks", start, timeout=timeout) as child, _shown(info, len(todo)) as advance:
-        for check in todo:
-            advance(str(check))
+    with ChildProcess("oclbn.checks", start, timeout=timeout) as child, _shown(info) as advance:
+        while todo:
+            check = todo.pop(0)
+            if not isinstance(check, BuildCheck):
+                more = checklist.more_builds(info.limits, force, checked.most)
+                checked.planned += len(more)
+                todo = [*more, check, *todo]
+                check = todo.pop(0)
+            advance(str(check), checked.planned)
             try:
                 told = child.ask("check", **checklist.request(check))
             except Rejected as rejected:
@@ -94,14 +110,14 @@ def choices_in_force(info: DeviceInfo) -> Choices:
 
 
 @contextlib.contextmanager
-def _shown(info: DeviceInfo, total: int) -> Iterator[Callable[[str], None]]:
+def _shown(info: DeviceInfo) -> Iterator[Callable[[str, int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # A pipe gets no bar: it would be redrawn as line after line.
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(info.name, total=total)
+        task = bar.add_task(info.name)
 
-        def advance(text: str) -> None:
-            bar.update(task, description=f"{info.spec} {text[:60]}", advance=1)
+        def advance(text: str, total: int) -> None:
+            bar.update(task, total=total, description=f"{info.spec} {text[:60]}", advance=1)
 
         yield advance
