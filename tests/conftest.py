@@ -3,16 +3,19 @@
 Three tiers. A test that asks for no queue needs no device. A test that asks for `queue` (or `other_queue`) runs on
 one device: the POCL wheel's where that is installed, else the one that oclbn itself would choose; OCLBN_DEVICE,
 PYOPENCL_CTX or ``--device SPEC`` (repeatable, the syntax of oclbn.device) name others. ``--device all`` runs on every
-device that is not a simulator; a simulator runs when it is named.
+device that is not a simulator; a simulator runs when it is named. ``--only-device`` leaves out what needs no device;
+``--launches FILE`` tells which test launched which kernels (tests/matrix.py reads that).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Parallel processes can break POCL's kernel cache, and POCL reads this once, when its platform is first looked at.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -27,6 +30,7 @@ import pytest
 
 import oclbn.device
 import oclbn.pocl
+from oclbn import functional
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
 
@@ -50,12 +54,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SPEC",
         help="run on this device: P:D, part of a name, a type, or `all` (every device but simulators); repeatable",
     )
+    parser.addoption("--only-device", action="store_true", help="leave out tests that need no device")
+    parser.addoption("--launches", metavar="FILE", help="write a JSON line when a test begins and one when it ends")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[DEVICES] = chosen(config.getoption("--device"))
     os.environ["OCLBN_TUNING"] = ""  # what is shipped is tested, not what its user has tuned
     os.environ.setdefault("OCLGRIND_DATA_RACES", "1")  # read when it makes a context; no other platform knows it
+    if config.getoption("--launches"):
+        config.pluginmanager.register(Launches(Path(config.getoption("--launches"))))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -68,6 +76,46 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         infos = metafunc.config.stash[DEVICES]
         devices = [pytest.param(info, id=device_id(info)) for info in infos]
         metafunc.parametrize("queue", devices or [pytest.param(None, id="no device")], indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--only-device"):
+        needy = {item for item in items if "queue" in getattr(item, "fixturenames", ())}
+        config.hook.pytest_deselected(items=[item for item in items if item not in needy])
+        items[:] = [item for item in items if item in needy]
+
+
+class Launches:
+    """Writes which kernels each test launched, by how many work-items to a group; at once, as a driver may abort."""
+
+    def __init__(self, report: Path) -> None:
+        self._report = report
+        self._seen: set[tuple[str, int]] = set()
+        self._outcome = ""
+        self._enqueue = functional._enqueue
+
+    def _spy(self, name: str, queue: cl.CommandQueue, kernel: cl.Kernel, groups: int, lanes: int, *more: Any) -> Any:
+        self._seen.add((name, lanes))
+        return self._enqueue(name, queue, kernel, groups, lanes, *more)
+
+    def pytest_sessionstart(self) -> None:
+        functional._enqueue = self._spy
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._seen.clear()
+        self._outcome = "passed"
+        self._write(nodeid, "begun")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.outcome != "passed":
+            self._outcome = report.outcome
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._write(nodeid, self._outcome)
+
+    def _write(self, test: str, outcome: str) -> None:
+        with self._report.open("a") as file:
+            print(json.dumps({"test": test, "outcome": outcome, "launches": sorted(self._seen)}), file=file)
 
 
 def chosen(specs: list[str]) -> list[DeviceInfo]:

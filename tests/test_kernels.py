@@ -16,7 +16,7 @@ import pytest
 from test_functional import all_bits, check_backward, check_inference, check_moments, check_training, everything, put
 
 from oclbn import functional, reference
-from oclbn.functional import accumulate, batch_norm_backward, explain
+from oclbn.functional import accumulate, batch_norm_backward, explain, plain_copy
 from oclbn.hostile import make
 from oclbn.plan import OPERATIONS
 from oclbn.tuning import using
@@ -131,3 +131,36 @@ def test_accumulate_without_momentum_forgets_nan(queue: cl.CommandQueue) -> None
     into = cla.to_device(queue, np.full(5, np.nan, np.float32))
     accumulate(into, cla.to_device(queue, np.arange(5, dtype=np.float32)))
     np.testing.assert_array_equal(into.get(), np.arange(5))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["kept", "streamed"])
+@pytest.mark.parametrize("count", [1, 37, 100_003], ids=["one", "small", "large"])
+def test_the_plain_copy_copies(queue: cl.CommandQueue, count: int, stream: bool) -> None:
+    host = np.random.default_rng(count).standard_normal(count).astype(np.float32)
+    y = cla.zeros(queue, count + 64, np.float32)
+    plain_copy(cla.to_device(queue, host), y[:count], stream=stream)
+    np.testing.assert_array_equal(y.get()[:count], host)
+    assert not y.get()[count:].any()
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        pytest.param("y[0] = get_global_id(0);", "race", id="race"),
+        pytest.param("y[get_global_id(0) + 1000] = 1;", "write", id="write out of bounds"),
+        pytest.param("y[get_global_id(0)] = y[-1];", "read", id="read out of bounds"),
+    ],
+)
+def test_a_simulator_complains(
+    queue: cl.CommandQueue, capfd: pytest.CaptureFixture[str], body: str, complaint: str
+) -> None:
+    """What the suite takes for a failure is what Oclgrind prints of a wrong kernel: else its silence means nothing."""
+    if "Oclgrind" not in queue.device.name:
+        pytest.skip("needs Oclgrind, which looks for races and accesses out of bounds")
+    wrong = cl.Program(queue.context, f"__kernel void wrong(__global int *y) {{ {body} }}").build()
+    y = cla.zeros(queue, 8, np.int32)
+    wrong.wrong(queue, (8,), (1,), y.base_data)
+    queue.finish()
+    printed = capfd.readouterr().err
+    assert "Kernel: wrong" in printed
+    assert complaint in printed

