@@ -1,0 +1,267 @@
+"""Error bounds where they are hard to keep: huge slices, many batches, the ends of the range; and who misses them.
+
+docs/numerics.md has the bounds and a study of the errors; benchmarks/numerics.py makes it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cla
+import pytest
+from tolerances import assert_within
+
+from oclbn import device, reference
+from oclbn.averaging import averaging_factor
+from oclbn.bounds import Bound, excess
+from oclbn.expectation import EPSILON, FACTOR, expected
+from oclbn.functional import batch_norm_backward, batch_norm_train, moments
+from oclbn.hostile import Data, Maker, Offset, along, make
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOAT32 = np.finfo(np.float32)
+
+
+def put(queue: cl.CommandQueue, *hosts: np.ndarray) -> list[cla.Array]:
+    return [cla.to_device(queue, host) for host in hosts]
+
+
+def check(queue: cl.CommandQueue, host: Data) -> None:
+    """Every result of a training step and its gradient against the reference."""
+    x, dy, scale, bias, *running = put(
+        queue, host.x, host.dy, host.scale, host.bias, host.running_mean, host.running_var
+    )
+    found: dict[str, Any] = {}
+    found["y"], found["save_mean"], found["save_invstd"] = batch_norm_train(
+        x, scale, bias, *running, epsilon=EPSILON, factor=FACTOR
+    )
+    found["running_mean"], found["running_var"] = running
+    compare("train", found, host)
+    saved = found["save_mean"], found["save_invstd"]
+    compare(
+        "backward", dict(zip(("dx", "dscale", "dbias"), batch_norm_backward(x, dy, scale, *saved), strict=True)), host
+    )
+
+
+def compare(operation: str, found: dict[str, Any], host: Data) -> None:
+    for name, (wanted, bound) in expected(operation, host, 1).items():
+        assert_within(found[name], wanted, bound, f"{operation}'s {name}")
+
+
+# --- large slices
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param((1, 1, 2**25), id="one slice of 2^25"), pytest.param((2**23, 2), id="columns of 2^23")]
+)
+def test_slices_of_many_values(queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
+    """Neither sums nor merges drift, with all of them at a mean of 10^4 standard deviations."""
+    limits = device.limits(queue.device)
+    size = 4 * math.prod(shape)
+    if device.select(queue.device).simulator:
+        pytest.skip(f"needs a device that is no simulator: {shape} takes hours on {queue.device.name}")
+    if limits.max_alloc_bytes < size or limits.memory_bytes < 4 * size:
+        pytest.skip(f"needs 4 arrays of {size} bytes; {queue.device.name} has {limits.memory_bytes}")
+    check(queue, make(shape, 1, maker=Offset(10_001.7)))
+
+
+# --- many batches
+
+
+@pytest.mark.parametrize("least", [0.1, 0.0], ids=["a tenth each", "all alike"])
+@pytest.mark.parametrize("ratio", [1.0, 1e4])
+def test_running_statistics_after_ten_thousand_batches(queue: cl.CommandQueue, ratio: float, least: float) -> None:
+    """Within the bounds of the single steps, each weighed by what the later batches leave of it."""
+    batches = 100 if device.select(queue.device).simulator else 10_000
+    hosts = [make((6, 5, 7), 1, maker=Offset(ratio), seed=seed).x for seed in range(20)]
+    exact = [reference.train(host) for host in hosts]
+    bounds = [
+        Bound(x, own.mean, own.invstd, None, None, axis=1, dtype=np.float32)
+        for x, own in zip(hosts, exact, strict=True)
+    ]
+    samples = [own.var * 42 / 41 for own in exact]
+    on_device = put(queue, *hosts)
+    mean, var = put(queue, np.zeros(5, np.float32), np.ones(5, np.float32))
+    wanted = {"mean": np.zeros(5), "var": np.ones(5)}
+    room = {"mean": np.zeros(5), "var": np.zeros(5)}
+    for n in range(1, batches + 1):
+        k, factor = n % len(hosts), averaging_factor(n, 1.0, least)
+        batch_norm_train(on_device[k], None, None, mean, var, factor=factor)
+        steps = {
+            "mean": (exact[k].mean, bounds[k].running_mean(wanted["mean"], factor)),
+            "var": (samples[k], bounds[k].running_var(wanted["var"], samples[k], factor)),
+        }
+        for name, (new, step) in steps.items():
+            room[name] = (1 - factor) * room[name] + step
+            wanted[name] = (1 - factor) * wanted[name] + factor * new
+    assert_within(mean, wanted["mean"], room["mean"], "running mean")
+    assert_within(var, wanted["var"], room["var"], "running variance")
+
+
+# --- the ends of the range
+
+
+def edge(count: int) -> float:
+    """The standard deviation of `count` values whose squares add up to the largest number."""
+    return math.sqrt(float(FLOAT32.max) / count)
+
+
+def spread(std: float, ratio: float = 0.0) -> Maker:
+    """Values at one standard deviation to either side of the mean."""
+
+    def values(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> np.ndarray:
+        del rng
+        signs = np.resize([1.0, -1.0], math.prod(shape) // shape[axis])
+        rows = np.broadcast_to(std * (ratio + signs), (shape[axis], signs.size))
+        front = rows.reshape(shape[axis], *(extent for i, extent in enumerate(shape) if i != axis))
+        return np.ascontiguousarray(np.moveaxis(front, 0, axis))
+
+    return values
+
+
+EDGES = [
+    pytest.param((500, 4), id="columns"),
+    pytest.param((50, 4, 9), id="short rows"),
+    pytest.param((2, 4, 5000), id="long rows"),
+]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e4])
+@pytest.mark.parametrize("shape", EDGES)
+def test_squares_that_just_fit(queue: cl.CommandQueue, shape: tuple[int, ...], ratio: float) -> None:
+    count = math.prod(shape) // shape[1]
+    check(queue, make(shape, 1, maker=spread(0.99 * edge(count), ratio)))
+
+
+@pytest.mark.parametrize("shape", EDGES)
+def test_squares_that_just_do_not_fit(queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
+    """The output shows it, and the running statistics are left alone."""
+    count = math.prod(shape) // shape[1]
+    host = make(shape, 1, maker=spread(1.01 * edge(count)))
+    x, *running = put(queue, host.x, host.running_mean, host.running_var)
+    y, _, invstd = batch_norm_train(x, None, None, *running)
+    assert np.isnan(y.get()).all()
+    assert np.isnan(invstd.get()).all()
+    assert running[0].get().tobytes() == host.running_mean.tobytes()
+    assert running[1].get().tobytes() == host.running_var.tobytes()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("shape", EDGES)
+def test_constant_channels_of_the_largest_number(queue: cl.CommandQueue, shape: tuple[int, ...], sign: int) -> None:
+    x = np.full(shape, sign * FLOAT32.max, np.float32)
+    _, mean, m2 = moments(*put(queue, x))
+    assert mean.get().tolist() == [sign * float(FLOAT32.max)] * 4
+    assert m2.get().tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e4])
+@pytest.mark.parametrize("shape", EDGES)
+def test_small_spreads_without_epsilon(queue: cl.CommandQueue, shape: tuple[int, ...], ratio: float) -> None:
+    """A variance of 1e-30: eight orders above the least normal number, twenty-five below any usual epsilon."""
+    host = make(shape, 1, maker=Offset(ratio, std=1e-15))
+    exact = reference.train(host.x, host.scale, host.bias, epsilon=0.0)
+    x, scale, bias = put(queue, host.x, host.scale, host.bias)
+    y, _, invstd = batch_norm_train(x, scale, bias, None, None, epsilon=0.0)
+    bound = Bound(host.x, exact.mean, exact.invstd, host.scale, host.bias, axis=1, dtype=np.float32)
+    assert_within(y, exact.y, bound.y(), "y")
+    assert_within(invstd, exact.invstd, bound.stored_invstd(), "save_invstd")
+
+
+@pytest.mark.parametrize("std", [1e-25, 1e-39], ids=["squares underflow", "denormal numbers"])
+@pytest.mark.parametrize("shape", EDGES)
+def test_a_variance_that_underflows_counts_as_none(queue: cl.CommandQueue, shape: tuple[int, ...], std: float) -> None:
+    """Without epsilon: the bias comes out, as for a constant channel."""
+    host = make(shape, 1, maker=Offset(0.0, std=std))
+    x, bias = put(queue, host.x, host.bias)
+    y, _, invstd = batch_norm_train(x, None, bias, None, None, epsilon=0.0)
+    assert np.array_equal(y.get(), np.broadcast_to(along(host.bias, shape, 1), shape))
+    assert not invstd.get().any()
+
+
+# --- that the bounds can be missed
+
+
+def mean_of_squares(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E[x^2] - E[x]^2, added pairwise."""
+    mean = rows.mean(axis=1)
+    return mean, (rows * rows).mean(axis=1) - mean * mean
+
+
+def welford(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, m2 = np.zeros((2, len(rows)), np.float32)
+    for k, value in enumerate(rows.T, start=1):
+        delta = value - mean
+        mean += delta / np.float32(k)
+        m2 += delta * (value - mean)
+    return mean, m2 / np.float32(rows.shape[1])
+
+
+def two_pass(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = rows.mean(axis=1)
+    return mean, ((rows - mean[:, None]) ** 2).mean(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("formula", "result", "ratio"),
+    [
+        pytest.param(mean_of_squares, "var", 10.0, id="E[x^2] - E[x]^2, variance"),
+        pytest.param(mean_of_squares, "y", 10.0, id="E[x^2] - E[x]^2, y"),
+        pytest.param(welford, "var", 0.0, id="Welford, variance"),
+        pytest.param(welford, "y", 100.0, id="Welford, y"),
+        pytest.param(two_pass, "y", 100.0, id="two passes, y"),
+    ],
+)
+def test_plain_float32_formulas_exceed_the_bounds(formula: Any, result: str, ratio: float) -> None:
+    """With a few thousand values: what the tests of oclbn's kernels assert is not what any formula would pass."""
+    host = make((25, 8, 200), 1, maker=Offset(ratio + 0.3))
+    exact = reference.train(host.x, host.scale, host.bias, epsilon=EPSILON)
+    bound = Bound(host.x, exact.mean, exact.invstd, host.scale, host.bias, axis=1, dtype=np.float32)
+    rows = np.ascontiguousarray(np.moveaxis(host.x, 1, 0)).reshape(8, -1)
+    mean, var = formula(rows)
+    assert mean.dtype == var.dtype == np.float32
+    if result == "var":
+        units = excess(var, exact.var, bound.m2() / rows.shape[1])
+    else:
+        gain = host.scale / np.sqrt(np.maximum(var, 0) + np.float32(EPSILON))
+        y = (host.x - along(mean, host.x.shape, 1)) * along(gain, host.x.shape, 1) + along(host.bias, host.x.shape, 1)
+        assert y.dtype == np.float32
+        units = excess(y, exact.y, bound.y())
+    assert units.max() > 1.0
+
+
+# --- the study
+
+
+def test_the_error_study_runs_without_pytorch(queue: cl.CommandQueue, tmp_path: Path) -> None:
+    info = device.select(queue.device)
+    if info.simulator:
+        pytest.skip(f"needs a device that is no simulator: the study takes minutes on {info.name}")
+    (tmp_path / "torch.py").write_text("raise ImportError('not here')\n")
+    document = tmp_path / "numerics.md"
+    document.write_text(
+        "Before.\n<!-- begin: benchmarks/numerics.py -->\nold\n<!-- end: benchmarks/numerics.py -->\nAfter.\n"
+    )
+    spec = f"{info.platform_index}:{info.device_index}"
+    command = [sys.executable, str(ROOT / "benchmarks" / "numerics.py"), spec, "--quick", "--write", str(tmp_path)]
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch is not installed" in done.stderr
+    before, table, after = document.read_text().partition("oclbn on ")
+    assert before.startswith("Before.\n<!-- begin")
+    assert (table + after).endswith("<!-- end: benchmarks/numerics.py -->\nAfter.\n")
+    assert "old" not in before + after
+    assert "| PyTorch" not in after
+    assert (tmp_path / "pictures" / "numerics.png").stat().st_size > 10_000
+    rows = [line.split(" | ") for line in after.splitlines() if line.startswith("| mean/std 1e4 |")]
+    assert len(rows) == 6, "a table for each result"
+    assert all(float(row[1]) < 4.0 for row in rows), "oclbn's errors, in units of the result's scale"
