@@ -151,7 +151,11 @@ def _number(value: float) -> str:
         return "0"
     if 9.95 <= value < 99_999.5:
         return f"{value:.0f}"
-    return f"{value:.2f}" if 0.005 <= value < 9.95 else f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return (
+        f"{value:.2f}"
+        if 0.005 <= value < 9.95
+        else f"{value:.1e}".replace("e+", "e").replace("e0", "e").replace("e-0", "e-")
+    )
 
 
 def _quotient(theirs: float, own: float) -> str:
