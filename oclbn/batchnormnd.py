@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from oclbn import functional, gpuarray
 from oclbn.averaging import averaging_factor, settled_count
+from oclbn.device import driver_errors
 from oclbn.errors import ModuleFileError, ModuleParameterError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.module import Module
@@ -118,6 +119,7 @@ class BatchNormND(Module):
             self._create(draw(1.0, sscale if self.affine else 0.0, self._shape))
 
     @property
+    @driver_errors("skipped")
     def skipped(self) -> int:
         """How many updates of a channel's running statistics the guard left out; reading it waits for the device."""
         return 0 if self._skipped is None else int(self._skipped.get().sum(dtype=np.int64))

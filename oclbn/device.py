@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import threading
 from pathlib import Path
+from types import TracebackType
 
 import pyopencl as cl
 
-from oclbn.errors import DeviceNotFoundError, ParameterError
+from oclbn.errors import DeviceError, DeviceNotFoundError, ParameterError, SizeError
 from oclbn.plan import DeviceLimits
 from oclbn.pocl import mend_target, pinned_threads
 from oclbn.selection import DeviceInfo, classify, resolve
@@ -19,12 +21,48 @@ __all__ = [
     "DeviceInfo",
     "default_queue",
     "devices",
+    "driver_errors",
+    "lacks_memory",
     "limits",
     "queue_for",
     "select",
     "select_with_reason",
     "tuning_names",
 ]
+
+
+_NO_MEMORY = (
+    cl.status_code.MEM_OBJECT_ALLOCATION_FAILURE,
+    cl.status_code.OUT_OF_RESOURCES,
+    cl.status_code.OUT_OF_HOST_MEMORY,
+    cl.status_code.INVALID_BUFFER_SIZE,
+)
+
+
+class driver_errors(contextlib.ContextDecorator):
+    """Around work of the driver: what fails there is a DeviceError (SizeError: no memory) that says at what.
+
+    The driver's own error is the cause.
+    """
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, cl.Error):
+            wanted = SizeError if isinstance(error, cl.MemoryError) else DeviceError
+            raise wanted(f"{self._doing}: the driver fails: {error}") from error
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error of an allocation says that there is no room, rather than that the device is gone."""
+    code = getattr(error, "code", None)  # one that no driver raised has none
+    return isinstance(error, (cl.MemoryError, MemoryError)) or code in _NO_MEMORY
 
 
 def devices() -> tuple[DeviceInfo, ...]:

@@ -6,10 +6,14 @@ import contextlib
 import errno
 import os
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+_NAME = ".oclbn-{}.part"
+_ABANDONED = 3600.0  # seconds in which nothing was written: whoever wrote a part was killed
 
 
 @contextlib.contextmanager
@@ -17,15 +21,17 @@ def replacing(path: str | os.PathLike[str], *, parents: bool = False) -> Iterato
     """A file that takes the place of `path` once all of it is written, and leaves nothing behind otherwise.
 
     Symbolic links stay links: what they point to is replaced. An existing file's permissions are kept, while other
-    names of it (hard links) keep the old content. parents: missing folders are made. OSError: `path` is a folder, a
-    pipe, a device or the like, which nothing is done to; or the system's own, which names `path`.
+    names of it (hard links) keep the old content. What a killed writer left in that folder is removed once it is an
+    hour old. parents: missing folders are made. OSError: `path` is a folder, a pipe, a device or the like, which
+    nothing is done to; or the system's own, which names `path`.
     """
     temporary: Path | None = None
     try:
         target, mode = _resolved(path)
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".oclbn-{uuid.uuid4().hex}.part")
+        _tidy(target.parent)
+        temporary = target.with_name(_NAME.format(uuid.uuid4().hex))
         with temporary.open("xb") as file:
             if mode is not None:
                 temporary.chmod(mode)  # before anything is in it: what is private stays so
@@ -40,6 +46,14 @@ def replacing(path: str | os.PathLike[str], *, parents: bool = False) -> Iterato
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the parts of files that nobody writes any more."""
+    with contextlib.suppress(OSError):  # another one removes them too, or they are not ours to remove
+        for part in folder.glob(_NAME.format("*")):
+            if part.stat().st_mtime < time.time() - _ABANDONED:
+                part.unlink(missing_ok=True)
 
 
 def check_target(path: str | os.PathLike[str]) -> None:

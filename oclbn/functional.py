@@ -9,6 +9,8 @@ of pyopencl's, what is let go of is handed out again at once.
 
 Errors, all of oclbn.errors and raised before anything is allocated or changed: ArrayTypeError, DtypeError, ShapeError,
 LayoutError, ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
+DeviceError, where the driver fails, names the call and what the driver said; where a launch fails, no kernel that
+writes results or running statistics has been started.
 
 Formulas: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
 Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; docs/design.md tells how they are rounded.
@@ -30,7 +32,7 @@ import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
 from . import arguments, program
-from .device import limits, tuning_names
+from .device import driver_errors, lacks_memory, limits, tuning_names
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
 from .plan import OPERATIONS, Build, DeviceLimits, Launch, Plan, Tuning, fitting_plan
 from .tuning import tuning_for
@@ -48,6 +50,7 @@ _recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = con
 )
 
 
+@driver_errors("batch_norm_train")
 def batch_norm_train(
     x: Array,
     scale: Array | None,
@@ -125,6 +128,7 @@ def batch_norm_train(
     return y, save_mean, save_invstd
 
 
+@driver_errors("batch_norm_infer")
 def batch_norm_infer(
     x: Array,
     scale: Array | None,
@@ -164,6 +168,7 @@ def batch_norm_infer(
     return y
 
 
+@driver_errors("batch_norm_backward")
 def batch_norm_backward(
     x: Array,
     dy: Array,
@@ -261,6 +266,7 @@ def batch_norm_backward(
     return dx, dscale, dbias
 
 
+@driver_errors("moments")
 def moments(x: Array, /, *, axis: int = 1) -> tuple[int, Array, Array]:
     """Count, mean and sum of squared deviations of each channel: what statistics are merged from.
 
@@ -288,6 +294,12 @@ def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: floa
     into, new: contiguous arrays of equal size, dtype (float32 or float64) and context, which must not overlap unless
     they are the same. scale, momentum: finite.
     """
+    accumulation(into, new, scale=scale, momentum=momentum)()
+
+
+@driver_errors("accumulate")
+def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: float = 0.0) -> Callable[[], None]:
+    """`accumulate` in two steps: everything is checked here and the kernel built; what comes back starts it."""
     arguments.flat_pair("into", into, "new", new)
     arguments.exclusive({"into": into}, {} if arguments.same_elements(into, new) else {"new": new})
     scale = arguments.finite("scale", scale, into)
@@ -296,15 +308,20 @@ def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: floa
     if queue is None:
         raise ContextError("neither into nor new has a queue; give one of them a queue with with_queue(queue)")
     _check_fp64("into", into, queue)
-    if into.size == 0:
-        return
     build = Build("accumulate.cl", (("DOUBLE", int(into.dtype.itemsize == 8)), ("LANES", 1), ("VEC", 1)))
     kernel = program.kernel(queue.context, build, "accumulate")
-    groups = min(into.size, limits(queue.device).compute_units * _ACCUMULATE_GROUPS)
-    memory: tuple[Any, ...] = (into.base_data, _start(into), new.base_data, _start(new))
-    kernel.set_args(*memory, into.size, scale, momentum)
-    event = _enqueue("accumulate", queue, kernel, groups, 1, _events(into, queue) + _events(new, queue))
-    _note(event, queue, (into,), (into, new))
+
+    @driver_errors("accumulate")
+    def start() -> None:
+        if into.size == 0:
+            return
+        groups = min(into.size, limits(queue.device).compute_units * _ACCUMULATE_GROUPS)
+        memory: tuple[Any, ...] = (into.base_data, _start(into), new.base_data, _start(new))
+        kernel.set_args(*memory, into.size, scale, momentum)
+        event = _enqueue("accumulate", queue, kernel, groups, 1, _events(into, queue) + _events(new, queue))
+        _note(event, queue, (into,), (into, new))
+
+    return start
 
 
 def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
@@ -586,7 +603,9 @@ def _allocated(x: Array, size: int, make: Callable[..., Any], *given: Any, **opt
         raise SizeError(f"a result needs {nbytes:,} bytes; {device.name.strip()} allocates at most {most:,} at once")
     try:
         return make(*given, **options)
-    except cl.MemoryError as error:
+    except (cl.Error, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
         raise SizeError(f"{device.name.strip()} has no room for a result of {nbytes:,} bytes: {error}") from error
 
 

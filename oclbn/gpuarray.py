@@ -11,6 +11,7 @@ Every function takes ``queue=``, a pyopencl.CommandQueue, to use another one tha
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,34 +21,38 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pyopencl.array import Array
 
 from oclbn import device
-from oclbn.errors import DtypeError, ParameterError
+from oclbn.device import driver_errors
+from oclbn.errors import DtypeError, ParameterError, SizeError
 
 __all__ = ["Array", "empty", "empty_like", "full", "ones", "ones_like", "to_gpu", "zeros", "zeros_like"]
 
 Shape = int | tuple[int, ...]
 
 
+@driver_errors("to_gpu")
 def to_gpu(ary: ArrayLike, *, queue: cl.CommandQueue | None = None) -> Array:
     """Copy a host array to the device, with its shape and element type; returns when the copy is done.
 
     Views that are not contiguous are packed, and foreign byte orders turned into the host's.
-    DtypeError: elements that no device can hold (Python objects, strings).
+    DtypeError: elements that no device can hold (Python objects, strings). SizeError: more than it can hold.
     """
     host: NDArray[Any] = np.asarray(ary)
     if host.dtype.hasobject or host.dtype.kind in "SUmM":
         raise DtypeError(f"ary has elements of type {host.dtype}; wanted numbers")
     packed = np.asarray(host, dtype=host.dtype.newbyteorder("="), order="C")
-    return cl_array.to_device(_queue(queue), packed)
+    return cl_array.to_device(_roomy(queue, packed.shape, packed.dtype), packed)
 
 
+@driver_errors("empty")
 def empty(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
     """A new array of `shape`; its elements are whatever the memory held."""
-    return cl_array.empty(_queue(queue), shape, np.dtype(dtype))
+    return cl_array.empty(_roomy(queue, shape, dtype), shape, np.dtype(dtype))
 
 
+@driver_errors("zeros")
 def zeros(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
     """A new array of `shape`, filled with 0."""
-    return cl_array.zeros(_queue(queue), shape, np.dtype(dtype))
+    return cl_array.zeros(_roomy(queue, shape, dtype), shape, np.dtype(dtype))
 
 
 def ones(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
@@ -60,6 +65,7 @@ def full(
 ) -> Array:
     """A new array of `shape`, filled with `fill_value`."""
     # Filled on the host: pyopencl would compile a kernel for it, once for every element type.
+    queue = _roomy(queue, shape, dtype)
     return to_gpu(np.full(shape, fill_value, np.dtype(dtype)), queue=queue)
 
 
@@ -84,5 +90,14 @@ def _queue_of(ary: Array) -> cl.CommandQueue:
     return ary.queue
 
 
-def _queue(queue: cl.CommandQueue | None) -> cl.CommandQueue:
-    return device.default_queue() if queue is None else queue
+def _roomy(queue: cl.CommandQueue | None, shape: Shape, dtype: DTypeLike) -> cl.CommandQueue:
+    """The queue, on a device that can hold such an array; SizeError where it cannot."""
+    queue = device.default_queue() if queue is None else queue
+    nbytes = math.prod(np.atleast_1d(np.array(shape, dtype=object))) * np.dtype(dtype).itemsize
+    most = device.limits(queue.device).max_alloc_bytes
+    if nbytes > most:
+        raise SizeError(
+            f"an array of shape {shape} needs {nbytes:,} bytes; "
+            f"{queue.device.name.strip()} allocates at most {most:,} at once"
+        )
+    return queue

@@ -13,6 +13,7 @@ import numpy as np
 import pyopencl as cl
 from numpy.typing import DTypeLike
 
+from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.parameters import Parameters
@@ -31,7 +32,7 @@ class Module(Parameters):
 
     Errors are raised before anything changes, and are ModuleErrors but for these of oclbn.errors: ContextError, data or
     gradients of another OpenCL context, or data without a queue; and what oclbn.functional finds in such arrays,
-    LayoutError, ReadOnlyError and SizeError.
+    LayoutError, ReadOnlyError, SizeError and DeviceError.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Module(Parameters):
         self.data: Array | None = None
         self.grad: Array | None = None
 
+    @driver_errors("calling a module")
     def __call__(self, data: Array) -> Array:
         """Compute the output for `data`; it is returned and kept as `self.data`, the input as `self.inData`."""
         self._check(data, "data")
@@ -52,6 +54,7 @@ class Module(Parameters):
         self.inData, self.data = data, result
         return result
 
+    @driver_errors("backward")
     def backward(
         self, grad: Array, updParamGrads: bool = True, updGrad: bool = True, scale: float = 1.0, momentum: float = 0.0
     ) -> Array | None:

@@ -5,6 +5,7 @@ The camelCase names are PuzzleLib's, so that code written for its modules runs o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,7 +18,8 @@ import pyopencl as cl
 from numpy.typing import DTypeLike, NDArray
 
 from oclbn import device, functional, gpuarray
-from oclbn.errors import ModuleDtypeError, ModuleParameterError, ModuleStateError
+from oclbn.device import driver_errors
+from oclbn.errors import ModuleDtypeError, ModuleParameterError, ModuleStateError, OclbnError
 from oclbn.gpuarray import Array
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class Parameters(ABC):
     def reset(self) -> None:
         """Drop the arrays that the last call left."""
 
+    @driver_errors("calcMode")
     def calcMode(self, T: DTypeLike) -> None:
         """Compute with another type: variables, gradients and attributes are converted, the last call dropped.
 
@@ -103,6 +106,7 @@ class Parameters(ABC):
         for name, attr in attributes.items():
             self.setAttr(name, attr)
 
+    @driver_errors("zeroGradParams")
     def zeroGradParams(self) -> None:
         """Fill the gradients of all variables with 0."""
         for grad in (var.grad for var in self.vars.values()):
@@ -116,8 +120,20 @@ class Parameters(ABC):
     def updateParams(self, learnRate: float) -> None:
         """One step: data += learnRate * grad for every variable, in place (to descend, learnRate is negative)."""
         rate = self._real_number("learnRate", learnRate)
-        for var in self.vars.values():
-            functional.accumulate(var.data, var.grad, scale=rate, momentum=1.0)
+        steps = {  # all are checked before the first is taken
+            name: functional.accumulation(var.data, var.grad, scale=rate, momentum=1.0)
+            for name, var in self.vars.items()
+        }
+        taken: list[str] = []
+        for name, step in steps.items():
+            try:
+                step()
+            except OclbnError as error:
+                error.add_note(
+                    f"{self}: updateParams stopped at {name}; updated before it: {', '.join(taken) or 'none'}"
+                )
+                raise
+            taken.append(name)
 
     def numOfParams(self) -> int:
         """Number of elements of all variables."""
@@ -130,6 +146,7 @@ class Parameters(ABC):
         size = sum(int(var.data.nbytes) for var in self.vars.values())
         return size if unit is None else size / _UNITS[unit]
 
+    @driver_errors("save")
     def save(
         self,
         hdf: str | os.PathLike[str] | h5py.Group | None = None,
@@ -169,6 +186,7 @@ class Parameters(ABC):
             flush=isRoot,
         )
 
+    @driver_errors("load")
     def load(
         self,
         hdf: str | os.PathLike[str] | bytes | h5py.Group,
@@ -197,24 +215,19 @@ class Parameters(ABC):
             np.dtype(self.calctype),
         )
         self._check_stored(stored)
-        new = {
-            key: gpuarray.to_gpu(host, queue=self.queue)
-            for key, host in (stored.variables | stored.attributes).items()
-            if key not in self.vars and key not in self.attrs
-        }
+        known = {key: var.data for key, var in self.vars.items()} | self.attrs
+        hosts = stored.variables | stored.attributes
+        new = {key: gpuarray.to_gpu(host, queue=self.queue) for key, host in hosts.items() if key not in known}
+        variables = {key: Variable(new[key], key) for key in stored.variables if key in new}
         self._finish()
+        _overwrite([(known[key], host) for key, host in hosts.items() if key in known])
         self.reset()
-        for key, host in stored.variables.items():
-            if key in new:
-                self.setVar(key, Variable(new[key], key))
-            else:
-                _overwrite(self.vars[key].data, host)
-            initvars[self.vars[key]] = True
-        for key, host in stored.attributes.items():
+        for key, var in variables.items():
+            self.setVar(key, var)
+        for key in stored.attributes:
             if key in new:
                 self.setAttr(key, new[key])
-            else:
-                _overwrite(self.attrs[key], host)
+        initvars.update((self.vars[key], True) for key in stored.variables)
         self._set_counters(stored.counters)
 
     @abstractmethod
@@ -278,6 +291,19 @@ def _as_dtype(value: DTypeLike) -> np.dtype[Any] | None:
         return None
 
 
-def _overwrite(array: Array, host: NDArray[Any]) -> None:
+def _overwrite(pairs: list[tuple[Array, NDArray[Any]]]) -> None:
+    """Write into all arrays; where one cannot be written, the others get back what they had."""
+    old = [array.get() for array, _ in pairs]
+    try:
+        for array, host in pairs:
+            _set(array, host.astype(array.dtype, copy=False).reshape(array.shape))
+    except BaseException:
+        with contextlib.suppress(cl.Error):  # of a device that is gone nothing can be put right
+            for (array, _), was in zip(pairs, old, strict=True):
+                _set(array, was)
+        raise
+
+
+def _set(array: Array, host: NDArray[Any]) -> None:
     array.finish()  # Array.set does not wait for the array's events
-    array.set(host.astype(array.dtype, copy=False).reshape(array.shape))
+    array.set(host)

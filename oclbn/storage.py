@@ -9,6 +9,10 @@ A module without a name writes ".scale" and so on. Damage shows: arrays carry HD
 made here are of HDF5 1.10's format, which has checksums over all that describes them; the scalars lie in there, too.
 In a file that the caller opened, the format is the caller's: HDF5's older one has none over names and scalars.
 
+Files are not trusted. What leads out of the file (soft and external links, raw data elsewhere, virtual datasets) is
+refused, as it could be any file of the machine or a pipe that never ends; so is what would unpack to far more than the
+array that is wanted.
+
 This file needs h5py; it knows nothing of modules and devices.
 """
 
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -31,12 +36,17 @@ from oclbn.errors import MissingExtraError, ModuleError, ModuleFileError, Module
 
 try:
     import h5py
-    from h5py import h5d, h5f, h5p, h5s, h5t
+    from h5py import h5d, h5f, h5p, h5s, h5t, h5z
 except ImportError as error:
     raise MissingExtraError("parameter files need h5py: pip install 'oclbn[io]'") from error
 
 Host = NDArray[Any]
 _NAMES_SHOWN = 8
+_MOST_COUNT = 2**53  # batches, and datasets of a file
+_ROOM = 1 << 24  # bytes that a piece of a stored array may have, however small the array
+_OVERHEAD = 64  # bytes that a stored piece may take beyond twice what it unpacks to
+_SLACK = 1 << 16  # the same of all pieces together
+_HARMLESS_FILTERS = (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)  # those that do not unpack
 _FORMAT = "v110"  # the first one with checksums over everything but the elements; those have their own
 
 
@@ -128,7 +138,7 @@ def load(
             found_counters = {
                 name: _integer(_dataset(attrs, f"{prefix}.{name}", label), label)
                 for name in counters
-                if attrs is not None and f"{prefix}.{name}" in attrs
+                if attrs is not None and _found(attrs, f"{prefix}.{name}", label) is not None
             }
         except ModuleError:
             raise
@@ -209,6 +219,9 @@ def _opened(hdf: object) -> Iterator[tuple[h5py.Group, str]]:
         label = f"the file given as {len(hdf)} bytes"
     elif isinstance(hdf, (str, os.PathLike)):
         label = str(Path(hdf))
+        mode = Path(hdf).stat().st_mode  # a pipe would be waited for, so nothing is opened before
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ModuleFileError(f"{label} is no regular file")
         with Path(hdf).open("rb"):
             pass  # a missing or forbidden file is the system's own error, in the system's own words
     else:
@@ -239,8 +252,22 @@ def _label(group: h5py.Group) -> str:
     return str(group.file.filename) if group.name == "/" else f"{group.file.filename}:{group.name}"
 
 
+def _found(group: h5py.Group, key: str, label: str) -> Any:
+    """What lies under `key`, a path of names, or None; ModuleFileError where a name on the way points elsewhere."""
+    found: Any = group.file["/"] if key.startswith("/") else group
+    for name in key.split("/"):
+        if name in ("", "."):
+            continue
+        if not isinstance(found, h5py.Group) or (link := found.get(name, getlink=True)) is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise ModuleFileError(f"{label}: {name!r} in {found.name} is a link to {link.path!r}; wanted no link")
+        found = found[name]
+    return found
+
+
 def _group(root: h5py.Group, key: str, label: str) -> h5py.Group:
-    found = root.get(key)
+    found = _found(root, key, label)
     if not isinstance(found, h5py.Group):
         raise ModuleFileError(f"{label} has no group {key!r}: it was not written by oclbn or PuzzleLib")
     return found
@@ -254,7 +281,7 @@ def _other_names(links: h5py.Group, variable: str) -> str:
 
 
 def _dataset(group: h5py.Group, key: str, label: str, hint: str = "") -> h5py.Dataset:
-    found = group.get(key)
+    found = _found(group, key, label)
     if not isinstance(found, h5py.Dataset):
         names = sorted(group)
         shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN]) + (", ..." if names[_NAMES_SHOWN:] else "")
@@ -268,11 +295,39 @@ def _array(dataset: h5py.Dataset, shape: tuple[int, ...], dtype: np.dtype[Any], 
         raise ModuleFileError(f"{label}: {dataset.name} has shape {stored}; the module wants {shape}")
     if not np.can_cast(dataset.dtype, dtype, "safe"):
         raise ModuleFileError(f"{label}: {dataset.name} holds {dataset.dtype}, which does not fit into {dtype}")
+    _check_pieces(dataset, label)
     values: Host = dataset[...]
     return np.ascontiguousarray(values.astype(dtype, casting="safe").reshape(shape))
 
 
 def _integer(dataset: h5py.Dataset, label: str) -> int:
-    if dataset.shape != () or dataset.dtype.kind not in "iu" or (value := int(dataset[()])) < 0:
-        raise ModuleFileError(f"{label}: {dataset.name} is no single whole number from 0 on")
+    value = -1
+    if dataset.shape == () and dataset.dtype.kind in "iu":
+        _check_pieces(dataset, label)
+        value = int(dataset[()])
+    if not 0 <= value <= _MOST_COUNT:
+        raise ModuleFileError(f"{label}: {dataset.name} is no single whole number from 0 on, or is above 2**53")
     return value
+
+
+def _check_pieces(dataset: h5py.Dataset, label: str) -> None:
+    """ModuleFileError unless the elements lie in this file, in pieces that unpack to about the array's size."""
+    made = dataset.id.get_create_plist()
+    if made.get_layout() == h5d.VIRTUAL or made.get_external_count():
+        raise ModuleFileError(f"{label}: {dataset.name} has its elements in another file")
+    if made.get_layout() != h5d.CHUNKED:
+        return
+    filters = [made.get_filter(index)[0] for index in range(made.get_nfilters())]
+    piece = math.prod(made.get_chunk()) * dataset.dtype.itemsize
+    stored = dataset.id.get_storage_size()
+    pieces = math.prod(-(-extent // size) for extent, size in zip(dataset.shape, made.get_chunk(), strict=True))
+    if (
+        piece > max(dataset.nbytes, _ROOM)
+        or stored > pieces * (2 * piece + _OVERHEAD) + _SLACK
+        or len(set(filters)) < len(filters)
+        or len(set(filters) - set(_HARMLESS_FILTERS)) > 1
+    ):
+        raise ModuleFileError(
+            f"{label}: {dataset.name} unpacks to more than its {dataset.nbytes:,} bytes: "
+            f"{stored:,} bytes stored in pieces of {piece:,}, {len(filters)} filters"
+        )

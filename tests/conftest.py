@@ -9,6 +9,7 @@ device that is not a simulator; a simulator runs when it is named. ``--only-devi
 
 from __future__ import annotations
 
+import collections
 import importlib.metadata
 import json
 import os
@@ -44,6 +45,8 @@ SHORT_NAMES = {
     "amd accelerated parallel processing": "amd",
 }
 DEVICES = pytest.StashKey[list[DeviceInfo]]()
+TALLY = pytest.StashKey[collections.Counter[str]]()
+LONG = os.environ.get("OCLBN_LONG") == "1"  # minutes, and gigabytes: tests with many more inputs, and large arrays
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[DEVICES] = chosen(config.getoption("--device"))
+    config.stash[TALLY] = collections.Counter()
     os.environ["OCLBN_TUNING"] = ""  # what is shipped is tested, not what its user has tuned
     os.environ.setdefault("OCLGRIND_DATA_RACES", "1")  # read when it makes a context; no other platform knows it
     if config.getoption("--launches"):
@@ -69,6 +73,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     infos = config.stash[DEVICES]
     return [f"device: {device_id(info)}, {info.name}, {info.platform_version}" for info in infos] or ["device: none"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What tests counted: faults injected, bad inputs tried, and how they ended."""
+    if config.stash[TALLY]:
+        terminalreporter.section("faults and bad inputs")
+    for what, count in sorted(config.stash[TALLY].items()):
+        terminalreporter.write_line(f"{count:10,}  {what}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -195,6 +207,12 @@ def _no_complaint_of_a_simulator(request: pytest.FixtureRequest) -> Iterator[Non
     request.getfixturevalue("queue").finish()
     printed = capture.readouterr().err
     assert "Kernel: " not in printed, printed
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> collections.Counter[str]:
+    """Counters by name, which the end of the run prints."""
+    return request.config.stash[TALLY]
 
 
 @pytest.fixture(scope="session")
