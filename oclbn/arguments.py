@@ -216,6 +216,8 @@ def writable(name: str, a: Array) -> None:
 @functools.lru_cache(maxsize=4096)
 def _meets_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether a dimension steps less far than the dimensions below it reach."""
+    if 0 in shape:
+        return False  # whatever the strides: NumPy gives empty arrays any
     reach = itemsize
     for stride, size in sorted((abs(stride), size) for size, stride in zip(shape, strides, strict=True) if size > 1):
         if stride < reach:

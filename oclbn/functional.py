@@ -9,8 +9,8 @@ of pyopencl's, what is let go of is handed out again at once.
 
 Errors, all of oclbn.errors and raised before anything is allocated or changed: ArrayTypeError, DtypeError, ShapeError,
 LayoutError, ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
-DeviceError, where the driver fails, names the call and what the driver said; where a launch fails, no kernel that
-writes results or running statistics has been started.
+DeviceError, where the driver fails, names the call and what the driver said; where a launch fails, everything written
+in place is as it was, but for an `out` of batch_norm_backward with constants, which its first launch fills.
 
 Formulas: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
 Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; docs/design.md tells how they are rounded.
