@@ -169,7 +169,14 @@ class Allocator:
         return cl.Buffer(self.queue.context, cl.mem_flags.READ_WRITE, nbytes)
 
 
-@pytest.mark.parametrize("error", [cl.MemoryError("full"), MemoryError("full"), NO_RESOURCES.make("pool")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(cl.MemoryError("full"), id="pyopencl's error"),
+        pytest.param(MemoryError("full"), id="Python's error"),
+        pytest.param(NO_RESOURCES.make("pool"), id="out of resources"),
+    ],
+)
 @pytest.mark.parametrize("name", ["train", "infer", "backward", "constant", "moments"])
 def test_a_users_allocator_that_fails(queue: cl.CommandQueue, tally: Tally, name: str, error: BaseException) -> None:
     allocator = Allocator(queue)
