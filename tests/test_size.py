@@ -224,16 +224,17 @@ class Large:
     def __init__(self, queue: cl.CommandQueue, count: int) -> None:
         self.queue, self.count = queue, count
         self.memory = cl.Buffer(queue.context, cl.mem_flags.READ_WRITE, 4 * count)
-        self._program = cl.Program(queue.context, KERNELS).build()
+        program = cl.Program(queue.context, KERNELS).build()
+        self._fill, self._check = cl.Kernel(program, "fill"), cl.Kernel(program, "check")
         self._grid = (4096, -(-count // 4096))
 
     def fill(self) -> None:
-        self._program.fill(self.queue, self._grid, None, self.memory, np.uint64(self.count))
+        self._fill(self.queue, self._grid, None, self.memory, np.uint64(self.count))
 
     def wrong(self, inner: int, channels: int) -> int:
         found = cla.zeros(self.queue, 1, np.uint32)
         numbers = [np.uint64(number) for number in (self.count, inner, channels)]
-        self._program.check(self.queue, self._grid, None, self.memory, *numbers, found.base_data)
+        self._check(self.queue, self._grid, None, self.memory, *numbers, found.base_data)
         return int(found.get()[0])
 
 
