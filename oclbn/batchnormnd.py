@@ -131,8 +131,9 @@ class BatchNormND(Module):
 
     def updateParams(self, learnRate: float) -> None:
         """One step: data += learnRate * grad, in place (to descend, learnRate is negative); nothing without affine."""
+        rate = self._real_number("learnRate", learnRate)
         if self.affine:
-            super().updateParams(learnRate)
+            super().updateParams(rate)
 
     def _create(self, scale: NDArray[Any]) -> None:
         options: Any = {"dtype": self.calctype, "queue": self.queue}

@@ -20,6 +20,7 @@ from oclbn.errors import ModuleFileError
 
 C = 5
 NAME = "net.bn"
+IMAGES, OLDER = 5, (2, 3)
 EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**40, 2**63 - 1, 2**64 - 1)
 Image = bytearray
 Damage = Callable[[random.Random, Image], None]
@@ -107,10 +108,15 @@ DAMAGES: tuple[Damage, ...] = (
 )
 
 
+def is_older(seed: int) -> bool:
+    """Whether file number `seed` was of HDF5's older format, whose descriptions have no checksums."""
+    return random.Random(seed).randrange(IMAGES) in OLDER
+
+
 def damaged(whole: list[bytes], seed: int) -> bytes:
     """File number `seed`: one to three damages of one of the images."""
     rng = random.Random(seed)
-    image = bytearray(rng.choice(whole))
+    image = bytearray(whole[rng.randrange(IMAGES)])
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if len(image) > 16:
             rng.choice(DAMAGES)(rng, image)

