@@ -312,6 +312,13 @@ class Machine(RuleBasedStateMachine):
         assert self.bn.inData is self.bn.data is self.bn.grad is self.bn.savemean is None
         self.tally["operations on modules"] += 1
 
+    @rule(batch=batches, how=st.sampled_from(["train", "eval"]), seed=st.integers(0, 99), scale=quarters)
+    def forward_and_backward(self, batch: Batch, how: str, seed: int, scale: float) -> None:
+        """What chance seldom puts in a row."""
+        self.switch(how)
+        self.call(batch)
+        self.backward(seed, True, True, scale, 0.5)
+
     @rule(guard=st.booleans())
     def switch_guard(self, guard: bool) -> None:
         self.bn.guard = self.model.guard = guard
@@ -442,7 +449,7 @@ def test_any_order_of_operations(queue: cl.CommandQueue, tally: Tally, flat: boo
     run_state_machine_as_test(
         lambda: Machine(queue, flat, tally),
         settings=settings(
-            max_examples=600 if LONG else 40,
+            max_examples=1000 if LONG else 80,
             stateful_step_count=60 if LONG else 30,
             deadline=None,
             derandomize=True,
