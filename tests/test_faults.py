@@ -22,7 +22,7 @@ from faults import DEVICE_GONE, DRIVERS_FAULTS, INTERRUPTED, NO_OBJECT, NO_RESOU
 from test_batchnorm import state_of
 
 import oclbn
-from oclbn import BatchNorm2D, gpuarray
+from oclbn import BatchNorm2D, device, gpuarray
 from oclbn.errors import BuildError, DeviceError, OclbnError, ShapeError, SizeError
 from oclbn.functional import (
     accumulate,
@@ -408,6 +408,8 @@ def test_a_device_that_disappears(
     if action == "calcMode":
         request.getfixturevalue("needs_fp64")
     image = image_of(queue)
+    fp64 = device.limits(queue.device).fp64
+    calls = [call for name, call in ACTIONS.items() if fp64 or name != "calcMode"]
 
     def act() -> Any:
         if action in ACTIONS:
@@ -423,7 +425,7 @@ def test_a_device_that_disappears(
             for _ in range(2):
                 with pytest.raises(DeviceError, match="DEVICE_NOT_AVAILABLE"):
                     act()
-            for other in ACTIONS.values():
+            for other in calls:
                 with pytest.raises(DeviceError, match="DEVICE_NOT_AVAILABLE"):
                     other(bn, x, dy)
             assert vars(bn) == kept
