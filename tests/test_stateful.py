@@ -312,7 +312,9 @@ class Machine(RuleBasedStateMachine):
         assert self.bn.inData is self.bn.data is self.bn.grad is self.bn.savemean is None
         self.tally["operations on modules"] += 1
 
-    @rule(batch=batches, how=st.sampled_from(["train", "eval"]), seed=st.integers(0, 99), scale=quarters, momentum=momenta)
+    @rule(
+        batch=batches, how=st.sampled_from(["train", "eval"]), seed=st.integers(0, 99), scale=quarters, momentum=momenta
+    )
     def forward_and_backward(self, batch: Batch, how: str, seed: int, scale: float, momentum: float) -> None:
         """What chance seldom puts in a row."""
         self.switch(how)
