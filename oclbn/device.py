@@ -12,7 +12,7 @@ from types import TracebackType
 
 import pyopencl as cl
 
-from oclbn.errors import DeviceError, DeviceNotFoundError, ParameterError, SizeError
+from oclbn.errors import ContextError, DeviceError, DeviceNotFoundError, ParameterError, SizeError
 from oclbn.plan import DeviceLimits
 from oclbn.pocl import mend_target, pinned_threads
 from oclbn.selection import DeviceInfo, classify, resolve
@@ -39,17 +39,41 @@ _NO_MEMORY = (
 )
 
 
+_used = False  # by this process or by one that it was forked from
+_orphaned = False
+
+
+def _after_fork() -> None:
+    global _orphaned
+    _orphaned = _used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _begin() -> None:
+    """Note that a device is used; ContextError where that would hang or worse."""
+    global _used
+    _used = True
+    if _orphaned:
+        raise ContextError(
+            "this process was forked from one that had used OpenCL, and drivers do not live on both sides of a fork; "
+            'wanted: a process started with the method "spawn" or "forkserver", or forked before the first use'
+        )
+
+
 class driver_errors(contextlib.ContextDecorator):
     """Around work of the driver: what fails there is a DeviceError (SizeError: no memory) that says at what.
 
-    The driver's own error is the cause.
+    The driver's own error is the cause. In a child that was forked after a device was used: ContextError.
     """
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
 
     def __enter__(self) -> None:
-        pass
+        _begin()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -193,8 +217,8 @@ def _double_config(device: cl.Device) -> int:
         return 0  # OpenCL 1.1 does not know the question: there only the extension tells
 
 
-class _Process:
-    """What one process has made: a forked child starts with its own, and never releases its parent's handles."""
+class _Made:
+    """What this process has made."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -202,12 +226,7 @@ class _Process:
         self.thread = threading.local()
 
 
-_processes: dict[int, _Process] = {}
-
-
-def _process() -> _Process:
-    pid = os.getpid()
-    return _processes.get(pid) or _processes.setdefault(pid, _Process())
+_made = _Made()
 
 
 def queue_for(spec: str | cl.Device | DeviceInfo | None = None) -> cl.CommandQueue:
@@ -216,25 +235,25 @@ def queue_for(spec: str | cl.Device | DeviceInfo | None = None) -> cl.CommandQue
     All queues that oclbn makes on one device in one process share one context, so that arrays of one can be used
     on the other. Errors as in `select`.
     """
+    _begin()
     device = select(spec).device
-    process = _process()
-    with process.lock:
-        if device not in process.contexts:
+    with _made.lock:
+        if device not in _made.contexts:
             mend_target(device)
-            process.contexts[device] = cl.Context([device])
-        context = process.contexts[device]
+            _made.contexts[device] = cl.Context([device])
+        context = _made.contexts[device]
     return cl.CommandQueue(context, device)
 
 
 def default_queue() -> cl.CommandQueue:
     """The queue of this process and thread, on the selected device (environment, else ranking).
 
-    Made at the first call, and the same one from then on. A forked child makes its own; whether a device can be
-    used at all in a child of a process that has used it is up to its driver (POCL's cannot: start processes
-    with the method "spawn").
+    Made at the first call, and the same one from then on. A child that is forked before any device is used makes its
+    own; in one that is forked later it is a ContextError, as drivers hang there: start processes with the method
+    "spawn".
     """
-    thread = _process().thread
-    queue: cl.CommandQueue | None = getattr(thread, "queue", None)
+    _begin()
+    queue: cl.CommandQueue | None = getattr(_made.thread, "queue", None)
     if queue is None:
-        queue = thread.queue = queue_for()
+        queue = _made.thread.queue = queue_for()
     return queue

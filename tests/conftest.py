@@ -14,7 +14,9 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,33 @@ def _no_complaint_of_a_simulator(request: pytest.FixtureRequest) -> Iterator[Non
 def tally(request: pytest.FixtureRequest) -> collections.Counter[str]:
     """Counters by name, which the end of the run prints."""
     return request.config.stash[TALLY]
+
+
+@pytest.fixture(scope="session")
+def spec(queue: cl.CommandQueue) -> str:
+    """What selects the queue's device, here and in other processes."""
+    return next(info.spec for info in oclbn.device.devices() if info.device == queue.device)
+
+
+@pytest.fixture(scope="session")
+def bears_threads(queue: cl.CommandQueue) -> None:
+    """Skips where several threads may not use the runtime at once."""
+    if oclbn.device.select(queue.device).simulator:
+        pytest.skip("needs a runtime that bears several threads; Oclgrind crashes")
+
+
+@pytest.fixture
+def ask_apart() -> Callable[..., Any]:
+    """Runs an action of tests/apart.py in a process of its own; its answer."""
+
+    def ask(action: str, spec: str, *more: object, environment: dict[str, str] | None = None) -> Any:
+        command = [sys.executable, str(Path(__file__).with_name("apart.py")), action, spec, *map(str, more)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | (environment or {})
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=500)
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout.splitlines()[-1])
+
+    return ask
 
 
 @pytest.fixture(scope="session")

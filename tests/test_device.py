@@ -140,7 +140,7 @@ def test_arrays_of_two_queues_on_one_device_work_together(chosen: DeviceInfo) ->
 
 def test_one_default_queue_per_thread_in_one_context(chosen: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCLBN_DEVICE", chosen.spec)
-    monkeypatch.setattr(oclbn.device, "_processes", {})
+    monkeypatch.setattr(oclbn.device, "_made", oclbn.device._Made())
     barrier = threading.Barrier(4)
     found: list[tuple[cl.CommandQueue, cl.CommandQueue]] = []
 
@@ -164,7 +164,7 @@ def test_the_default_queue_stays_when_the_environment_changes(
     chosen: DeviceInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OCLBN_DEVICE", chosen.spec)
-    monkeypatch.setattr(oclbn.device, "_processes", {})
+    monkeypatch.setattr(oclbn.device, "_made", oclbn.device._Made())
     queue = default_queue()
     monkeypatch.setenv("OCLBN_DEVICE", "no such device")
     assert default_queue() is queue
@@ -173,18 +173,21 @@ def test_the_default_queue_stays_when_the_environment_changes(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_makes_its_own_queue(chosen: DeviceInfo) -> None:
-    # A lock that a thread of the parent holds must not stop the child; the parent's handles stay untouched in it.
+def test_a_forked_child_is_told(chosen: DeviceInfo) -> None:
+    # A lock that a thread of the parent holds must not stop the child.
     script = """
-import os, sys
-from oclbn.device import _process, default_queue
+import os
+from oclbn.device import _made, default_queue
+from oclbn.errors import ContextError
 queue = default_queue()
-_process().lock.acquire()
+_made.lock.acquire()
 child = os.fork()
 if child == 0:
-    own = default_queue()
-    fresh = own is default_queue() and own.int_ptr != queue.int_ptr and own.context.int_ptr != queue.context.int_ptr
-    os._exit(0 if fresh and own.device == queue.device else 3)
+    try:
+        default_queue()
+    except ContextError as error:
+        os._exit(0 if "forked" in str(error) else 3)
+    os._exit(4)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), queue is default_queue())
 """
     assert python(script, OCLBN_DEVICE=chosen.spec).split() == ["0", "True"]

@@ -1,0 +1,37 @@
+"""Calls leave nothing behind: no event, kernel or buffer, by the memory of a process of its own.
+
+A step is a training call, backward, an update and an evaluation: seven kernels. With OCLBN_LONG=1 there are 100,000
+calls of kernels and more, else a tenth.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pyopencl as cl
+import pytest
+from conftest import LONG
+
+STEPS = 30_000 if LONG else 3_000
+NOISE = 3 << 20  # bytes that a heap may grow by, whoever uses it
+PER_STEP = 16  # an event alone takes hundreds
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc, which tells a process's memory")
+@pytest.mark.parametrize("kind", ["in order", "out of order", "pool", "recording", "threads"])
+def test_memory_levels_off(
+    bears_threads: None, queue: cl.CommandQueue, spec: str, ask_apart: Any, kind: str, tally: Any
+) -> None:
+    free = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+    if kind == "out of order" and not queue.device.get_info(cl.device_info.QUEUE_PROPERTIES) & free:
+        pytest.skip(f"needs out-of-order queues; {queue.device.name} has none")
+    grown = ask_apart("growth", spec, STEPS, kind)
+    tally[f"KiB grown in {STEPS:,} steps, {kind}"] = grown >> 10
+    assert grown <= NOISE + PER_STEP * STEPS
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc, which tells a process's memory")
+def test_a_leak_would_be_seen(bears_threads: None, queue: cl.CommandQueue, spec: str, ask_apart: Any) -> None:
+    """The same with the events kept."""
+    assert ask_apart("growth", spec, 3_000, "a leak") > NOISE + PER_STEP * 3_000
