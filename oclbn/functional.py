@@ -379,7 +379,8 @@ def _enqueue(
     name: str, queue: cl.CommandQueue, kernel: cl.Kernel, groups: int, lanes: int, wait_for: list[cl.Event]
 ) -> cl.Event:
     """Enqueue a kernel with the arguments that are set; every launch comes through here."""
-    event = cl.enqueue_nd_range_kernel(queue, kernel, (groups * lanes,), (lanes,), wait_for=wait_for)
+    needed = _needed(wait_for, queue)
+    event = cl.enqueue_nd_range_kernel(queue, kernel, (groups * lanes,), (lanes,), wait_for=needed)
     for launches in _recorders.get():
         launches.append((name, event))
     return event
@@ -629,6 +630,21 @@ def _events(array: Array, queue: cl.CommandQueue) -> list[cl.Event]:
     return [*array.events, marker]
 
 
+def _needed(events: list[cl.Event], queue: cl.CommandQueue) -> list[cl.Event]:
+    """Those of `events` that work on `queue` has to wait for; one that is in order ends its own before it begins more.
+
+    Waiting for those all the same links each launch to the one before: rusticl's events hold on to what they waited
+    for, so that a long training run would keep all of them, and overflow the stack when the last one is let go.
+    """
+    if not _is_ordered(queue):
+        return events
+    return [event for event in dict.fromkeys(events) if event.command_queue != queue]
+
+
+def _is_ordered(queue: cl.CommandQueue) -> bool:
+    return not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+
+
 def _note(
     event: cl.Event, queue: cl.CommandQueue, written: Sequence[Array | None], touched: Iterable[Array | None]
 ) -> None:
@@ -640,7 +656,7 @@ def _note(
     for array in written:
         if array is not None:
             array.events[:] = (event,)
-    ordered = not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+    ordered = _is_ordered(queue)
     elsewhere = [array for array in touched if array is not None and array.queue is not queue]
     if ordered and not elsewhere:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import numpy as np
 import pyopencl as cl
@@ -229,6 +230,28 @@ def test_parameters_that_two_queues_share(queue: cl.CommandQueue) -> None:
         return [array.get().tobytes() for array in (*results, *four)]
 
     assert rounds(cl.CommandQueue(queue.context), finish=False) == rounds(queue, finish=True)
+
+
+def test_launches_of_a_queue_in_order_are_not_linked(queue: cl.CommandQueue) -> None:
+    """Only what other queues and the user set is waited for; what was waited for may stay in memory with the waiter."""
+    other = cl.CommandQueue(queue.context)
+    x, dy, *four = arrays_of(queue, make((4, 3, 5), 1))
+    shared = cla.to_device(other, np.ones(3, np.float32))
+    waited: list[int] = []
+    enqueue = cl.enqueue_nd_range_kernel
+
+    def seen(*given: object, **options: list[cl.Event]) -> cl.Event:
+        waited.append(len(options["wait_for"]))
+        return enqueue(*given, **options)
+
+    with mock.patch.object(cl, "enqueue_nd_range_kernel", seen), using(variant="split"):
+        for scale in (four[0], shared):
+            y, *saved = batch_norm_train(x, scale, *four[1:], out=dy)
+            batch_norm_backward(x, y, scale, *saved)
+            batch_norm_infer(x, scale, *four[1:], out=dy)
+    launches = len(waited) // 2
+    assert waited[:launches] == [0] * launches
+    assert max(waited[launches:]) == 2  # its own event, and a marker on its queue
 
 
 @pytest.mark.parametrize("queues", ["one out of order", "two"])
