@@ -27,7 +27,8 @@ from oclbn import storage, usertable
 
 CHANNELS = 20_000
 NAMES = usertable.DeviceNames("platform", "version", "name", "driver")
-_DELAY = 0.012  # seconds until the kill, at most: a few saves
+_SAVES = 4  # that a child makes at most, about, before it is killed
+_PATIENCE = 5  # children in a row that saved nothing, before the next ones get twice the time: theirs is a busy machine
 
 
 def content(number: int) -> storage.Content:
@@ -91,21 +92,30 @@ def limit(folder: Path, save: Callable[[Path, int], None]) -> int:
     return stops
 
 
-def kill(folder: Path, kills: int) -> dict[str, int]:
+def kill(folder: Path, least: int) -> dict[str, int]:
+    """At least so many kills, and more while none has hit a save that was under way."""
     chance = random.Random(0)
     save(folder, 0)
-    number, parts = 0, 0
-    for _ in range(kills):
+    start = time.perf_counter()
+    for _ in range(_SAVES):
+        save(folder, 0)
+    delay = time.perf_counter() - start
+    kills, number, parts, idle = 0, 0, 0, 0
+    while kills < least or (parts == 0 and kills < 10 * least):
+        kills += 1
         child = os.fork()
         if child == 0:
             while True:
                 number += 1
                 save(folder, number)
-        time.sleep(chance.uniform(0.0, _DELAY))
+        time.sleep(chance.uniform(0.0, delay))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         after = saved(folder)
         assert number <= after[1] <= after[0] <= after[1] + 1, (number, after)
+        idle = idle + 1 if number == after[1] else 0
+        if idle == _PATIENCE:
+            delay, idle = 2 * delay, 0
         number = after[1]
         left = [path for path in folder.iterdir() if path.suffix == ".part"]
         parts += len(left)

@@ -104,9 +104,9 @@ def test_a_disk_without_the_right_to_write(disk: Path, tally: Tally, save: Save)
 def test_killed_processes(tmp_path: Path, tally: Tally) -> None:
     """Whenever they are killed, the files are whole; what they leave beside them a later save removes."""
     found = apart("kill", tmp_path, KILLS)
-    assert found["kills"] == KILLS
+    assert found["kills"] >= KILLS
     assert found["saves"] > KILLS / 20
-    assert found["parts"] > 0, "the kills came too late to hit a save"
+    assert found["parts"] > 0, "no kill hit a save"
     tally["faults: kills during saves"] += found["kills"]
     tally["of these, in the middle of a file"] += found["parts"]
 
