@@ -68,7 +68,7 @@ class Tuning:
     unroll: int = 4  # independent sums per work-item
     blocks: int = 1  # with lanes > 1: vectors of neighbouring channels per work-item, where channels lie side by side
     chunk_bytes: int = 16384  # what is summed before it is merged; read twice, so it should fit the innermost cache
-    run_bytes: int = 4096  # rows up to this are walked together with their neighbours', as strips of about this length
+    run_bytes: int = 4096  # rows up to this are walked together with their neighbours', strips of this length or half
     together_bytes: int = 12288  # the same where the channels' rows are not adjacent, and are walked one by one
     once_bytes: int = 65536  # rows that are read but once are walked in such pieces, in the order of memory
     near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
@@ -356,18 +356,21 @@ def _run_shape(
     """
     vec = max(1, tuning.vec * 4 // problem.itemsize)
     room = tuning.near_bytes * operation.arrays_read // 2 if near else 0
-    together = _run_together(problem, device, tuning, vec, room)
+    most = tuning.run_bytes // (problem.inner * problem.itemsize * operation.arrays_read)
+    if most < 2 <= problem.channels and problem.inner >= _LEAST_FAR_ROW:
+        return None  # long rows make up no run
+    together = _run_together(problem, device, most, vec, room)
     while room and vec > _LEAST_VECTOR_OF_A_RUN and together * problem.slice_bytes > room:
-        fewer = _run_together(problem, device, tuning, vec // 2, room)
+        fewer = _run_together(problem, device, most, vec // 2, room)
         if not 0 < fewer < together:
             break
         vec, together = vec // 2, fewer
     return (vec, together) if together else None
 
 
-def _run_together(problem: Problem, device: DeviceLimits, tuning: Tuning, vec: int, room: int) -> int:
-    """How many neighbouring channels make up a run, of so many bytes if `room` says so; 0: none should."""
-    most = min(tuning.run_bytes // (problem.inner * problem.itemsize), _MOST_TOGETHER, problem.channels)
+def _run_together(problem: Problem, device: DeviceLimits, most: int, vec: int, room: int) -> int:
+    """How many neighbouring channels, at most `most`, make up a run, of `room` bytes unless that is 0; 0: none."""
+    most = min(most, _MOST_TOGETHER, problem.channels)
     if not (problem.adjacent or problem.channels == 1) or not most or problem.outer < _LEAST_RUN_ROWS:
         return 0
     unit = vec // math.gcd(problem.inner, vec)  # so many rows are whole vectors
@@ -385,7 +388,7 @@ def _run_together(problem: Problem, device: DeviceLimits, tuning: Tuning, vec: i
 
 def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool, in_order: bool) -> int:
     """How many neighbouring channels one work-item walks at once, so that short rows make up a long run of memory."""
-    long = tuning.once_bytes if in_order else tuning.together_bytes
+    long = tuning.once_bytes if in_order else 1 if problem.inner >= _LEAST_FAR_ROW else tuning.together_bytes
     fitting = min(long // (problem.inner * problem.itemsize), _MOST_TOGETHER, problem.channels)
     if near:
         fitting = min(fitting, max(tuning.near_bytes // problem.slice_bytes, _LEAST_TOGETHER))
@@ -403,9 +406,14 @@ def _is_walked_in_order(operation: Operation, problem: Problem, device: DeviceLi
 
 
 def _is_streamed(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> bool:
-    """Whether one work-item writes past the cache: where a call moves more than that can be thought to hold."""
+    """Whether one work-item writes past the cache."""
+    return tuning.stream and _is_beyond_cache(operation, problem, device)
+
+
+def _is_beyond_cache(operation: Operation, problem: Problem, device: DeviceLimits) -> bool:
+    """Whether a call moves more than the cache of global memory can be thought to hold."""
     moved = problem.tensor_bytes * (operation.arrays_read + 1)
-    return tuning.stream and 0 < device.cache_bytes * _CACHED < moved
+    return 0 < device.cache_bytes * _CACHED < moved
 
 
 def _assemble(
@@ -420,10 +428,13 @@ def _assemble(
 ) -> Plan:
     if shape.lanes == shape.vec == 1 and not (problem.columns or shape.run):
         tuning = replace(tuning, unroll=1)  # several accumulators of one number: Intel's compiler errs
-    twice = kernels == (operation.resident,) and shape.lanes == 1 and not problem.columns and tuning.fetch
+    fetch = tuning.fetch and _is_beyond_cache(
+        operation, problem, device
+    )  # asking for what is near costs more than it saves
+    twice = kernels == (operation.resident,) and shape.lanes == 1 and not problem.columns and fetch
     geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
     if twice:
-        geometry = replace(geometry, next_rows=_next_rows(problem, tuning, shape, operation.arrays_read))
+        geometry = replace(geometry, next_rows=_next_rows(problem, device, tuning, shape, operation.arrays_read))
     stream = shape.lanes == 1 and _is_streamed(operation, problem, device, tuning)
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),
@@ -436,11 +447,11 @@ def _assemble(
         "NEXT": int(twice),
     }
     if shape.run:
-        defines |= {"RUN": shape.run, "FETCH": int(tuning.fetch)}
+        defines |= {"RUN": shape.run, "FETCH": int(fetch)}
     elif problem.columns:
-        defines["FETCH"] = int(tuning.fetch and shape.channels < problem.channels)  # else strips follow each other
+        defines["FETCH"] = int(fetch and shape.channels < problem.channels)  # else strips follow each other
     else:
-        defines["FETCH"] = int(tuning.fetch and _is_worth_fetching(problem, shape, operation))
+        defines["FETCH"] = int(fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
             kernel,
@@ -500,11 +511,11 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
     )
 
 
-def _next_rows(problem: Problem, tuning: Tuning, shape: _GroupShape, arrays: int) -> int:
-    """How many rows of the next group's channels a compute unit's own cache has room for, beside this group's."""
+def _next_rows(problem: Problem, device: DeviceLimits, tuning: Tuning, shape: _GroupShape, arrays: int) -> int:
+    """How many rows of the next group's channels a compute unit's part of the cache can take beside this group's."""
     row_bytes = problem.inner * problem.itemsize * shape.channels * arrays
-    room = int(tuning.near_bytes * _NEAR_ROOM) - problem.outer * row_bytes
-    return min(max(room // row_bytes, 0), problem.outer)
+    room = max(int(device.cache_bytes * _CACHED) // device.compute_units, int(tuning.near_bytes * _NEAR_ROOM))
+    return min(max(room // row_bytes - problem.outer, 0), problem.outer)
 
 
 def _is_worth_fetching(problem: Problem, shape: _GroupShape, operation: Operation) -> bool:
