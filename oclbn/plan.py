@@ -447,11 +447,11 @@ def _assemble(
         "NEXT": int(twice),
     }
     if shape.run:
-        defines |= {"RUN": shape.run, "FETCH": int(fetch)}
+        defines |= {"RUN": shape.run, "FETCH": int(fetch and not twice)}  # the group before has asked for these rows
     elif problem.columns:
         defines["FETCH"] = int(fetch and shape.channels < problem.channels)  # else strips follow each other
     else:
-        defines["FETCH"] = int(fetch and _is_worth_fetching(problem, shape, operation))
+        defines["FETCH"] = int(fetch and not twice and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
             kernel,
