@@ -72,6 +72,22 @@ def test_slices_of_many_values(queue: cl.CommandQueue, shape: tuple[int, ...]) -
     check(queue, make(shape, 1, maker=Offset(10_001.7)))
 
 
+@pytest.mark.parametrize("inner", [65536, 3136, 784, 196], ids=lambda inner: f"rows of {inner}")
+def test_roundings_of_one_sign(queue: cl.CommandQueue, inner: int) -> None:
+    """Squares that lose nearly half a unit, always downwards, with each addition to a sum between 32 and 64."""
+    value = 1 + 5 * float(FLOAT32.eps)
+
+    def one_signed(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> np.ndarray:
+        del axis
+        return rng.choice([-value, value], shape)
+
+    simulated = device.select(queue.device).simulator
+    host = make((2, 1, inner) if simulated else (16, 8, inner), 1, maker=one_signed)
+    check(queue, host)
+    _, mean, m2 = moments(*put(queue, host.x))
+    compare("moments", {"mean": mean, "m2": m2}, host)
+
+
 # --- many batches
 
 
