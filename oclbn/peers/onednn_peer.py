@@ -33,6 +33,7 @@ _ARGUMENTS = {  # DNNL_ARG_*
     "dscale": 255,
     "dbias": 256,
 }
+_AVX512 = 0x20  # the bit of dnnl_cpu_isa_t that all sets from AVX-512 on have
 _LAST_TAG = 2000  # beyond oneDNN's last format tag
 
 
@@ -110,11 +111,15 @@ class Peer:
         return self.library.make("memory_desc_create_with_strides", front.ndim, dims, _FLOAT, strides)
 
     def _blocked(self) -> ctypes.c_void_p:
-        """16 channels side by side; the library pads their number."""
+        """As many channels side by side as the processor's vectors hold; the library pads their number.
+
+        Other blocks than those of its vectors oneDNN walks element by element.
+        """
         front = np.moveaxis(self.case.x, self.case.axis, 1)
         if not 3 <= front.ndim <= 5:
             raise Declined("oneDNN blocks tensors of 3 to 5 dimensions")
-        tag = self.library.tag({3: "aBc16b", 4: "aBcd16b", 5: "aBcde16b"}[front.ndim])
+        width = 16 if self.library.dll.dnnl_get_effective_cpu_isa() & _AVX512 else 8
+        tag = self.library.tag({3: "aBc", 4: "aBcd", 5: "aBcde"}[front.ndim] + f"{width}b")
         dims = (ctypes.c_int64 * front.ndim)(*front.shape)
         return self.library.make("memory_desc_create_with_tag", front.ndim, dims, _FLOAT, tag)
 
