@@ -428,9 +428,8 @@ def _assemble(
 ) -> Plan:
     if shape.lanes == shape.vec == 1 and not (problem.columns or shape.run):
         tuning = replace(tuning, unroll=1)  # several accumulators of one number: Intel's compiler errs
-    fetch = tuning.fetch and _is_beyond_cache(
-        operation, problem, device
-    )  # asking for what is near costs more than it saves
+    # Asking for what is near costs more than it saves.
+    fetch = tuning.fetch and _is_beyond_cache(operation, problem, device)
     twice = kernels == (operation.resident,) and shape.lanes == 1 and not problem.columns and fetch
     geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
     if twice:

@@ -193,6 +193,8 @@ def test_what_is_fetched_of_the_next_group_fits_beside_this_one() -> None:
     assert plan("train", short, LAPTOP, fetching).geometry.next_rows == 32
     for other in (plan("train", short, LAPTOP, CPU), plan("infer", short, LAPTOP, fetching)):
         assert not other.geometry.next_rows
+        assert not defines(other)["NEXT"]
+    assert not plan("train", short, CARD, replace(GPU, fetch=True)).geometry.next_rows
 
 
 def test_one_sample_is_still_shared_out() -> None:
