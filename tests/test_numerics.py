@@ -22,7 +22,7 @@ from oclbn import device, reference
 from oclbn.averaging import averaging_factor
 from oclbn.bounds import Bound, excess
 from oclbn.expectation import EPSILON, FACTOR, expected
-from oclbn.functional import batch_norm_backward, batch_norm_train, moments
+from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments
 from oclbn.hostile import Data, Maker, Offset, along, make
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +86,49 @@ def test_roundings_of_one_sign(queue: cl.CommandQueue, inner: int) -> None:
     check(queue, host)
     _, mean, m2 = moments(*put(queue, host.x))
     compare("moments", {"mean": mean, "m2": m2}, host)
+
+
+# --- roundings of an element
+
+
+def halves(found: cla.Array, wanted: np.ndarray) -> float:
+    """The largest error, in halves of a unit in the last place."""
+    exact = wanted.reshape(found.shape)
+    return float(np.max(np.abs(found.get() - exact) / (0.5 * np.spacing(np.abs(exact).astype(np.float32)))))
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_coefficients_are_rounded_once(queue: cl.CommandQueue, mode: str) -> None:
+    """Values at a few bits to either side of 0, so that sums are exact: what is left are the roundings of y itself."""
+    rng = np.random.default_rng(5)
+    rows, channels, inner = 4 if device.select(queue.device).simulator else 40, 64, 64
+    size = rng.integers(16, 32, channels) * 2.0 ** rng.integers(-14, -8, channels)
+    signs = np.resize([1.0, -1.0], rows * inner).reshape(rows, 1, inner)
+    values = (size[:, None] * signs).astype(np.float32)
+    weights = rng.uniform(0.5, 2, channels).astype(np.float32)
+    x, scale, bias, mean, var = put(
+        queue, values, weights, *(np.zeros(channels, np.float32),) * 2, (size**2).astype(np.float32)
+    )
+    invstd = 1 / np.sqrt(size.astype(np.longdouble) ** 2 + np.float32(EPSILON))
+    if mode == "train":
+        y, _, save_invstd = batch_norm_train(x, scale, bias, None, None, epsilon=EPSILON)
+        assert halves(save_invstd, invstd) < 1.01
+    else:
+        y = batch_norm_infer(x, scale, bias, mean, var, epsilon=EPSILON)
+    gain = (weights * invstd).astype(np.float32)  # rounded once, and the product with it once more
+    assert halves(y, values * gain.astype(np.longdouble)[:, None]) < 1.01
+
+
+def test_a_small_mean_costs_no_rounding(queue: cl.CommandQueue) -> None:
+    """Less than a unit on N(0, 1), where a mean that is subtracted from each element makes it 1.2."""
+    rng = np.random.default_rng(6)
+    shape = (4, 8, 49) if device.select(queue.device).simulator else (32, 64, 784)
+    host = rng.standard_normal(shape).astype(np.float32)
+    (x,) = put(queue, host)
+    y = batch_norm_train(x, None, None, None, None, epsilon=EPSILON)[0]
+    wanted = reference.train(host, epsilon=EPSILON).y
+    unit = float(FLOAT32.eps) * (np.abs(wanted) + 1)
+    assert np.max(np.abs(y.get() - wanted) / unit) < 1
 
 
 # --- many batches
