@@ -125,10 +125,12 @@ def test_a_small_mean_costs_no_rounding(queue: cl.CommandQueue) -> None:
     shape = (4, 8, 49) if device.select(queue.device).simulator else (32, 64, 784)
     host = rng.standard_normal(shape).astype(np.float32)
     (x,) = put(queue, host)
-    y = batch_norm_train(x, None, None, None, None, epsilon=EPSILON)[0]
-    wanted = reference.train(host, epsilon=EPSILON).y
-    unit = float(FLOAT32.eps) * (np.abs(wanted) + 1)
-    assert np.max(np.abs(y.get() - wanted) / unit) < 1
+    y, mean, _ = batch_norm_train(x, None, None, None, None, epsilon=EPSILON)
+    wanted = reference.train(host, epsilon=EPSILON)
+    eps = float(FLOAT32.eps)
+    assert np.max(np.abs(y.get() - wanted.y) / (np.abs(wanted.y) + 1)) < eps
+    # where a chunk's mean is not brought up to its sums, this is twice as much and more
+    assert np.max(np.abs(mean.get() - wanted.mean)) < 0.06 * eps
 
 
 # --- many batches
