@@ -204,9 +204,12 @@ def _host_cache_bytes(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache"))
 
 @functools.cache
 def tuning_names(device: cl.Device) -> tuple[str, str, str, str, str]:
-    """What oclbn.tuning tells a device by: platform, its version, "name / version / ...", kind, driver's version."""
+    """What oclbn.tuning tells a device by: platform, its version, "name / version / ...", kind, driver's version.
+
+    Behind the name stand the processor that POCL compiles for, where it is known, and "vectors of 8 floats".
+    """
     target = mend_target(device) or ""  # the processor that POCL compiles for, if its own version string is wrong
-    named = f"{device.name} / {device.version} / {target}"
+    named = f"{device.name} / {device.version} / {target} / vectors of {device.native_vector_width_float} floats"
     return device.platform.name, device.platform.version, named, limits(device).kind, device.driver_version
 
 

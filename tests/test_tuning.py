@@ -53,6 +53,13 @@ def test_a_card_gets_groups() -> None:
     assert tuning_for(*CARD).lanes > 1
 
 
+def test_intels_vectors_are_as_wide_as_the_processors() -> None:
+    """By what the device calls its native width: with AVX2 vectors of 16 would be two registers each."""
+    for width, vec in ((16, 16), (8, 8)):
+        name = f"AMD EPYC / OpenCL 3.1 (Build 0) /  / vectors of {width} floats"
+        assert tuning_for("Intel(R) OpenCL", "OpenCL 3.1 LINUX", name, "cpu").vec == vec
+
+
 def test_a_family_beats_the_default_key_by_key() -> None:
     tuning, default = tuning_for(*RUSTICL), tuning_for("?", "?", "?", "cpu")
     assert tuning.lanes > 1 == default.lanes
