@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 import pyopencl as cl
 
@@ -30,6 +30,8 @@ __all__ = [
     "tuning_names",
 ]
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _NO_MEMORY = (
     cl.status_code.MEM_OBJECT_ALLOCATION_FAILURE,
@@ -63,24 +65,25 @@ def _begin() -> None:
         )
 
 
-class driver_errors(contextlib.ContextDecorator):
+def driver_errors(doing: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Around work of the driver: what fails there is a DeviceError (SizeError: no memory) that says at what.
 
     The driver's own error is the cause. In a child that was forked after a device was used: ContextError.
     """
 
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
+    def around(work: Callable[_P, _T]) -> Callable[_P, _T]:
+        @functools.wraps(work)
+        def guarded(*given: _P.args, **options: _P.kwargs) -> _T:
+            _begin()
+            try:
+                return work(*given, **options)
+            except cl.Error as error:
+                wanted = SizeError if isinstance(error, cl.MemoryError) else DeviceError
+                raise wanted(f"{doing}: the driver fails: {error}") from error
 
-    def __enter__(self) -> None:
-        _begin()
+        return guarded
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, cl.Error):
-            wanted = SizeError if isinstance(error, cl.MemoryError) else DeviceError
-            raise wanted(f"{self._doing}: the driver fails: {error}") from error
+    return around
 
 
 def lacks_memory(error: Exception) -> bool:
