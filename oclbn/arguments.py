@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,8 @@ from .plan import Problem
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
-_READ_ONLY, _PARENT = cl.mem_flags.READ_ONLY, cl.mem_info.ASSOCIATED_MEMOBJECT
+_READ_ONLY = cl.mem_flags.READ_ONLY
+_PARENT, _OFFSET = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET
 _OVERLAP_WORK = 100_000  # steps that NumPy may spend on proving that interleaved views are disjoint
 
 
@@ -88,19 +90,30 @@ def axis_of(axis: Any, x: Array) -> int:
     return index % rank
 
 
-def per_channel(name: str, value: Any, x: Array, axis: int, dtype: Any = None) -> Array:
-    """A device array with one element per channel of x, contiguous, of x's dtype (or `dtype`) and context."""
-    a = array(name, value)
-    channels = x.shape[axis]
-    if a.size != channels:
-        raise ShapeError(f"{name} has {a.size} elements (shape {a.shape}); x has {channels} channels on axis {axis}")
+def per_channel(
+    x: Array, axis: int, values: Mapping[str, Any], needed: Collection[str] = (), dtype: Any = None
+) -> dict[str, Array]:
+    """Those of `values` that are not None, by name: device arrays with one element per channel of x.
+
+    Contiguous, of x's dtype (or `dtype`) and context. What is `needed` may not be None.
+    """
+    channels, context = x.shape[axis], x.context
     wanted = x.dtype if dtype is None else np.dtype(dtype)
-    if a.dtype != wanted:
-        raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted" + (f", as x is {x.dtype}" if dtype is None else ""))
-    _same_context(name, a, x)
-    _aligned(name, a)
-    _dense(name, a)
-    return a
+    found: dict[str, Array] = {}
+    for name, value in values.items():
+        if value is None and name not in needed:
+            continue
+        found[name] = a = array(name, value)
+        if a.size != channels:
+            came = f"{a.size} elements (shape {a.shape})"
+            raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}")
+        if a.dtype != wanted:
+            reason = f", as x is {x.dtype}" if dtype is None else ""
+            raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted{reason}")
+        if a.context is not context:
+            _same_context(name, a, x)
+        _dense(name, a)
+    return found
 
 
 def like(name: str, value: Any, x: Array) -> Array:
@@ -110,7 +123,8 @@ def like(name: str, value: Any, x: Array) -> Array:
         raise ShapeError(f"{name} has shape {a.shape}; x has shape {x.shape}, and {name} must have the same")
     if a.dtype != x.dtype:
         raise DtypeError(f"{name} is {a.dtype}; {x.dtype} is wanted, as x is")
-    _same_context(name, a, x)
+    if a.context is not x.context:
+        _same_context(name, a, x)
     _aligned(name, a)
     return a
 
@@ -231,18 +245,18 @@ def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
 
     ReadOnlyError and OverlapError otherwise.
     """
-    seen = dict(reads)
-    memories = {_root(a)[0] for a in reads.values()}
+    memories = {_memory(a) for a in reads.values()}
     for name, a in writes.items():
         writable(name, a)
-        memory = _root(a)[0]
+        memory = _memory(a)
         if memory in memories:  # seldom, so that pairs need not be looked at
-            for other_name, other in seen.items():
+            for other_name, other in {**reads, **writes}.items():
+                if other_name == name:
+                    break  # what is written after it looks at it in its turn
                 if shares_memory(a, other):
                     raise OverlapError(
                         f"{name} overlaps {other_name} in memory; {name} is written, so an array of its own is wanted"
                     )
-        seen[name] = a
         memories.add(memory)
 
 
@@ -295,16 +309,19 @@ def _shadow(a: Array, offset: int) -> np.ndarray[Any, Any]:
 
 def _root(a: Array) -> tuple[int | None, int]:
     """The memory object that an array lies in, seen through sub-buffers, and the array's offset there in bytes."""
-    data = a.base_data
-    if data is None:
-        return None, 0
-    if not isinstance(data, cl.MemoryObjectHolder):
-        return int(data.svm_ptr), a.offset
-    parent: Any = data.get_info(_PARENT)
-    if parent is None:
-        return data.int_ptr, a.offset
-    offset: Any = data.get_info(cl.mem_info.OFFSET)
-    return parent.int_ptr, a.offset + offset
+    data: Any = a.base_data
+    inside = isinstance(data, cl.MemoryObjectHolder) and data.get_info(_PARENT) is not None
+    return _memory(a), a.offset + (data.get_info(_OFFSET) if inside else 0)
+
+
+def _memory(a: Array) -> int | None:
+    """The memory object that an array lies in, seen through sub-buffers."""
+    data: Any = a.base_data
+    if isinstance(data, cl.MemoryObjectHolder):
+        parent: Any = data.get_info(_PARENT)
+        memory: int = (data if parent is None else parent).int_ptr
+        return memory
+    return None if data is None else int(data.svm_ptr)
 
 
 def flat_pair(name: str, value: Any, other_name: str, other: Any) -> None:
@@ -317,19 +334,20 @@ def flat_pair(name: str, value: Any, other_name: str, other: Any) -> None:
     if a.context != b.context:
         raise ContextError(f"{name} belongs to context {a.context}, {other_name} to {b.context}; one is wanted")
     for each, one in ((name, a), (other_name, b)):
-        _aligned(each, one)
         _dense(each, one)
 
 
 def _same_context(name: str, a: Array, x: Array) -> None:
-    if a.context is not x.context and a.context != x.context:
+    if a.context != x.context:
         raise ContextError(
             f"{name} belongs to context {a.context}; x belongs to {x.context}, and one context is wanted"
         )
 
 
 def _dense(name: str, a: Array) -> None:
-    if not _is_dense_vector(a.shape, a.strides, a.dtype.itemsize):
+    itemsize = a.dtype.itemsize
+    if a.offset % itemsize or not _is_dense_vector(a.shape, a.strides, itemsize):
+        _aligned(name, a)
         raise LayoutError(f"{name} has shape {a.shape} and strides {a.strides}; its elements must lie side by side")
 
 
@@ -351,8 +369,7 @@ def _are_multiples(strides: tuple[int, ...], itemsize: int) -> bool:
 def _is_dense_vector(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     expected = itemsize
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
+        if stride != expected if size > 1 else stride % itemsize:
+            return False
+        expected *= max(1, size)
     return True

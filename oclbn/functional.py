@@ -89,10 +89,10 @@ def batch_norm_train(
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     count = _count(x, axis)
-    reads = _given(x, axis, scale=scale, bias=bias)
-    writes = _given(x, axis, running_mean=running_mean, running_var=running_var)
+    reads = arguments.per_channel(x, axis, {"scale": scale, "bias": bias})
+    writes = arguments.per_channel(x, axis, {"running_mean": running_mean, "running_var": running_var})
     if skipped is not None:
-        writes["skipped"] = arguments.per_channel("skipped", skipped, x, axis, "uint32")
+        writes |= arguments.per_channel(x, axis, {"skipped": skipped}, dtype=np.uint32)
     epsilon = arguments.epsilon_of(epsilon, x)
     factor = arguments.number("factor", factor, 0.0, 1.0)
     if out is not None:
@@ -148,9 +148,8 @@ def batch_norm_infer(
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    reads = _given(x, axis, scale=scale, bias=bias)
-    for name, value in (("mean", mean), ("var", var)):
-        reads[name] = arguments.per_channel(name, value, x, axis)
+    vectors = {"scale": scale, "bias": bias, "mean": mean, "var": var}
+    reads = arguments.per_channel(x, axis, vectors, needed=("mean", "var"))
     epsilon = arguments.epsilon_of(epsilon, x)
     if out is not None:
         arguments.like("out", out, x)
@@ -218,10 +217,9 @@ def batch_norm_backward(
             raise ParameterError(f"epsilon is {epsilon!r}; None is wanted in training, where save_invstd contains it")
         epsilon = arguments.epsilon_of(epsilon, x)
     deviation = "save_invstd" if epsilon is None else "var"
-    reads = {"dy": dy, **_given(x, axis, scale=scale)}
-    for name, value in (("save_mean", save_mean), (deviation, save_invstd)):
-        reads[name] = arguments.per_channel(name, value, x, axis)
-    writes = _given(x, axis, scale_grad=scale_grad, bias_grad=bias_grad)
+    vectors = {"scale": scale, "save_mean": save_mean, deviation: save_invstd}
+    reads = {"dy": dy, **arguments.per_channel(x, axis, vectors, needed=("save_mean", deviation))}
+    writes = arguments.per_channel(x, axis, {"scale_grad": scale_grad, "bias_grad": bias_grad})
     grad_scale = arguments.finite("grad_scale", grad_scale, x)
     grad_momentum = arguments.finite("grad_momentum", grad_momentum, x)
     if out is not None:
@@ -550,11 +548,6 @@ def _count(x: Array, axis: int) -> int:
     """Values per channel."""
     channels = x.shape[axis]
     return x.size // channels if channels else math.prod(x.shape[:axis] + x.shape[axis + 1 :])
-
-
-def _given(x: Array, axis: int, **values: Array | None) -> dict[str, Array]:
-    """Those of the optional per-channel arguments that are there, checked."""
-    return {name: arguments.per_channel(name, value, x, axis) for name, value in values.items() if value is not None}
 
 
 def _like(x: Array) -> Array:
