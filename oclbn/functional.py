@@ -23,7 +23,7 @@ import contextvars
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -44,6 +44,8 @@ _COPY_GROUPS = 64  # per compute unit: enough to share the work evenly, few enou
 _MOST_PREPARED = 2048  # shapes remembered per thread
 _BACKWARD = ("backward", "constant")
 _DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "guard": 1, "grad_scale": 1.0, "grad_momentum": 0.0}
+_PROPERTIES, _QUEUE = cl.command_queue_info.PROPERTIES, cl.event_info.COMMAND_QUEUE
+_OUT_OF_ORDER = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
 _local = threading.local()
 _recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = contextvars.ContextVar(
     "oclbn_recorders", default=()
@@ -316,9 +318,8 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
         groups = min(into.size, limits(queue.device).compute_units * _ACCUMULATE_GROUPS)
         memory: tuple[Any, ...] = (into.base_data, _start(into), new.base_data, _start(new))
         kernel.set_args(*memory, into.size, scale, momentum)
-        wait_for = _needed(_events(into, queue) + _events(new, queue), queue)
-        event = _enqueue("accumulate", queue, kernel, groups, 1, wait_for)
-        _note(event, queue, (into,), (into, new))
+        order = _Order(queue, (into, new))
+        order.note(_enqueue("accumulate", queue, kernel, groups, 1, order.events), (into,))
 
     return start
 
@@ -338,9 +339,8 @@ def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
     kernel = program.kernel(queue.context, build, "copy")
     memory: tuple[Any, ...] = (x.base_data, y.base_data)
     kernel.set_args(*memory, x.size, piece)
-    wait_for = _needed(_events(x, queue) + _events(y, queue), queue)
-    event = _enqueue("copy", queue, kernel, -(-x.size // piece), lanes, wait_for)
-    _note(event, queue, (y,), (x, y))
+    order = _Order(queue, (x, y))
+    order.note(_enqueue("copy", queue, kernel, -(-x.size // piece), lanes, order.events), (y,))
 
 
 def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
@@ -414,11 +414,11 @@ class _Step:
 class _Prepared:
     """Everything about a call that its shapes decide; made once per shape and thread."""
 
-    def __init__(self, plan: Plan, context: cl.Context, constants: Mapping[str, Any]) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, context: cl.Context, tuning: Tuning, constants: Mapping[str, Any]) -> None:
+        self.plan, self._tuning = plan, tuning
         self._steps = tuple(_Step(launch, context) for launch in plan.launches)
         self._constants = constants
-        self._numbers: tuple[Any, ...] | None = None  # that the kernels have: most calls repeat those before them
+        self._changing: list[Any] | None = None  # offsets and numbers of the call before, which most calls repeat
 
     def run(
         self,
@@ -429,31 +429,26 @@ class _Prepared:
     ) -> None:
         """Enqueue all launches on x's queue, with arrays and numbers by the names that the kernels give them."""
         queue = _queue(x)
-        memory: dict[str, Any] = {}
-        starts: list[int] = []
-        wait_for: list[cl.Event] = []
-        for name, array in arrays.items():
-            memory[name] = None if array is None else array.base_data
-            starts.append(0 if array is None else _start(array))
-            if array is not None:
-                wait_for += array.events if array.queue is queue else _events(array, queue)
+        order = _Order(queue, arrays.values())
+        wait_for = order.events
+        memory: dict[str, Any] = {name: None if array is None else array.base_data for name, array in arrays.items()}
         if self.plan.scratch:
             memory["partial"] = _scratch(x, self.plan.scratch)
-        changing = (*starts, *numbers.values())
-        if changing == self._numbers:
+        changing = [0 if array is None else array.offset for array in arrays.values()]
+        changing += numbers.values()
+        if changing == self._changing:
             for step in self._steps:
                 step.set_buffers(memory)
         else:
-            self._numbers = None  # should setting them fail
-            named = {f"{name}_start": start for name, start in zip(arrays, starts, strict=True)}
+            self._changing = None  # should setting them fail
+            starts = {f"{name}_start": 0 if array is None else _start(array) for name, array in arrays.items()}
             for step in self._steps:
-                step.set_all({**self._constants, **memory, **named, **numbers})
-            self._numbers = changing
-        wait_for = _needed(wait_for, queue)
+                step.set_all({**self._constants, **memory, **starts, **numbers})
+            self._changing = changing
         for step in self._steps:
             event = step.enqueue(queue, wait_for)
             wait_for = [event]  # in order too: should the first launch fail, the second one must not begin
-        _note(event, queue, written, arrays.values())
+        order.note(event, written)
 
 
 def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> _Prepared:
@@ -462,7 +457,8 @@ def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: 
     device = queue.device
     tuning = tuning_for(*tuning_names(device))
     strides = (x.strides, None if dy is None else dy.strides, None if out is None else out.strides)
-    key = (operation, x.shape, strides, x.dtype, axis, queue.context.int_ptr, device.int_ptr, tuning)
+    # Addresses stay unique, as what is prepared keeps its objects alive; and a Tuning takes long to be hashed.
+    key = (operation, x.shape, strides, x.dtype, axis, queue.context.int_ptr, device.int_ptr, id(tuning))
     known: dict[Any, _Prepared] | None = getattr(_local, "prepared", None)
     if known is None:
         known = _local.prepared = {}
@@ -490,7 +486,7 @@ def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | No
         return program.most_lanes(program.kernel(context, launch.build, launch.kernel), device)
 
     planned = fitting_plan(operation, layout.problem(x.dtype.itemsize), facts, tuning, most)
-    return _Prepared(planned, context, _constants(operation, planned, layout, ("x", *others)))
+    return _Prepared(planned, context, tuning, _constants(operation, planned, layout, ("x", *others)))
 
 
 def _constants(operation: str, planned: Plan, layout: arguments.Layout, tensors: Sequence[str]) -> dict[str, Any]:
@@ -552,30 +548,29 @@ def _count(x: Array, axis: int) -> int:
 
 def _like(x: Array) -> Array:
     """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps."""
-    made: Array
     strides = arguments.dense_strides(x)
-    if strides == x.strides:
-        made = _allocated(x, x.size, empty_like, x)
-    else:
-        made = _allocated(x, x.size, Array, x.queue, x.shape, x.dtype, strides=strides, allocator=x.allocator)
+    model = x if strides == x.strides else _model(x.context, x.shape, x.dtype, strides)
+    made: Array = _allocated(x, x.nbytes, lambda: empty_like(model, x.queue, x.allocator))
     return made
 
 
 def _per_channel_results(x: Array, axis: int, scale: Array | None) -> tuple[Array, Array]:
     """Two uninitialised arrays of one number per channel."""
-    size, model = x.shape[axis], scale
-    if model is None or model.allocator is not x.allocator or model.offset:
-        shape = (size,) if scale is None else scale.shape
-        model = _allocated(x, size, _model, x.context, shape, x.dtype)
-    # an eighth of what the constructor takes
-    one, other = (_allocated(x, size, empty_like, model, queue=x.queue, allocator=x.allocator) for _ in range(2))
-    return one, other
+    model = scale
+    if model is None or model.allocator is not x.allocator:
+        model = _model(x.context, (x.shape[axis],) if scale is None else scale.shape, x.dtype)
+    made: tuple[Array, Array] = _allocated(
+        x, model.nbytes, lambda: (empty_like(model, x.queue, x.allocator), empty_like(model, x.queue, x.allocator))
+    )
+    return made
 
 
-@functools.lru_cache(maxsize=64)
-def _model(context: cl.Context, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An array to make others like."""
-    return Array(context, shape, dtype)
+@functools.lru_cache(maxsize=256)
+def _model(
+    context: cl.Context, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None = None
+) -> Array:
+    """An array without memory, to make others like: that takes an eighth of what the constructor does."""
+    return Array(context, shape, dtype, strides=strides, data=b"")
 
 
 def _scratch(x: Array, size: int) -> Any:
@@ -585,20 +580,21 @@ def _scratch(x: Array, size: int) -> Any:
     driver's own lives until they are done, whoever lets go of it.
     """
     nbytes = size * x.dtype.itemsize
-    return _allocated(x, size, cl.Buffer, _queue(x).context, cl.mem_flags.READ_WRITE, nbytes)
+    context = _queue(x).context
+    return _allocated(x, nbytes, lambda: cl.Buffer(context, cl.mem_flags.READ_WRITE, nbytes))
 
 
-def _allocated(x: Array, size: int, make: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """make(*given, **options), which allocates `size` numbers of x's dtype.
+def _allocated(x: Array, nbytes: int, make: Callable[[], Any]) -> Any:
+    """What make() allocates on x's device, of `nbytes` each.
 
     SizeError where the device cannot hold those in one buffer, or has no memory left.
     """
     device = _queue(x).device
-    nbytes, most = size * x.dtype.itemsize, limits(device).max_alloc_bytes
+    most = limits(device).max_alloc_bytes
     if nbytes > most:
         raise SizeError(f"a result needs {nbytes:,} bytes; {device.name.strip()} allocates at most {most:,} at once")
     try:
-        return make(*given, **options)
+        return make()
     except (cl.Error, MemoryError) as error:
         if not lacks_memory(error):
             raise
@@ -613,60 +609,64 @@ def _fill(array: Array, value: float) -> None:
         array.add_event(cl.enqueue_fill_buffer(array.queue, memory, pattern, array.offset, array.nbytes))
 
 
-def _events(array: Array, queue: cl.CommandQueue) -> list[cl.Event]:
-    """What work on `queue` that touches `array` has to wait for."""
-    home = array.queue
-    if home is queue or home is None or home == queue:
-        return list(array.events)
-    # Reads on the array's own queue are not among its events; and OpenCL starts what another queue waits for
-    # only once its own queue is flushed.
-    marker = cl.enqueue_marker(home)
-    home.flush()
-    return [*array.events, marker]
+class _Order:
+    """When work on `queue` that touches these arrays may begin, and who waits for it."""
 
+    def __init__(self, queue: cl.CommandQueue, touched: Collection[Array | None]) -> None:
+        self._queue, self._touched = queue, touched
+        self._ordered = _is_ordered(queue)
+        self._elsewhere: list[Array] = []
+        self.events: list[cl.Event] = []  # that the work has to wait for
+        last = None  # arrays that one call wrote have the same event
+        for array in touched:
+            if array is None:
+                continue
+            if array.queue is not queue:
+                self._elsewhere.append(array)
+            for event in array.events:
+                # A queue in order ends its own work before it begins more. Waiting for that all the same would link
+                # each call to the one before: rusticl's events hold on to what they waited for, so that a long training
+                # run would keep all of them, and overflow the stack when the last one is let go.
+                if event is not last and not (self._ordered and _is_of(event, queue)):
+                    self.events.append(event)
+                last = event
+        for array in self._foreign():
+            # Reads on the array's own queue are not among its events; and OpenCL starts what another queue waits for
+            # only once its own queue is flushed.
+            if array.queue is not None:
+                self.events.append(cl.enqueue_marker(array.queue))
+                array.queue.flush()
 
-def _needed(events: list[cl.Event], queue: cl.CommandQueue) -> list[cl.Event]:
-    """Those of `events` that work on `queue` has to wait for; one that is in order ends its own before it begins more.
+    def note(self, event: cl.Event, written: Sequence[Array | None]) -> None:
+        """Make `event` what the arrays wait for.
 
-    Waiting for those all the same links each call to the one before: rusticl's events hold on to what they waited for,
-    so that a long training run would keep all of them, and overflow the stack when the last one is let go.
-    """
-    if not _is_ordered(queue):
-        return events
-    return [event for event in dict.fromkeys(events) if not _is_of(event, queue)]
+        What was written waits for it alone, as it comes after all that the array waited for before. What was only read
+        waits for it as well where the queue would not see to that: out of order, and for arrays of other queues.
+        """
+        for array in written:
+            if array is not None:
+                array.events[:] = (event,)
+        if self._ordered and not self._elsewhere:
+            return
+        foreign = self._foreign()
+        if foreign:
+            self._queue.flush()
+        for array in foreign if self._ordered else self._touched:
+            if array is not None and not any(array is other for other in written):
+                array.add_event(event)
+
+    def _foreign(self) -> list[Array]:
+        return [array for array in self._elsewhere if array.queue != self._queue]
 
 
 def _is_of(event: cl.Event, queue: cl.CommandQueue) -> bool:
     """Whether the event is that of a command on this very queue."""
     try:
-        return bool(event.command_queue == queue)
+        return bool(event.get_info(_QUEUE) == queue)
     except cl.Error:
         return False  # of a queue that is gone; Intel's events do not keep theirs alive
 
 
 def _is_ordered(queue: cl.CommandQueue) -> bool:
-    return not queue.properties & cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
-
-
-def _note(
-    event: cl.Event, queue: cl.CommandQueue, written: Sequence[Array | None], touched: Iterable[Array | None]
-) -> None:
-    """Make `event` what the arrays wait for.
-
-    What was written waits for it alone, as it comes after all that the array waited for before. What was only read
-    waits for it as well where the queue would not see to that: out of order, and for arrays of other queues.
-    """
-    for array in written:
-        if array is not None:
-            array.events[:] = (event,)
-    ordered = _is_ordered(queue)
-    elsewhere = [array for array in touched if array is not None and array.queue is not queue]
-    if ordered and not elsewhere:
-        return
-    read = [array for array in touched if array is not None and not any(array is other for other in written)]
-    foreign = [array for array in elsewhere if array.queue != queue]
-    if foreign:
-        queue.flush()
-    for array in read:
-        if not ordered or any(array is other for other in foreign):
-            array.add_event(event)
+    properties: Any = queue.get_info(_PROPERTIES)
+    return not properties & _OUT_OF_ORDER
