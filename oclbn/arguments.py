@@ -30,6 +30,7 @@ from .errors import (
 from .plan import Problem
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_COUNTERS = {"skipped": np.dtype(np.uint32)}
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
 _READ_ONLY = cl.mem_flags.READ_ONLY
 _PARENT, _OFFSET = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET
@@ -90,15 +91,12 @@ def axis_of(axis: Any, x: Array) -> int:
     return index % rank
 
 
-def per_channel(
-    x: Array, axis: int, values: Mapping[str, Any], needed: Collection[str] = (), dtype: Any = None
-) -> dict[str, Array]:
+def per_channel(x: Array, axis: int, values: Mapping[str, Any], needed: Collection[str] = ()) -> dict[str, Array]:
     """Those of `values` that are not None, by name: device arrays with one element per channel of x.
 
-    Contiguous, of x's dtype (or `dtype`) and context. What is `needed` may not be None.
+    Contiguous, of x's context, and of x's dtype but for counters. What is `needed` may not be None.
     """
-    channels, context = x.shape[axis], x.context
-    wanted = x.dtype if dtype is None else np.dtype(dtype)
+    channels, context, dtype = x.shape[axis], x.context, x.dtype
     found: dict[str, Array] = {}
     for name, value in values.items():
         if value is None and name not in needed:
@@ -107,8 +105,9 @@ def per_channel(
         if a.size != channels:
             came = f"{a.size} elements (shape {a.shape})"
             raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}")
+        wanted = _COUNTERS.get(name, dtype)
         if a.dtype != wanted:
-            reason = f", as x is {x.dtype}" if dtype is None else ""
+            reason = "" if name in _COUNTERS else f", as x is {dtype}"
             raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted{reason}")
         if a.context is not context:
             _same_context(name, a, x)

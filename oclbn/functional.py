@@ -92,9 +92,8 @@ def batch_norm_train(
     axis = arguments.axis_of(axis, x)
     count = _count(x, axis)
     reads = arguments.per_channel(x, axis, {"scale": scale, "bias": bias})
-    writes = arguments.per_channel(x, axis, {"running_mean": running_mean, "running_var": running_var})
-    if skipped is not None:
-        writes |= arguments.per_channel(x, axis, {"skipped": skipped}, dtype=np.uint32)
+    state = {"running_mean": running_mean, "running_var": running_var, "skipped": skipped}
+    writes = arguments.per_channel(x, axis, state)
     epsilon = arguments.epsilon_of(epsilon, x)
     factor = arguments.number("factor", factor, 0.0, 1.0)
     if out is not None:
