@@ -33,6 +33,7 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _COUNTERS = {"skipped": np.dtype(np.uint32)}
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
 _READ_ONLY = cl.mem_flags.READ_ONLY
+_MEMORY = (cl.Buffer, cl.MemoryObjectHolder)  # the class of most first, as being of a base takes longer to find out
 _PARENT, _OFFSET = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET
 _OVERLAP_WORK = 100_000  # steps that NumPy may spend on proving that interleaved views are disjoint
 
@@ -218,7 +219,7 @@ def _pairs(rows: tuple[int, ...], channels: tuple[int, ...]) -> tuple[tuple[int,
 
 def writable(name: str, a: Array) -> None:
     """ReadOnlyError where a kernel must not write into `a`, or would write one element twice."""
-    if isinstance(a.base_data, cl.MemoryObjectHolder) and a.base_data.flags & _READ_ONLY:
+    if isinstance(a.base_data, _MEMORY) and a.base_data.flags & _READ_ONLY:
         raise ReadOnlyError(f"{name} lies in a buffer made with READ_ONLY; one that kernels may write is wanted")
     if _meets_itself(a.shape, a.strides, a.dtype.itemsize):
         raise ReadOnlyError(
@@ -309,14 +310,14 @@ def _shadow(a: Array, offset: int) -> np.ndarray[Any, Any]:
 def _root(a: Array) -> tuple[int | None, int]:
     """The memory object that an array lies in, seen through sub-buffers, and the array's offset there in bytes."""
     data: Any = a.base_data
-    inside = isinstance(data, cl.MemoryObjectHolder) and data.get_info(_PARENT) is not None
+    inside = isinstance(data, _MEMORY) and data.get_info(_PARENT) is not None
     return _memory(a), a.offset + (data.get_info(_OFFSET) if inside else 0)
 
 
 def _memory(a: Array) -> int | None:
     """The memory object that an array lies in, seen through sub-buffers."""
     data: Any = a.base_data
-    if isinstance(data, cl.MemoryObjectHolder):
+    if isinstance(data, _MEMORY):
         parent: Any = data.get_info(_PARENT)
         memory: int = (data if parent is None else parent).int_ptr
         return memory
