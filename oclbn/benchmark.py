@@ -4,9 +4,10 @@ Batch normalization moves bytes, so the copy of the tensor is the limit. In each
 one turn, in shuffled order: a call that is not timed, so that nobody starts with another's data in the cache, then a
 few that are, each until the queue is empty. What is compared are medians over all rounds. The host's work is timed too.
 
-Outputs are "reused" (out=), "fresh" (allocated in each call and given back before the next, as without out=), or from a
-"pool" (pyopencl's MemoryPool as x's allocator); fresh ones are compared with a copy into fresh memory. Every result,
-oclbn's and the peers', is checked against the float64 reference before it is timed.
+Outputs are "reused" (out=), "bound" (reused, by calls that oclbn.functional.bind has prepared), "fresh" (allocated in
+each call and given back before the next, as without out=), or from a "pool" (pyopencl's MemoryPool as x's allocator);
+fresh ones are compared with a copy into fresh memory. Every result, oclbn's and the peers', is checked against the
+float64 reference before it is timed.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 TENSORS = {"forward": 2, "backward": 3, "inference": 2, "both": 5}  # that memory has to see: read or written once each
-OUTPUTS = ("reused", "fresh", "pool")
+OUTPUTS = ("reused", "bound", "fresh", "pool")
 _OF_A_PEER = 6  # tensors that a peer's process may hold
 
 
@@ -116,8 +117,9 @@ def compare(
 
     shape: of the tensor, channels on `axis`. rounds: turns of each, at least 3; None: as many as fit into about a
     quarter of a second each, fewer for peers that are slow. outputs: one of OUTPUTS. operations: some of TENSORS.
-    peers: made for the same outputs; one that is missing, declines or fails is an Absence. Allocates four such tensors
-    on queue's device. SizeError: no room for them on the device or the machine. DeviceError: oclbn's results are wrong.
+    peers: made for the same outputs (for "bound": reused); one that is missing, declines or fails is an Absence.
+    Allocates four such tensors on queue's device. SizeError: no room for them on the device or the machine.
+    DeviceError: oclbn's results are wrong.
     """
     if rounds is not None and rounds < 3:
         raise ParameterError(f"rounds is {rounds}; at least 3 are wanted")
@@ -223,7 +225,8 @@ class _Case:
         facts, name = limits(self.queue.device), peer.kind.name
         threads = facts.compute_units if facts.kind == "cpu" else os.cpu_count() or 1
         tensor = {"block": str(self.block), "shape": self.shape, "axis": self.axis, "threads": threads}
-        numbers = {"epsilon": EPSILON, "factor": FACTOR, "outputs": self.outputs}
+        outputs = "reused" if self.outputs == "bound" else self.outputs
+        numbers = {"epsilon": EPSILON, "factor": FACTOR, "outputs": outputs}
         try:
             peer.load(**tensor, **numbers, device=describe(self.queue.device))
         except Absent as absent:

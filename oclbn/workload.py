@@ -35,11 +35,11 @@ _CHECKED = {  # the results, in the order in which the calls below return them
 class Work:
     """One float32 tensor on queue's device, channels on `axis`, with all that normalising it takes.
 
-    outputs: "reused", "fresh" or "pool", as in oclbn.benchmark. values: the block that the tensor is tiled with.
+    outputs: one of oclbn.benchmark.OUTPUTS. values: the block that the tensor is tiled with.
     """
 
     def __init__(self, queue: cl.CommandQueue, shape: Shape, axis: int, outputs: str, values: contract.Floats) -> None:
-        self.queue, self.axis, self._values = queue, axis, values
+        self.queue, self.axis, self._values, self._bound = queue, axis, values, outputs == "bound"
         allocator: Any = None
         if outputs == "pool":
             tools: Any = cl.tools
@@ -47,7 +47,7 @@ class Work:
         self.x, self.dy = (
             cla.to_device(queue, contract.tensor(values, shape, name), allocator=allocator) for name in ("x", "dy")
         )
-        reused = outputs == "reused"
+        reused = outputs in ("reused", "bound")
         self._out: cla.Array | None = cla.empty_like(self.x) if reused else None
         self._other_out: cla.Array | None = cla.empty_like(self.x) if reused else None
         self._given = contract.parameters(values, shape[axis])
@@ -61,34 +61,45 @@ class Work:
 
     def calls(self) -> dict[str, Callable[[], Any]]:
         """oclbn's operations by name; each enqueues its work and returns its results, the tensors first."""
-        x, dy, scale, bias, out = self.x, self.dy, self._scale, self._bias, self._out
-        train, infer, backward = (
-            functional.batch_norm_train,
-            functional.batch_norm_infer,
-            functional.batch_norm_backward,
+        x, dy, scale, axis, out = self.x, self.dy, self._scale, self.axis, self._out
+        given: dict[str, Any] = {"axis": axis, "out": out}
+        parameters = (x, scale, self._bias)
+        train = self._call(
+            functional.batch_norm_train, *parameters, *self._running, epsilon=EPSILON, factor=FACTOR, **given
         )
-        training: dict[str, Any] = {"epsilon": EPSILON, "factor": FACTOR, "axis": self.axis, "out": out}
+        backward = self._call(functional.batch_norm_backward, x, dy, scale, *self._saved, **given)
+        infer = self._call(functional.batch_norm_infer, *parameters, self._mean, self._var, epsilon=EPSILON, **given)
+        return {"forward": train, "backward": backward, "inference": lambda: (infer(),), "both": self._both(train)}
+
+    def _call(self, operation: Callable[..., Any], *given: Any, **options: Any) -> Callable[[], Any]:
+        if self._bound:
+            return functional.bind(operation, *given, **options)
+        return lambda: operation(*given, **options)
+
+    def _both(self, train: Callable[[], Any]) -> Callable[[], Any]:
+        """Forward, then backward from its statistics."""
+        options: dict[str, Any] = {"axis": self.axis, "out": self._other_out}
+        bound: Callable[[], Any] | None = None
+        if self._bound:
+            bound = functional.bind(
+                functional.batch_norm_backward, self.x, self.dy, self._scale, *train()[1:], **options
+            )
 
         def both() -> Any:
-            y, mean, invstd = train(x, scale, bias, *self._running, **training)
-            return (y, *backward(x, dy, scale, mean, invstd, axis=self.axis, out=self._other_out))
+            y, *saved = train()
+            made = bound() if bound else functional.batch_norm_backward(self.x, self.dy, self._scale, *saved, **options)
+            return (y, *made)
 
-        return {
-            "forward": lambda: train(x, scale, bias, *self._running, **training),
-            "backward": lambda: backward(x, dy, scale, *self._saved, axis=self.axis, out=out),
-            "inference": lambda: (
-                infer(x, scale, bias, self._mean, self._var, epsilon=EPSILON, axis=self.axis, out=out),
-            ),
-            "both": both,
-        }
+        return both
 
     def check(self, operations: Sequence[str]) -> checking.Wanted:
         """The reference's results for some channels. DeviceError: oclbn's are others."""
         channels = checking.some_channels(self.x.shape, self.axis)
         x, dy = (np.take(contract.tensor(self._values, self.x.shape, n), channels, axis=self.axis) for n in ("x", "dy"))
         wanted = checking.wanted(x, dy, self._given, channels, self.axis, EPSILON, FACTOR)
+        calls = self.calls()
         for operation in operations:
-            made = self.calls()[operation]()
+            made = calls[operation]()
             found = {}
             for name, array in zip(_CHECKED[operation], made, strict=False):  # forward returns the statistics as well
                 found[name] = np.take(array.get(), channels, axis=self.axis if name in ("y", "dx") else 0)

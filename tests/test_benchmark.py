@@ -54,7 +54,7 @@ def test_outputs_lie_where_they_should(queue: cl.CommandQueue, outputs: str) -> 
     made = work(queue, (4, 3, 5), outputs)
     call = made.calls()["inference"]
     (first,), (second,) = call(), call()
-    assert (first.base_data == second.base_data) is (outputs == "reused")
+    assert (first.base_data == second.base_data) is (outputs in ("reused", "bound"))
     assert (first.allocator is not None) is (outputs == "pool")
     rows = benchmark.compare(queue, (4, 3, 5), rounds=3, outputs=outputs, operations=("inference",)).rows
     assert {row.outputs for row in rows} == {outputs}
@@ -206,7 +206,7 @@ def test_help_names_suites_and_peers() -> None:
         (["--suite", "vgg"], 2, "resnet50"),
         (["--rounds", "2"], 2, "x>=3"),
         (["--against", "torch,caffe"], 2, "'caffe' is not one of torch, numpy"),
-        (["--outputs", "lent"], 2, "reused, fresh, pool"),
+        (["--outputs", "lent"], 2, "reused, bound, fresh, pool"),
         (["--plot", "bench.txt"], 2, ".png, .svg, .pdf"),
         (["--device", "no such device"], 1, "fits no device"),
         (["--shape", "4,5", "--axis", "3"], 1, "axis is 3"),

@@ -83,7 +83,8 @@ _KINDS = "\n".join(f"  {kind.name:<15}{kind.about}" for kind in PEERS.values())
     type=_Names(OUTPUTS, "NAMES"),
     default="reused,fresh",
     show_default=True,
-    help="Results in memory given with out=, in new memory at each call, or from a pyopencl MemoryPool (pool).",
+    help="Results in memory given with out= (reused), the same by calls that functional.bind has prepared (bound), in "
+    "new memory at each call (fresh), or from a pyopencl MemoryPool (pool).",
 )
 @click.option(
     "--against", multiple=True, type=_Names(tuple(PEERS), "PEERS"), help="Peers to time beside oclbn; see below."
