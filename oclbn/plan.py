@@ -28,7 +28,8 @@ _SHORT_ROW = 1024  # bytes
 _LEAST_ROW_IN_ORDER = 512  # bytes of a row that is worth being walked by itself rather than in a run
 _LEAST_FAR_ROW = 512  # elements of a row from which on it is written past the cache (FAR_ROW in rows.clh)
 _LEAST_VECTOR_OF_A_RUN = 4  # numbers: narrower ones cost more than the cache gives
-_LEAST_RUN_ROWS = 8  # fewer rows are not worth the tables of a run
+_LEAST_RUN_ROWS = 8  # of strips, where channels lie side by side: fewer are not worth the tables
+_RUN_ELEMENTS = {1: 90, 2: 24}  # by arrays read: rows this long, for each of them, are worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _LEAST_RUN = 1024  # bytes of a row that columns should read at once
@@ -359,6 +360,8 @@ def _run_shape(
     most = tuning.run_bytes // (problem.inner * problem.itemsize * operation.arrays_read)
     if most < 2 <= problem.channels and problem.inner >= _LEAST_FAR_ROW:
         return None  # long rows make up no run
+    if problem.outer * _RUN_ELEMENTS[operation.arrays_read] < problem.inner:
+        return None
     together = _run_together(problem, device, most, vec, room)
     while room and vec > _LEAST_VECTOR_OF_A_RUN and together * problem.slice_bytes > room:
         fewer = _run_together(problem, device, most, vec // 2, room)
@@ -371,7 +374,7 @@ def _run_shape(
 def _run_together(problem: Problem, device: DeviceLimits, most: int, vec: int, room: int) -> int:
     """How many neighbouring channels, at most `most`, make up a run, of `room` bytes unless that is 0; 0: none."""
     most = min(most, _MOST_TOGETHER, problem.channels)
-    if not (problem.adjacent or problem.channels == 1) or not most or problem.outer < _LEAST_RUN_ROWS:
+    if not (problem.adjacent or problem.channels == 1) or not most:
         return 0
     unit = vec // math.gcd(problem.inner, vec)  # so many rows are whole vectors
     fitting = min(most, max(room // problem.slice_bytes, unit)) if room else most

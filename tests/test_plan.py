@@ -155,8 +155,11 @@ def test_adjacent_short_rows_make_runs_of_whole_vectors() -> None:
     assert defines(planned)["RUN"] * 4 == CPU.run_bytes
     assert planned.geometry.share * 49 % defines(planned)["VEC"] == 0
     assert planned.geometry.share * 49 <= defines(planned)["RUN"]
-    for other in (replace(short, adjacent=False), replace(short, outer=2), replace(short, inner=3136)):
+    for other in (replace(short, adjacent=False), replace(short, outer=2, inner=196), replace(short, inner=3136)):
         assert "RUN" not in defines(plan("train", other, LAPTOP, CPU))
+    for operation, outer in (("train", 1), ("backward", 3)):  # the tables of the latter are more
+        assert "RUN" in defines(plan(operation, replace(short, outer=outer), LAPTOP, CPU))
+    assert "RUN" not in defines(plan("backward", replace(short, outer=2), LAPTOP, CPU))
     assert "RUN" not in defines(plan("train", short, LAPTOP, replace(CPU, run_bytes=0)))
     assert "RUN" not in defines(plan("train", short, CARD, GPU))
 
