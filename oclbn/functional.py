@@ -23,7 +23,7 @@ import contextvars
 import functools
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -303,8 +303,9 @@ def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) 
 
     operation: batch_norm_train, batch_norm_infer, batch_norm_backward or moments; then what it takes. Each call of what
     comes back enqueues the work on x.queue, takes a third of the time that the operation takes on the host, and returns
-    the same results, which it overwrites: let their last reader be enqueued first. It keeps all of the arrays, and
-    works on the memory that they have now.
+    the same results, which it overwrites: let their last reader be enqueued first (on a queue that is out of order,
+    with its event among theirs). It keeps all of the arrays, works on the memory that they have now, and belongs to the
+    thread that made it.
 
     Errors are those of the operation; of what comes back, DeviceError.
 
@@ -315,12 +316,12 @@ def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) 
     >>> normalise()[1] is mean, mean.get()
     (True, array([ 3., 21.], dtype=float32))
     """
-    prepare = _calls.get(operation)
+    prepare = _calls.get(operation) if isinstance(operation, Hashable) else None
     if prepare is None:
         names = ", ".join(sorted(call.__name__ for call in _calls))
         raise ParameterError(f"operation is {operation!r}; one of {names} is wanted")
     doing = driver_errors(operation.__name__)
-    return doing(doing(prepare)(*given, **options).bound())
+    return doing(doing(lambda: prepare(*given, **options).bound())())
 
 
 def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: float = 0.0) -> None:
@@ -484,10 +485,15 @@ class _Prepared:
     ) -> None:
         """Enqueue all launches with the arguments that are set, which are of these arrays."""
         order = _Order(queue, touched)
-        wait_for = order.events
-        for step in self._steps:
-            event = step.enqueue(queue, wait_for)
-            wait_for = [event]  # in order too: should the first launch fail, the second one must not begin
+        wait_for, begun = order.events, False
+        try:
+            for step in self._steps:
+                event = step.enqueue(queue, wait_for)
+                wait_for, begun = [event], True  # in order too: should the first one fail, the second must not begin
+        except BaseException:
+            if begun:
+                order.note(event, ())  # it still reads, and writes what the next call may write as well
+            raise
         order.note(event, written)
 
 
@@ -515,16 +521,16 @@ class _Call(Generic[_R]):
 
     def bound(self) -> Callable[[], _R]:
         """What enqueues it each time, by kernels of its own, whose arguments are set now."""
-        prepared, queue = self._prepared.anew(), _queue(self._x)
-        memory = prepared.set(self._x, self._arrays, self._numbers)
+        self._prepared, queue = self._prepared.anew(), _queue(self._x)
+        self._memory = self._prepared.set(self._x, self._arrays, self._numbers)  # kernels do not keep their buffers
         touched = tuple(array for array in self._arrays.values() if array is not None)
         written = tuple(array for array in self._written if array is not None)
 
-        def again(held: Any = memory) -> _R:  # kernels do not keep their buffers
-            prepared.launch(queue, touched, written)
+        def step() -> _R:
+            self._prepared.launch(queue, touched, written)
             return self._results
 
-        return again
+        return step
 
 
 class _Empty(_Call[_R]):
@@ -700,8 +706,8 @@ def _fill(array: Array, value: float) -> None:
     """Every element becomes `value`, by the driver's command: pyopencl's own fill would compile a kernel."""
     if array.size and array.queue is not None:
         memory: Any = array.base_data
-        pattern = array.dtype.type(value)
-        array.add_event(cl.enqueue_fill_buffer(array.queue, memory, pattern, array.offset, array.nbytes))
+        pattern, wait_for = array.dtype.type(value), _Order(array.queue, (array,)).events
+        array.add_event(cl.enqueue_fill_buffer(array.queue, memory, pattern, array.offset, array.nbytes, wait_for))
 
 
 class _Order:

@@ -134,7 +134,43 @@ def test_errors_come_at_once_and_change_nothing(queue: cl.CommandQueue) -> None:
         bind(batch_norm_train, x, scale, bias, mean, var, out=x)
     with pytest.raises(errors.ParameterError, match=r"operation is .*; one of batch_norm_backward, .* is wanted"):
         bind(functional.explain, x)
+    with pytest.raises(errors.ParameterError, match=r"operation is \[1\]; one of"):
+        bind([1], x)  # type: ignore[arg-type]
     assert bits([x, mean, var]) == before
+
+
+def test_a_first_launch_is_not_forgotten_when_the_second_fails(free_queue: cl.CommandQueue) -> None:
+    """Its scratch is that of the next call, which has to wait for it."""
+    x = cla.to_device(free_queue, make((1, 2, 200_000), 1).x)
+    with using(variant="split"):
+        step = bind(batch_norm_train, x, None, None, None, None)
+        wanted = bits(batch_norm_train(x, None, None, None, None))
+    enqueue, launched = cl.enqueue_nd_range_kernel, []
+
+    def second_fails(*given: Any, **options: Any) -> cl.Event:
+        if launched:
+            raise cl.RuntimeError("gone")
+        launched.append(enqueue(*given, **options))
+        return launched[0]
+
+    with mock.patch.object(cl, "enqueue_nd_range_kernel", second_fails), pytest.raises(errors.DeviceError):
+        step()
+    assert launched[0] in x.events
+    assert bits(step()) == wanted
+
+
+def test_an_empty_batch_is_filled_after_what_was_there(free_queue: cl.CommandQueue) -> None:
+    x = cla.empty(free_queue, (0, 3, 4), np.float32)
+    step = bind(batch_norm_train, x, None, None, None, None)
+    _, mean, _ = step()
+    gate = cl.UserEvent(free_queue.context)
+    write = cl.enqueue_fill_buffer(free_queue, mean.base_data, np.float32(7), 0, mean.nbytes, wait_for=[gate])
+    mean.add_event(write)
+    try:
+        step()
+    finally:
+        gate.set_status(cl.command_execution_status.COMPLETE)
+    assert np.isnan(mean.get()).all()
 
 
 def test_a_driver_that_fails_is_named(queue: cl.CommandQueue) -> None:

@@ -241,3 +241,9 @@ def test_the_largest_cache_is_read_off_the_host(tmp_path: Path) -> None:
     oclbn.device._host_cache_bytes.cache_clear()
     assert oclbn.device._host_cache_bytes(tmp_path) == 2 << 20
     assert oclbn.device._host_cache_bytes(tmp_path / "nowhere") == 0
+
+
+def test_tuning_knows_the_native_width(queue: cl.CommandQueue) -> None:
+    """What families of oclbn.tuning ask for."""
+    named = oclbn.device.tuning_names(queue.device)[2]
+    assert named.endswith(f"vectors of {queue.device.native_vector_width_float} floats")

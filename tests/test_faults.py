@@ -29,6 +29,7 @@ from oclbn.functional import (
     batch_norm_backward,
     batch_norm_infer,
     batch_norm_train,
+    bind,
     moments,
     recording,
 )
@@ -37,7 +38,7 @@ from oclbn.tuning import using
 
 Tally = collections.Counter[str]
 SHAPE = (4, 5, 30, 31)
-FUNCTIONS = ["train", "infer", "backward", "constant", "moments", "accumulate", "empty batch"]
+FUNCTIONS = ["train", "infer", "backward", "constant", "moments", "accumulate", "empty batch", "bound"]
 VARIANTS = ["resident", "split", "serial"]
 
 
@@ -61,9 +62,11 @@ class Call:
         self.results: tuple[cla.Array, ...] = ()
 
     def __call__(self) -> None:
-        if self.name in ("train", "empty batch"):
-            four = self.scale, self.bias, self.mean, self.var
-            found: Any = batch_norm_train(self.x, *four, skipped=self.skipped, out=self.out)
+        if self.name in ("train", "empty batch", "bound"):
+            given = self.x, self.scale, self.bias, self.mean, self.var
+            options: Any = {"skipped": self.skipped, "out": self.out}
+            bound = self.name == "bound"
+            found: Any = bind(batch_norm_train, *given, **options)() if bound else batch_norm_train(*given, **options)
         elif self.name == "infer":
             found = (batch_norm_infer(self.x, self.scale, self.bias, self.mean, self.var, out=self.out),)
         elif self.name == "moments":
@@ -72,7 +75,7 @@ class Call:
             accumulate(self.into, self.bias, scale=0.5, momentum=0.25)
             found = ()
         else:
-            options: Any = {"training": self.name == "backward", "grad_momentum": 0.5}
+            options = {"training": self.name == "backward", "grad_momentum": 0.5}
             arrays = self.x, self.dy, self.scale, self.mean, self.invstd
             found = batch_norm_backward(*arrays, out=self.out, scale_grad=self.into, **options)
         self.results = found

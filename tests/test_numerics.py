@@ -133,6 +133,27 @@ def test_a_small_mean_costs_no_rounding(queue: cl.CommandQueue) -> None:
     assert np.max(np.abs(mean.get() - wanted.mean)) < 0.06 * eps
 
 
+@pytest.mark.parametrize("ratio", [-0.9, 0.0, 3.0])
+def test_an_infinite_scale_gives_signed_infinities(queue: cl.CommandQueue, ratio: float) -> None:
+    host = make((4, 8, 49), 1, maker=Offset(ratio)).x
+    x, scale, bias = put(queue, host, np.full(8, np.inf, np.float32), np.ones(8, np.float32))
+    y = batch_norm_train(x, scale, bias, None, None, epsilon=EPSILON)[0].get()
+    distance = host - host.mean(axis=(0, 2), dtype=np.float64)[None, :, None]
+    assert np.abs(distance).min() > 0
+    np.testing.assert_array_equal(y, np.copysign(np.inf, distance))
+
+
+def test_what_fits_the_range_stays_in_it(queue: cl.CommandQueue) -> None:
+    """bias - mean scale / std would not, while y does."""
+    largest = float(FLOAT32.max)
+    host = np.float32([-1.8, 0.2] * 98).reshape(4, 1, 49)
+    x, scale, bias = put(queue, host, np.float32([0.999 * largest]), np.float32([0.999 * largest]))
+    y = batch_norm_train(x, scale, bias, None, None, epsilon=EPSILON)[0].get()
+    wanted = reference.train(host, scale.get(), bias.get(), epsilon=EPSILON).y
+    low = host < 0
+    np.testing.assert_allclose(y[low], wanted[low], atol=1e-6 * largest)
+
+
 # --- many batches
 
 
