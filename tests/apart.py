@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from test_functional import everything
 import oclbn
 from oclbn import device
 from oclbn.errors import ContextError
-from oclbn.functional import batch_norm_train, recording
+from oclbn.functional import batch_norm_backward, batch_norm_train, bind, moments, recording
 from oclbn.hostile import make
 
 _WARM = 2000  # steps after which caches and pools have what they keep
@@ -101,9 +102,16 @@ def growth(spec: str, steps: int, kind: str) -> int:
     kept = [cla.to_device(queue, host, allocator=allocator) for host in hosts]
 
     leaked: list[object] = []
+    bound: list[list[Callable[[], object]]] = [[] for _ in kept]
+    for x, calls in zip(kept, bound, strict=True):
+        if kind == "bound":
+            train = bind(batch_norm_train, x, bn.scale, bn.bias, bn.mean, bn.var)
+            calls += [train, bind(batch_norm_backward, x, x, bn.scale, *train()[1:]), bind(moments, x)]
 
     def step(number: int) -> None:
         x = kept[number % len(kept)]
+        for call in bound[number % len(kept)]:
+            call()
         bn.trainMode()
         bn(x)
         bn.backward(x)

@@ -19,7 +19,7 @@ PER_STEP = 16  # an event alone takes hundreds
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc, which tells a process's memory")
-@pytest.mark.parametrize("kind", ["in order", "out of order", "pool", "recording", "threads"])
+@pytest.mark.parametrize("kind", ["in order", "out of order", "pool", "bound", "recording", "threads"])
 def test_memory_levels_off(
     bears_threads: None, queue: cl.CommandQueue, spec: str, ask_apart: Any, kind: str, tally: Any
 ) -> None:
