@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLANNED = tuple(dict.fromkeys(k for op in OPERATIONS.values() for k in (op.resident, *op.split) if k))
 OTHERS = ("accumulate", "copy")  # whose groups are of one size on a device
 VENDORS = Path("/etc/OpenCL/vendors")
+_WIDTH = 100  # of the table of five runtimes, whatever the terminal's
 _SHOWN = 20_000  # characters of what a run with failures printed
 INTEL = Path(sys.prefix) / "lib" / "libintelocl.so"
 
@@ -207,7 +208,7 @@ def folder() -> Iterator[Path]:
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Runtimes at a time.")
 @click.option("--check/--no-check", default=True, help="Run `oclbn check --all` at the end.")
 def main(only: tuple[str, ...], require_all: bool, jobs: int, check: bool) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=max(_WIDTH, Console().width))
     chosen = [runtime for runtime in RUNTIMES if not only or runtime.name in only]
     with folder() as scratch:
         with ThreadPoolExecutor(jobs) as pool:
