@@ -114,10 +114,11 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
     REGION_OF_GROUP(g, GROUP);
     CH centre[BLOCKS], gain[BLOCKS], shift[BLOCKS];
     EACH_BLOCK(u, &g) {
-        CH root_rest;
-        const CH root = constant_root(channel_load(var, var_start, &g, u, 1), epsilon, &root_rest);
-        coefficients(channel_load(mean, mean_start, &g, u, 0), 0, root, root_rest, channel_load(scale, scale_start, &g, u, 1),
-                     channel_load(bias, bias_start, &g, u, 0), 0, &centre[u], &gain[u], &shift[u]);
+        CH step;
+        const CH root = inverse_root(channel_load(var, var_start, &g, u, 1), 0, epsilon, &step);
+        centre[u] = channel_load(mean, mean_start, &g, u, 0);
+        gain[u] = gain_of(channel_load(scale, scale_start, &g, u, 1), root, step);
+        shift[u] = channel_load(bias, bias_start, &g, u, 0);
     }
     region_normalize(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
                      y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel, &g, centre, gain, shift);

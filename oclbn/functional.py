@@ -706,8 +706,9 @@ def _fill(array: Array, value: float) -> None:
     """Every element becomes `value`, by the driver's command: pyopencl's own fill would compile a kernel."""
     if array.size and array.queue is not None:
         memory: Any = array.base_data
-        pattern, wait_for = array.dtype.type(value), _Order(array.queue, (array,)).events
-        array.add_event(cl.enqueue_fill_buffer(array.queue, memory, pattern, array.offset, array.nbytes, wait_for))
+        pattern, order = array.dtype.type(value), _Order(array.queue, (array,))
+        given = pattern, array.offset, array.nbytes, order.events
+        order.note(cl.enqueue_fill_buffer(array.queue, memory, *given), (array,))
 
 
 class _Order:
