@@ -1,6 +1,6 @@
 // Batch normalization, backward: dx, dscale and dbias from x, dy and the saved statistics (see finish.clh).
 //
-// backward_resident   one group per channel: sums, then dx while a cache still holds x and dy.
+// backward_resident   one group per block of channels, or per `chain` blocks: sums, then dx while a cache still holds x and dy.
 // backward_partial    the sums of one slice.
 // backward_apply      merges the slices' sums anew in every group, then writes a slice of dx.
 // constant_partial    for statistics that are constants: dx = dy scale invstd at once, with the slice's sums.
@@ -63,30 +63,34 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     const long bias_grad_start,
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share, const int next_rows,
+    const int share, const int chain,
     const ACC count, const ACC count_rest, const ACC grad_scale, const ACC grad_momentum)
 {
     SCRATCH(SumsC, scratch);
     Region g;
-    REGION_OF_GROUP(g, GROUP);
-    const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
-    const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
-    region_next(&g, from, x_channel, slope, dy_channel, share, next_rows);
     SumsC sums[BLOCKS];
-    CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
-    EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-    region_sums(from, x_row, x_channel, slope, dy_row, dy_channel, &g, mean, sums);
-    EACH_BLOCK(u, &g)
-    {
-        GROUP_SUMS(&sums[u], scratch, &g);
-        gradient_finish(&sums[u], &g, u, scale, scale_start, mean[u],
-                        channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, scale_grad, scale_grad_start,
-                        bias_grad, bias_grad_start, count, count_rest, grad_scale, grad_momentum, &level[u], &gain[u],
-                        &tilt[u], &shift[u]);
-    }
-    region_gradient(from, x_row, x_channel, slope, dy_row, dy_channel,
-                    dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g, mean, level, gain, tilt,
-                    shift);
+    CH mean[BLOCKS];
+    Gradient out;
+    int done = -1;
+    do {
+        REGION_OF_GROUP(g, GROUP * chain + done + 1);
+        const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
+        const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
+        EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+        region_sums(from, x_row, x_channel, slope, dy_row, dy_channel, &g, mean, CHAIN && done >= 0 ? &out : 0, sums);
+        EACH_BLOCK(u, &g)
+        {
+            GROUP_SUMS(&sums[u], scratch, &g);
+            gradient_finish(&sums[u], &g, u, scale, scale_start, mean[u],
+                            channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, scale_grad,
+                            scale_grad_start, bias_grad, bias_grad_start, count, count_rest, grad_scale, grad_momentum,
+                            &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
+            out.mean[u] = mean[u];
+        }
+        gradient_of(&out, &g, from, x_row, x_channel, slope, dy_row, dy_channel,
+                    dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel);
+    } while (chain_goes_on(&g, ++done, chain, channels));
+    region_gradient(&out);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partial(
@@ -108,7 +112,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
     CH mean[BLOCKS];
     EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
     region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
-                dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel, &g, mean, sums);
+                dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel, &g, mean, 0, sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
         if (g.leader) sums_write(partial, (int)(GROUP % slices), &g, u, channels, &sums[u]);
@@ -142,21 +146,21 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
 {
     Region g;
     REGION_OF_GROUP(g, GROUP_BACK);
-    CH mean[BLOCKS], level[BLOCKS], gain[BLOCKS], tilt[BLOCKS], shift[BLOCKS];
+    Gradient out;
     g.leader = g.leader && GROUP_BACK % slices == 0;
     EACH_BLOCK(u, &g) {
-        mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
         SumsC sums;
         sums_merged(&sums, partial, slices, &g, u, channels);
-        gradient_finish(&sums, &g, u, scale, scale_start, mean[u],
+        out.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+        gradient_finish(&sums, &g, u, scale, scale_start, out.mean[u],
                         channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, scale_grad, scale_grad_start,
-                        bias_grad, bias_grad_start, count, count_rest, grad_scale, grad_momentum, &level[u], &gain[u],
-                        &tilt[u], &shift[u]);
+                        bias_grad, bias_grad_start, count, count_rest, grad_scale, grad_momentum, &out.level[u], &out.gain[u],
+                        &out.tilt[u], &out.shift[u]);
     }
-    region_gradient(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
-                    dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel,
-                    dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g, mean, level, gain, tilt,
-                    shift);
+    gradient_of(&out, &g, x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
+                dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel,
+                dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel);
+    region_gradient(&out);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partial(
@@ -185,21 +189,22 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     REGION_OF_GROUP(g, GROUP);
     const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
-    CH mean[BLOCKS], gain[BLOCKS], nothing[BLOCKS];
+    CH mean[BLOCKS];
+    Output out;
     EACH_BLOCK(u, &g) {
         mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-        gain[u] = channel_load(scale, scale_start, &g, u, 1)
-                  * constant_invstd(save_invstd, save_invstd_start, var, var_start, epsilon, &g, u);
-        nothing[u] = 0;
+        out.gain[u] = channel_load(scale, scale_start, &g, u, 1)
+                      * constant_invstd(save_invstd, save_invstd_start, var, var_start, epsilon, &g, u);
+        out.mean[u] = out.shift[u] = 0;
     }
     region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, slope, dy_row, dy_channel, &g, mean,
-                sums);
+                0, sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
         if (g.leader) sums_write(partial, (int)(GROUP % slices), &g, u, channels, &sums[u]);
     }
-    region_normalize(slope, dy_row, dy_channel, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel, &g,
-                     nothing, gain, nothing);
+    output_of(&out, &g, slope, dy_row, dy_channel, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel);
+    region_normalize(&out);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(

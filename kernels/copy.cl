@@ -9,7 +9,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void copy(
     __global STORE *restrict y,                 // [count]
     const long count, const long piece)
 {
-    const long first = get_group_id(0) * piece, last = min(first + piece, count);
+    const long first = get_group_id(0) * piece, last = LEAST(first + piece, count);
     const long whole = first + (last - first) / VEC * VEC;
     const int lane = LANES > 1 ? (int)get_local_id(0) : 0;
     if (FAR && (size_t)y % sizeof(ACCV) == 0)

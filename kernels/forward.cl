@@ -2,8 +2,8 @@
 //
 //     y = (x - mean) / sqrt(var + epsilon) * scale + bias        (Ioffe and Szegedy, 2015, algorithm 1)
 //
-// train_resident   one group per channel: moments, running averages, y. Memory sees one read and one write of the slice that
-//                  a cache still holds when it is read again.
+// train_resident   one group per block of channels: moments, running averages, y. Memory sees one read and one write of the
+//                  slice that a cache still holds when it is read again. With CHAIN, one group per `chain` blocks.
 // train_apply      after moments_partial (moments.cl): every group merges its channel's few partial moments anew, then
 //                  writes its slice of y; the first slice's group also moves the running averages.
 // infer            y from given statistics; x and y may be the same array.
@@ -32,26 +32,28 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     __global ACC *save_invstd,                  // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share, const int next_rows,
+    const int share, const int chain,
     const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const int guard)
 {
     SCRATCH(MomentsC, scratch);
     Region g;
-    REGION_OF_GROUP(g, GROUP);
-    const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
-    region_next(&g, from, x_channel, from, x_channel, share, next_rows);
     MomentsC set[BLOCKS];
-    CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
-    region_moments(from, x_row, x_channel, &g, set);
-    EACH_BLOCK(u, &g)
-    {
-        GROUP_MOMENTS(&set[u], scratch, &g);
-        train_finish(&set[u], &g, u, scale, scale_start, bias, bias_start, running_mean,
-                     running_mean_start, running_var, running_var_start, skipped, skipped_start, save_mean, save_invstd,
-                     count, unbiased, epsilon, factor, guard, &mean[u], &gain[u], &shift[u]);
-    }
-    region_normalize(from, x_row, x_channel, y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel, &g, mean,
-                     gain, shift);
+    Output out;
+    int done = -1;
+    do {
+        REGION_OF_GROUP(g, GROUP * chain + done + 1);
+        const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
+        region_moments(from, x_row, x_channel, &g, CHAIN && done >= 0 ? &out : 0, set);
+        EACH_BLOCK(u, &g)
+        {
+            GROUP_MOMENTS(&set[u], scratch, &g);
+            train_finish(&set[u], &g, u, scale, scale_start, bias, bias_start, running_mean,
+                         running_mean_start, running_var, running_var_start, skipped, skipped_start, save_mean, save_invstd,
+                         count, unbiased, epsilon, factor, guard, &out.mean[u], &out.gain[u], &out.shift[u]);
+        }
+        output_of(&out, &g, from, x_row, x_channel, y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
+    } while (chain_goes_on(&g, ++done, chain, channels));
+    region_normalize(&out);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
@@ -79,17 +81,18 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
 {
     Region g;
     REGION_OF_GROUP(g, GROUP_BACK);
-    CH mean[BLOCKS], gain[BLOCKS], shift[BLOCKS];
+    Output out;
     g.leader = g.leader && GROUP_BACK % slices == 0;
     EACH_BLOCK(u, &g) {
         MomentsC set;
         moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
         train_finish(&set, &g, u, scale, scale_start, bias, bias_start, running_mean, running_mean_start, running_var,
                      running_var_start, skipped, skipped_start, save_mean, save_invstd, count, unbiased, epsilon, factor,
-                     guard, &mean[u], &gain[u], &shift[u]);
+                     guard, &out.mean[u], &out.gain[u], &out.shift[u]);
     }
-    region_normalize(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
-                     y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel, &g, mean, gain, shift);
+    output_of(&out, &g, x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
+              y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
+    region_normalize(&out);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
@@ -112,14 +115,15 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
 {
     Region g;
     REGION_OF_GROUP(g, GROUP);
-    CH centre[BLOCKS], gain[BLOCKS], shift[BLOCKS];
+    Output out;
     EACH_BLOCK(u, &g) {
         CH step;
         const CH root = inverse_root(channel_load(var, var_start, &g, u, 1), 0, epsilon, &step);
-        centre[u] = channel_load(mean, mean_start, &g, u, 0);
-        gain[u] = gain_of(channel_load(scale, scale_start, &g, u, 1), root, step);
-        shift[u] = channel_load(bias, bias_start, &g, u, 0);
+        out.mean[u] = channel_load(mean, mean_start, &g, u, 0);
+        out.gain[u] = gain_of(channel_load(scale, scale_start, &g, u, 1), root, step);
+        out.shift[u] = channel_load(bias, bias_start, &g, u, 0);
     }
-    region_normalize(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
-                     y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel, &g, centre, gain, shift);
+    output_of(&out, &g, x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
+              y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
+    region_normalize(&out);
 }

@@ -40,8 +40,8 @@ _MOST_ADDITIONS_DOWN = 64  # the same down columns, where sums have two levels (
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
 _NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
 _PASSES = 6  # over its region that a work-item makes at most, with what loops within loops add
-_NEAR_ROOM = 1.5  # times near_bytes, that a group's channels and what it fetches of the next group's may take
-_CACHED = 0.75  # of the cache of global memory: what one call may count on, beside what others keep there
+_CACHED = {1: 0.75, 2: 0.5}  # of the cache of global memory, by arrays read: what a call may count on beside what others keep there
+_LEAST_CHAIN = 4  # blocks: the first one of a chain is summed with nothing to write
 _EVEN = 1.1  # how much longer than the average the busiest compute unit may work
 
 
@@ -76,6 +76,7 @@ class Tuning:
     groups_per_unit: int = 16  # groups that a split aims at, per compute unit
     stream: bool = True  # outputs go past the cache where a call moves more than three quarters of that
     fetch: bool = False  # rows are asked for a chunk ahead; only where global memory is the processor's own
+    chains: int = 4  # groups per compute unit that sum a block of channels while they write the one before; 0: none do
     most_steps: int = 0  # turns of loops that the driver lets a work-item make in all; 0: any number
     variant: str = ""  # "": the first candidate that accepts; else only this one
 
@@ -137,7 +138,7 @@ class Geometry:
     chunk_columns: int
     width: int
     share: int  # channels that one group handles
-    next_rows: int = 0  # of the next group's channels, that one which reads twice fetches while it writes
+    chain: int = 1  # blocks of so many channels that one group takes in turn, each summed while the one before is written
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Plan:
         shown = ", ".join(f"{name}={defines[name]}" for name in ("LANES", "VEC", "UNROLL", "BLOCKS") if name in defines)
         walk = "columns" if defines["COLUMNS"] else "runs" if defines.get("RUN") else "rows"
         cut = f", {self.geometry.slices} slices" if self.geometry.slices > 1 else ""
+        cut += f", chains of {self.geometry.chain}" if self.geometry.chain > 1 else ""
         return f"{self.variant} ({' + '.join(launch.kernel for launch in self.launches)}; {walk}, {shown}{cut})"
 
 
@@ -251,7 +253,7 @@ def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: 
 
 def serial(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
     """One work-item per channel or few, one element at a time; more slices only where 32-bit numbers end."""
-    alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, run_bytes=0, stream=False, fetch=False)
+    alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, run_bytes=0, stream=False, fetch=False, chains=0)
     shape = _group_shape(operation, problem, device, alone)
     slices = max(-(-problem.count // _MOST_SLICE_ELEMENTS), _slices_for_steps(problem, alone, shape))
     kernels = (operation.resident,) if operation.resident and slices == 1 else operation.split
@@ -352,11 +354,12 @@ def _run_shape(
 ) -> tuple[int, int] | None:
     """Vector and channels of a run (kernels/runs.clh); None where rows are better walked one by one.
 
-    With `near` half of that cache is left to what is fetched of the next group's channels. A run should be whole
-    vectors: where those of wide ones do not fit, vectors are narrower.
+    With `near` its channels fit a compute unit's own cache or its part of the outer one: long runs of memory are worth more
+    than the nearest of the two. A run should be whole vectors: where those of wide ones do not fit, vectors are narrower.
     """
     vec = max(1, tuning.vec * 4 // problem.itemsize)
-    room = tuning.near_bytes * operation.arrays_read // 2 if near else 0
+    part = int(device.cache_bytes * _CACHED[operation.arrays_read]) // device.compute_units
+    room = max(tuning.near_bytes, part) // operation.arrays_read if near else 0
     most = tuning.run_bytes // (problem.inner * problem.itemsize * operation.arrays_read)
     if most < 2 <= problem.channels and problem.inner >= _LEAST_FAR_ROW:
         return None  # long rows make up no run
@@ -416,7 +419,7 @@ def _is_streamed(operation: Operation, problem: Problem, device: DeviceLimits, t
 def _is_beyond_cache(operation: Operation, problem: Problem, device: DeviceLimits) -> bool:
     """Whether a call moves more than the cache of global memory can be thought to hold."""
     moved = problem.tensor_bytes * (operation.arrays_read + 1)
-    return 0 < device.cache_bytes * _CACHED < moved
+    return 0 < device.cache_bytes * _CACHED[operation.arrays_read] < moved
 
 
 def _assemble(
@@ -433,12 +436,10 @@ def _assemble(
         tuning = replace(tuning, unroll=1)  # several accumulators of one number: Intel's compiler errs
     # Asking for what is near costs more than it saves.
     fetch = tuning.fetch and _is_beyond_cache(operation, problem, device)
-    twice = kernels == (operation.resident,) and shape.lanes == 1 and not problem.columns and fetch
-    geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
-    if twice:
-        geometry = replace(geometry, next_rows=_next_rows(problem, device, tuning, shape, operation.arrays_read))
-    asked = geometry.next_rows == problem.outer  # then the group before has asked for all that this one reads
     stream = shape.lanes == 1 and _is_streamed(operation, problem, device, tuning)
+    geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
+    if kernels == (operation.resident,) and tuning.chains and stream:
+        geometry = replace(geometry, chain=_chain(operation, problem, device, tuning, shape))
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),
         "DOUBLE": int(problem.itemsize == 8),
@@ -447,19 +448,20 @@ def _assemble(
         "BLOCKS": shape.blocks_per_item,
         "UNROLL": tuning.unroll,
         "STREAM": int(stream),
-        "NEXT": int(geometry.next_rows > 0),
+        "CHAIN": int(geometry.chain > 1),
+        "NEXT": int(geometry.chain > 1 and fetch),
     }
     if shape.run:
-        defines |= {"RUN": shape.run, "FETCH": int(fetch and not asked)}
+        defines |= {"RUN": shape.run, "FETCH": int(fetch)}
     elif problem.columns:
         defines["FETCH"] = int(fetch and shape.channels < problem.channels)  # else strips follow each other
     else:
-        defines["FETCH"] = int(fetch and not asked and _is_worth_fetching(problem, shape, operation))
+        defines["FETCH"] = int(fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
             kernel,
             Build(_SOURCES.get(kernel, operation.source), tuple(defines.items())),
-            shape.blocks * (1 if kernel in _MERGES else geometry.slices),
+            -(-shape.blocks // geometry.chain) * (1 if kernel in _MERGES else geometry.slices),
             shape.lanes,
         )
         for kernel in kernels
@@ -484,12 +486,12 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
     most_rows = _MOST_ADDITIONS_DOWN * tall
     if not problem.columns:
         accumulators = shape.vec * tuning.unroll * shape.lanes
-        most = _MOST_ADDITIONS if accumulators > 1 else _MOST_ADDITIONS_ALONE
-        elements = min(elements, most * accumulators)
+        additions = _MOST_ADDITIONS if accumulators > 1 else _MOST_ADDITIONS_ALONE
+        elements = min(elements, additions * accumulators)
         per_row = -(
             -(slice_columns // (shape.vec * shape.width) + 1) // tuning.unroll
         )  # additions, with the row's tail
-        most_rows = max(1, most // per_row) * tall
+        most_rows = max(1, additions // per_row) * tall
     chunk_columns = slice_columns
     if shape.run or (problem.columns and shape.lanes == 1):
         chunk_rows = _MOST_ADDITIONS_TO_A_STRIP * tuning.unroll * shape.fold
@@ -501,7 +503,8 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
     else:
         chunk_rows = tall
         if slice_columns > elements:
-            chunk_columns = max(1, elements // shape.vec) * shape.vec
+            most = max(1, elements // shape.vec)
+            chunk_columns = -(-vectors // -(-vectors // most)) * shape.vec  # all alike
     return Geometry(
         slices=row_slices * column_slices,
         slice_rows=slice_rows,
@@ -514,11 +517,19 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
     )
 
 
-def _next_rows(problem: Problem, device: DeviceLimits, tuning: Tuning, shape: _GroupShape, arrays: int) -> int:
-    """How many rows of the next group's channels a compute unit's part of the cache can take beside this group's."""
-    row_bytes = problem.inner * problem.itemsize * shape.channels * arrays
-    room = max(int(device.cache_bytes * _CACHED) // device.compute_units, int(tuning.near_bytes * _NEAR_ROOM))
-    return min(max(room // row_bytes - problem.outer, 0), problem.outer)
+def _chain(
+    operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, shape: _GroupShape
+) -> int:
+    """How many blocks of channels one group takes in turn: as long as all compute units are as busy as without."""
+    if problem.columns or tuning.most_steps or (shape.run and operation.arrays_read > 1):
+        return 1  # short rows of five arrays at once, and nine tables: that is more than the nearest cache takes
+    least = -(-shape.blocks // device.compute_units)  # what the busiest unit has in any case
+    for chains in range(tuning.chains, 0, -1):
+        chain = -(-shape.blocks // (device.compute_units * chains))
+        rounds = -(-shape.blocks // (chain * device.compute_units))
+        if chain >= _LEAST_CHAIN and rounds * chain <= least * _EVEN:
+            return chain
+    return least
 
 
 def _is_worth_fetching(problem: Problem, shape: _GroupShape, operation: Operation) -> bool:

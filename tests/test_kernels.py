@@ -16,7 +16,7 @@ import pytest
 from test_functional import all_bits, check_backward, check_inference, check_moments, check_training, everything, put
 
 from oclbn import functional, reference
-from oclbn.functional import accumulate, batch_norm_backward, explain, plain_copy
+from oclbn.functional import accumulate, batch_norm_backward, batch_norm_train, explain, plain_copy
 from oclbn.hostile import make
 from oclbn.plan import OPERATIONS
 from oclbn.tuning import using
@@ -112,6 +112,46 @@ def test_streaming_past_the_cache_changes_no_bit(
     monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
     assert streamed == plain
     assert len(kept) == len(plain)
+
+
+CHAINED = [
+    pytest.param((3, 9, 11), {"vec": 4}, id="small rows"),
+    pytest.param((9, 23, 3), {"vec": 4, "run_bytes": 60}, id="small runs, the last one shorter"),
+    pytest.param((35, 19, 7, 7), {"vec": 8}, id="runs of more than one chunk"),
+    pytest.param((6, 41, 14, 14), {"vec": 8, "run_bytes": 2048}, id="runs of long channels"),
+    pytest.param((7, 37, 15), {"vec": 4, "run_bytes": 0}, id="short rows of several channels"),
+    pytest.param((5, 9, 601), {"vec": 8}, id="ragged rows that are written past the cache"),
+    pytest.param((3, 6, 5003), {"vec": 4, "unroll": 2}, id="rows of several chunks"),
+    pytest.param((3, 5, 37), {"vec": 1}, id="rows without vectors"),
+]
+
+
+@pytest.mark.parametrize(("shape", "form"), CHAINED)
+def test_a_group_that_sums_channels_while_it_writes_others(
+    queue: cl.CommandQueue, shape: tuple[int, ...], form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups take several blocks of channels in turn where outputs go past the cache; with this one all do."""
+    small = replace(functional.limits(queue.device), cache_bytes=1)
+    monkeypatch.setattr(functional, "limits", lambda device: small)
+    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
+    host = make(shape, 1)
+    form = {"variant": "resident", "lanes": 1, "most_steps": 0, "stream": True, "chains": 1, **form}
+    with using(**form):
+        x = cla.to_device(queue, host.x)
+        assert "chains of" in explain(x, operation="train")
+        check_training(queue, host, 1)
+        check_backward(queue, host, 1)
+        chained = everything(queue, host, 1)
+        assert everything(queue, host, 1) == chained
+        host.x[:, shape[1] // 2] = np.nan  # its neighbours in the chain are none the worse
+        y, mean, invstd = batch_norm_train(cla.to_device(queue, host.x), None, None, None, None)
+    others = np.arange(shape[1]) != shape[1] // 2
+    wanted = reference.train(host.x, axis=1).y
+    assert np.isnan(y.get()[:, ~others]).all()
+    assert np.isfinite(mean.get()[others]).all()
+    assert np.isfinite(invstd.get()[others]).all()
+    np.testing.assert_allclose(y.get()[:, others], wanted[:, others], rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
 
 
 @pytest.mark.parametrize("offset", [0, 3], ids=["whole", "offset"])

@@ -40,7 +40,8 @@ def defines(planned: Plan) -> dict[str, int]:
 def test_many_channels_on_few_cores_are_resident() -> None:
     planned = plan("train", RESNET, LAPTOP, CPU)
     assert planned.variant == "resident"
-    assert groups(planned) == [256]
+    assert groups(planned) == [8]
+    assert planned.geometry.chain == 32
     assert planned.scratch == 0
 
 
@@ -143,7 +144,7 @@ def test_short_rows_of_neighbouring_channels_go_together() -> None:
     short = plan("train", Problem(32, 2048, 49, 4, columns=False), LAPTOP, CPU)
     assert short.geometry.share > 16
     assert short.geometry.share * 49 * 4 <= CPU.together_bytes
-    assert groups(short)[0] >= 8
+    assert groups(short)[0] * short.geometry.chain >= 8
     assert plan("train", RESNET, LAPTOP, CPU).geometry.share == 1
     assert plan("train", Problem(32, 2048, 49, 4, columns=False), CARD, GPU).geometry.share == 1
     assert plan("train", Problem(32, 8, 49, 4, columns=False), LAPTOP, CPU).geometry.share == 1
@@ -176,28 +177,45 @@ def test_what_is_read_once_is_walked_in_the_order_of_memory() -> None:
     assert gaps.geometry.share * 196 * 4 <= CPU.together_bytes
 
 
-def test_what_is_fetched_of_the_next_group_fits_beside_this_one() -> None:
+@pytest.mark.parametrize("units", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("channels", [64, 65, 97, 256, 2048])
+@pytest.mark.parametrize("inner", [49, 196, 784, 3136])
+@pytest.mark.parametrize("operation", ["train", "backward"])
+def test_chains_leave_no_unit_idle(units: int, channels: int, inner: int, operation: str) -> None:
+    device = replace(LAPTOP, compute_units=units, cache_bytes=units << 22)
+    problem = Problem(2048, channels, inner, 4, columns=False, adjacent=True)
+    planned = plan(operation, problem, device, replace(CPU, variant="resident"))
+    blocks = -(-channels // planned.geometry.share)
+    chain = planned.geometry.chain
+    assert defines(planned)["CHAIN"] == int(chain > 1)
+    assert groups(planned) == [-(-blocks // chain)]
+    busiest = -(-groups(planned)[0] // units) * chain
+    assert busiest <= max(-(-blocks // units) * 1.1, 1)
+
+
+def test_a_group_goes_on_where_outputs_go_past_the_cache() -> None:
     fetching = replace(CPU, fetch=True)
-    for operation, arrays in (("train", 1), ("backward", 2)):
-        for inner in (49, 196, 3136, 12544, 50176):
-            problem = Problem(32, 512, inner, 4, columns=False, adjacent=True)
-            planned = plan(operation, problem, LAPTOP, fetching)
-            beyond = problem.tensor_bytes * (arrays + 1) > LAPTOP.cache_bytes * 3 // 4
-            assert defines(planned)["NEXT"] == int(planned.geometry.next_rows > 0)
-            assert not defines(planned)["FETCH"] or planned.geometry.next_rows < 32
-            if planned.variant == "resident" and beyond:
-                rows = 32 + planned.geometry.next_rows
-                mine = LAPTOP.cache_bytes * 3 // 4 // LAPTOP.compute_units
-                assert rows * inner * 4 * arrays * planned.geometry.share <= mine or rows == 32
-                assert 0 <= planned.geometry.next_rows <= 32
-            else:
-                assert not planned.geometry.next_rows
-    short = Problem(32, 2048, 196, 4, columns=False, adjacent=True)
-    assert plan("train", short, LAPTOP, fetching).geometry.next_rows == 32
-    for other in (plan("train", short, LAPTOP, CPU), plan("infer", short, LAPTOP, fetching)):
-        assert not other.geometry.next_rows
-        assert not defines(other)["NEXT"]
-    assert not plan("train", short, CARD, replace(GPU, fetch=True)).geometry.next_rows
+    short, near = replace(RESNET, channels=2048, inner=196, adjacent=True), replace(RESNET, channels=64, inner=784)
+    for problem in (RESNET, short):
+        planned = plan("train", problem, LAPTOP, fetching)
+        assert planned.geometry.chain > 4
+        assert defines(planned)["NEXT"] == 1  # what is summed next is fetched meanwhile
+        assert defines(plan("train", problem, LAPTOP, CPU))["NEXT"] == 0
+    assert plan("backward", RESNET, LAPTOP, fetching).geometry.chain > 4
+    for other in (
+        plan("train", near, LAPTOP, fetching),
+        plan("backward", short, LAPTOP, fetching),  # runs of five arrays
+        plan("infer", RESNET, LAPTOP, fetching),
+        plan("train", RESNET, LAPTOP, replace(fetching, variant="split")),
+        plan("train", RESNET, LAPTOP, replace(fetching, variant="serial")),
+        plan("train", RESNET, LAPTOP, replace(fetching, stream=False)),
+        plan("train", RESNET, LAPTOP, replace(fetching, chains=0)),
+        plan("train", RESNET, LAPTOP, replace(fetching, most_steps=1 << 30)),
+        plan("train", replace(RESNET, inner=1, outer=1 << 20, columns=True), LAPTOP, fetching),
+        plan("train", RESNET, CARD, replace(GPU, fetch=True)),
+    ):
+        assert other.geometry.chain == 1
+        assert defines(other)["CHAIN"] == defines(other)["NEXT"] == 0
 
 
 def test_one_sample_is_still_shared_out() -> None:
