@@ -40,7 +40,7 @@ _MOST_ADDITIONS_DOWN = 64  # the same down columns, where sums have two levels (
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
 _NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
 _PASSES = 6  # over its region that a work-item makes at most, with what loops within loops add
-_CACHED = {1: 0.75, 2: 0.5}  # of the cache of global memory, by arrays read: what a call may count on beside what others keep there
+_CACHED = {1: 0.75, 2: 0.5}  # by arrays read: the part of the cache of global memory that a call may count on
 _LEAST_CHAIN = 4  # blocks: the first one of a chain is summed with nothing to write
 _EVEN = 1.1  # how much longer than the average the busiest compute unit may work
 
@@ -138,7 +138,7 @@ class Geometry:
     chunk_columns: int
     width: int
     share: int  # channels that one group handles
-    chain: int = 1  # blocks of so many channels that one group takes in turn, each summed while the one before is written
+    chain: int = 1  # blocks of so many channels that one group takes in turn
 
 
 @dataclass(frozen=True)
@@ -354,8 +354,9 @@ def _run_shape(
 ) -> tuple[int, int] | None:
     """Vector and channels of a run (kernels/runs.clh); None where rows are better walked one by one.
 
-    With `near` its channels fit a compute unit's own cache or its part of the outer one: long runs of memory are worth more
-    than the nearest of the two. A run should be whole vectors: where those of wide ones do not fit, vectors are narrower.
+    With `near` its channels fit a compute unit's own cache or its part of the outer one: long runs of memory are worth
+    more than the nearest of the two. A run should be whole vectors: where those of wide ones do not fit, vectors are
+    narrower.
     """
     vec = max(1, tuning.vec * 4 // problem.itemsize)
     part = int(device.cache_bytes * _CACHED[operation.arrays_read]) // device.compute_units
@@ -504,7 +505,8 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
         chunk_rows = tall
         if slice_columns > elements:
             most = max(1, elements // shape.vec)
-            chunk_columns = -(-vectors // -(-vectors // most)) * shape.vec  # all alike
+            mine = slice_columns // shape.vec
+            chunk_columns = -(-mine // -(-mine // most)) * shape.vec  # all alike
     return Geometry(
         slices=row_slices * column_slices,
         slice_rows=slice_rows,
@@ -517,9 +519,7 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
     )
 
 
-def _chain(
-    operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, shape: _GroupShape
-) -> int:
+def _chain(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, shape: _GroupShape) -> int:
     """How many blocks of channels one group takes in turn: as long as all compute units are as busy as without."""
     if problem.columns or tuning.most_steps or (shape.run and operation.arrays_read > 1):
         return 1  # short rows of five arrays at once, and nine tables: that is more than the nearest cache takes

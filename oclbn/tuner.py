@@ -27,6 +27,7 @@ SPACE: dict[str, dict[str, tuple[Value, ...]]] = {
     "groups_per_unit": dict.fromkeys(("cpu", "gpu", "accelerator"), (2, 4, 8, 16, 32)),
     "stream": dict.fromkeys(("cpu", "gpu", "accelerator"), (False, True)),
     "fetch": {"cpu": (False, True)},  # elsewhere global memory is not the processor's own
+    "chains": {"cpu": (0, 1, 2, 4, 8)},  # groups of several work-items take one block each
     "chunk_bytes": dict.fromkeys(("cpu", "gpu", "accelerator"), (4096, 8192, 16384, 32768, 65536)),
     "run_bytes": {"cpu": (0, 2048, 4096, 8192)},
     "together_bytes": {"cpu": (3072, 6144, 12288, 24576, 49152)},

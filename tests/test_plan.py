@@ -240,9 +240,9 @@ def test_rows_without_vectors_have_one_accumulator() -> None:
 
 
 def test_a_plan_says_what_it_is() -> None:
-    assert (
-        str(plan("train", RESNET, LAPTOP, CPU)) == "resident (train_resident; rows, LANES=1, VEC=8, UNROLL=4, BLOCKS=1)"
-    )
+    whole = "resident (train_resident; rows, LANES=1, VEC=8, UNROLL=4, BLOCKS=1"
+    assert str(plan("train", RESNET, LAPTOP, CPU)) == whole + ", chains of 32)"
+    assert str(plan("train", RESNET, LAPTOP, replace(CPU, chains=0))) == whole + ")"
     split = str(plan("backward", RESNET, LAPTOP, replace(CPU, variant="split")))
     assert split.startswith("split (backward_partial + backward_apply; rows, ")
     assert split.endswith(" slices)")
