@@ -504,9 +504,9 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
     else:
         chunk_rows = tall
         if slice_columns > elements:
-            most = max(1, elements // shape.vec)
-            mine = slice_columns // shape.vec
-            chunk_columns = -(-mine // -(-mine // most)) * shape.vec  # all alike
+            side = shape.vec * shape.width
+            most, mine = max(1, elements // side), -(-slice_columns // side)
+            chunk_columns = -(-mine // -(-mine // most)) * side  # all alike
     return Geometry(
         slices=row_slices * column_slices,
         slice_rows=slice_rows,
@@ -524,7 +524,7 @@ def _chain(operation: Operation, problem: Problem, device: DeviceLimits, tuning:
     if problem.columns or tuning.most_steps or (shape.run and operation.arrays_read > 1):
         return 1  # short rows of five arrays at once, and nine tables: that is more than the nearest cache takes
     least = -(-shape.blocks // device.compute_units)  # what the busiest unit has in any case
-    for chains in range(tuning.chains, 0, -1):
+    for chains in range(min(tuning.chains, shape.blocks), 0, -1):
         chain = -(-shape.blocks // (device.compute_units * chains))
         rounds = -(-shape.blocks // (chain * device.compute_units))
         if chain >= _LEAST_CHAIN and rounds * chain <= least * _EVEN:

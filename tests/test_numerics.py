@@ -133,6 +133,31 @@ def test_a_small_mean_costs_no_rounding(queue: cl.CommandQueue) -> None:
     assert np.max(np.abs(mean.get() - wanted.mean)) < 0.06 * eps
 
 
+@pytest.mark.parametrize("first", [1, 2048, 5000], ids=["one value", "a chunk", "some chunks"])
+def test_a_beginning_unlike_the_rest(queue: cl.CommandQueue, first: int) -> None:
+    """What is summed first is merged with what outweighs it by far: the step must be taken from the larger mean."""
+    if device.select(queue.device).simulator:
+        pytest.skip("a slice as long as takes a simulator minutes")
+    rng = np.random.default_rng(5)
+    host = (1e-3 * rng.standard_normal((1, 2, 1 << 22))).astype(np.float32)
+    host[0, :, :first] += (1 + rng.uniform(size=(2, 1))).astype(np.float32)
+    wanted = reference.train(host, epsilon=EPSILON)
+    (x,) = put(queue, host)
+    y, mean, invstd = batch_norm_train(x, None, None, None, None, epsilon=EPSILON)
+    bound = Bound(host, wanted.mean, wanted.invstd, None, None, axis=1, dtype=host.dtype)
+    assert excess(mean.get(), wanted.mean, bound.stored_mean()).max() < 0.3
+    assert excess(invstd.get(), wanted.invstd, bound.stored_invstd()).max() < 0.5
+    assert excess(y.get(), wanted.y, bound.y()).max() < 0.5
+
+
+def test_the_mean_where_squares_leave_the_range(queue: cl.CommandQueue) -> None:
+    host = np.tile(np.float32(1e34) * np.arange(8, dtype=np.float32), (4, 2, 1 << 17))
+    (x,) = put(queue, host)
+    _, mean, m2 = moments(x)
+    np.testing.assert_allclose(mean.get(), reference.moments(host)[1], rtol=1e-5)
+    assert not np.isfinite(m2.get()).any()
+
+
 @pytest.mark.parametrize("ratio", [-0.9, 0.0, 3.0])
 def test_an_infinite_scale_gives_signed_infinities(queue: cl.CommandQueue, ratio: float) -> None:
     host = make((4, 8, 49), 1, maker=Offset(ratio)).x
