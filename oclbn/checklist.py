@@ -7,6 +7,7 @@ out in a child process.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -38,6 +39,7 @@ _OTHERS: tuple[tuple[Shape, int], ...] = (
     ((3, 20, 21, 33), 3),  # channels last, a scrap
     ((3, 40, 5), 0),  # rows of the first axis
 )
+_LARGE: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 1024, 14, 14))  # where these go past the cache: other kernels do it
 _QUICK: tuple[tuple[Shape, int], ...] = (((3, 7, 3, 5), 1), ((2, 3, 301), 1), ((37, 19), 1))
 _VARIANTS = ("resident", "split", "serial")
 _TIMED: tuple[Shape, ...] = ((32, 256, 28, 28), (32, 512, 7, 7))
@@ -101,7 +103,7 @@ Check = BuildCheck | NumberCheck | SpeedCheck
 
 def checks(device: DeviceLimits, tuning: Tuning, *, quick: bool = False) -> list[Check]:
     """All checks, in order. quick: a few small tensors, what they need built, and no speeds."""
-    numbers = list(_numbers(device, quick=quick))
+    numbers = list(_numbers(device, tuning, quick=quick))
     if quick:
         return list(numbers)
     return [*_builds(device, tuning), *numbers, *map(SpeedCheck, _TIMED)]
@@ -147,7 +149,7 @@ def _builds(device: DeviceLimits, tuning: Tuning) -> Iterator[BuildCheck]:
         yield BuildCheck(build, tuple(kernels))
 
 
-def _numbers(device: DeviceLimits, *, quick: bool) -> Iterator[NumberCheck]:
+def _numbers(device: DeviceLimits, tuning: Tuning, *, quick: bool) -> Iterator[NumberCheck]:
     hard, others = (_QUICK, ()) if quick else (_HARD, _OTHERS)
     makers = (ORDINARY, FAR_MEAN, "one NaN") if quick else tuple(MAKERS)
     for operation in OPERATIONS:
@@ -160,3 +162,10 @@ def _numbers(device: DeviceLimits, *, quick: bool) -> Iterator[NumberCheck]:
                 yield NumberCheck(operation, shape, axis, maker, dtype="float64")
         for shape, axis in others:
             yield NumberCheck(operation, shape, axis, ORDINARY)
+        for shape in () if quick else _LARGE:
+            outer, channels, *inner = shape
+            problem = Problem(outer, channels, math.prod(inner), 4, columns=False, adjacent=True)
+            if any(
+                dict(launch.build.defines)["STREAM"] for launch in plan(operation, problem, device, tuning).launches
+            ):
+                yield NumberCheck(operation, shape, 1, FAR_MEAN)

@@ -63,6 +63,17 @@ def test_a_device_without_fp64_is_not_asked_for_it() -> None:
     assert not any(isinstance(check, BuildCheck) and dict(check.build.defines)["DOUBLE"] for check in found)
 
 
+def test_large_tensors_are_compared_where_other_kernels_do_them() -> None:
+    def large(device: DeviceLimits, **options: bool) -> set[str]:
+        found = checklist.checks(device, Tuning(), **options)
+        return {c.operation for c in found if isinstance(c, NumberCheck) and c.shape in checklist._LARGE}
+
+    device = dataclasses.replace(CPU, cache_bytes=32 << 20)
+    assert large(device) == set(OPERATIONS)
+    assert not large(device, quick=True)
+    assert not large(dataclasses.replace(device, cache_bytes=1 << 30))
+
+
 def test_excess_is_in_units_of_the_bound() -> None:
     got = np.float32([1.5, np.nan, np.nan, 2.0, np.inf, 7.0, np.nan])
     units = excess(got, [1.0, np.nan, 1.0, 2.0, np.inf, 0.0, 0.0], [0.25, 0.0, 9.0, 0.0, 0.0, 0.0, np.inf])
