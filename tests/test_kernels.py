@@ -131,7 +131,7 @@ def test_a_group_that_sums_channels_while_it_writes_others(
     queue: cl.CommandQueue, shape: tuple[int, ...], form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups take several blocks of channels in turn where outputs go past the cache; with this one all do."""
-    small = replace(functional.limits(queue.device), cache_bytes=1)
+    small = replace(functional.limits(queue.device), cache_bytes=1, compute_units=1)
     monkeypatch.setattr(functional, "limits", lambda device: small)
     monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
     host = make(shape, 1)
