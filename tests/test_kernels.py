@@ -16,10 +16,11 @@ import pytest
 from test_functional import all_bits, check_backward, check_inference, check_moments, check_training, everything, put
 
 from oclbn import functional, reference
+from oclbn.device import tuning_names
 from oclbn.functional import accumulate, batch_norm_backward, batch_norm_train, explain, plain_copy
 from oclbn.hostile import make
 from oclbn.plan import OPERATIONS
-from oclbn.tuning import using
+from oclbn.tuning import tuning_for, using
 
 FORMS = [
     pytest.param({"variant": "resident", "lanes": 1, "vec": 4}, id="resident, one work-item"),
@@ -131,11 +132,13 @@ def test_a_group_that_sums_channels_while_it_writes_others(
     queue: cl.CommandQueue, shape: tuple[int, ...], form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups take several blocks of channels in turn where outputs go past the cache; with this one all do."""
+    if tuning_for(*tuning_names(queue.device)).most_steps:
+        pytest.skip("this driver ends a work-item's loops early, so that no group takes several blocks")
     small = replace(functional.limits(queue.device), cache_bytes=1, compute_units=1)
     monkeypatch.setattr(functional, "limits", lambda device: small)
     monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
     host = make(shape, 1)
-    form = {"variant": "resident", "lanes": 1, "most_steps": 0, "stream": True, "chains": 1, **form}
+    form = {"variant": "resident", "lanes": 1, "stream": True, "chains": 1, **form}
     with using(**form):
         x = cla.to_device(queue, host.x)
         assert "chains of" in explain(x, operation="train")
