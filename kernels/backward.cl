@@ -71,13 +71,13 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     SumsC sums[BLOCKS];
     CH mean[BLOCKS];
     Gradient out;
-    int done = -1;
+    int done = 0;  // blocks of the chain
     do {
-        REGION_OF_GROUP(g, GROUP * chain + done + 1);
+        REGION_OF_GROUP(g, GROUP * chain + done);
         const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
         const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
         EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-        region_sums(from, x_row, x_channel, slope, dy_row, dy_channel, &g, mean, CHAIN && done >= 0 ? &out : 0, sums);
+        region_sums(from, x_row, x_channel, slope, dy_row, dy_channel, &g, mean, CHAIN && done ? &out : 0, sums);
         EACH_BLOCK(u, &g)
         {
             GROUP_SUMS(&sums[u], scratch, &g);

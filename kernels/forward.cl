@@ -39,11 +39,11 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     Region g;
     MomentsC set[BLOCKS];
     Output out;
-    int done = -1;
+    int done = 0;  // blocks of the chain
     do {
-        REGION_OF_GROUP(g, GROUP * chain + done + 1);
+        REGION_OF_GROUP(g, GROUP * chain + done);
         const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
-        region_moments(from, x_row, x_channel, &g, CHAIN && done >= 0 ? &out : 0, set);
+        region_moments(from, x_row, x_channel, &g, CHAIN && done ? &out : 0, set);
         EACH_BLOCK(u, &g)
         {
             GROUP_MOMENTS(&set[u], scratch, &g);

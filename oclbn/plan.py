@@ -74,7 +74,7 @@ class Tuning:
     once_bytes: int = 65536  # rows that are read but once are walked in such pieces, in the order of memory
     near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
     groups_per_unit: int = 16  # groups that a split aims at, per compute unit
-    stream: bool = True  # outputs go past the cache where a call moves more than three quarters of that
+    stream: bool = True  # outputs go past the cache where a call moves more than it may count on there
     fetch: bool = False  # rows are asked for a chunk ahead; only where global memory is the processor's own
     chains: int = 4  # groups per compute unit that sum a block of channels while they write the one before; 0: none do
     most_steps: int = 0  # turns of loops that the driver lets a work-item make in all; 0: any number
@@ -439,7 +439,7 @@ def _assemble(
     fetch = tuning.fetch and _is_beyond_cache(operation, problem, device)
     stream = shape.lanes == 1 and _is_streamed(operation, problem, device, tuning)
     geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
-    if kernels == (operation.resident,) and tuning.chains and stream:
+    if kernels == (operation.resident,) and stream:
         geometry = replace(geometry, chain=_chain(operation, problem, device, tuning, shape))
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),
@@ -521,7 +521,9 @@ def _cut(problem: Problem, tuning: Tuning, shape: _GroupShape, slices: int, arra
 
 def _chain(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, shape: _GroupShape) -> int:
     """How many blocks of channels one group takes in turn: as long as all compute units are as busy as without."""
-    if problem.columns or tuning.most_steps or (shape.run and operation.arrays_read > 1):
+    if not tuning.chains or problem.columns or tuning.most_steps:
+        return 1
+    if shape.run and operation.arrays_read > 1:
         return 1  # short rows of five arrays at once, and nine tables: that is more than the nearest cache takes
     least = -(-shape.blocks // device.compute_units)  # what the busiest unit has in any case
     for chains in range(min(tuning.chains, shape.blocks), 0, -1):

@@ -96,6 +96,13 @@ def test_the_variant_asked_for_is_the_one_that_runs(queue: cl.CommandQueue, oper
     assert told.startswith(variant if has_it else "serial"), told
 
 
+def shrink(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
+    """Make all tensors larger than the cache, for the rest of a test."""
+    small = replace(functional.limits(queue.device), cache_bytes=1, **limits)
+    monkeypatch.setattr(functional, "limits", lambda device: small)
+    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_streaming_past_the_cache_changes_no_bit(
     queue: cl.CommandQueue, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -103,11 +110,9 @@ def test_streaming_past_the_cache_changes_no_bit(
     """Tensors larger than the cache are written past it where the compiler can; with this cache all of them are."""
     host = make((7, 5, 333), 1)
     kept = everything(queue, host, 1)
-    small = replace(functional.limits(queue.device), cache_bytes=1)
     with using(**{**form, "variant": "split"}, stream=False):
         plain = everything(queue, host, 1)
-    monkeypatch.setattr(functional, "limits", lambda device: small)
-    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
+    shrink(queue, monkeypatch)
     with using(**{**form, "variant": "split"}, stream=True):
         streamed = everything(queue, host, 1)
     monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
@@ -134,9 +139,7 @@ def test_a_group_that_sums_channels_while_it_writes_others(
     """Groups take several blocks of channels in turn where outputs go past the cache; with this one all do."""
     if tuning_for(*tuning_names(queue.device)).most_steps:
         pytest.skip("this driver ends a work-item's loops early, so that no group takes several blocks")
-    small = replace(functional.limits(queue.device), cache_bytes=1, compute_units=1)
-    monkeypatch.setattr(functional, "limits", lambda device: small)
-    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
+    shrink(queue, monkeypatch, compute_units=1)
     host = make(shape, 1)
     form = {"variant": "resident", "lanes": 1, "stream": True, "chains": 1, **form}
     with using(**form):
@@ -154,7 +157,6 @@ def test_a_group_that_sums_channels_while_it_writes_others(
     assert np.isfinite(mean.get()[others]).all()
     assert np.isfinite(invstd.get()[others]).all()
     np.testing.assert_allclose(y.get()[:, others], wanted[:, others], rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
 
 
 @pytest.mark.parametrize("offset", [0, 3], ids=["whole", "offset"])
