@@ -161,7 +161,9 @@ def _check(choices: Mapping[str, Any]) -> None:
             raise ParameterError(f"tuning choice {name} is {value}; it wants a power of two")
         if name == "vec" and value > 16:
             raise ParameterError(f"tuning choice vec is {value}; OpenCL's vectors end at 16")
-        if _TYPES[name] is int and value < (0 if name in ("most_steps", "run_bytes", "chains") else 1):
-            raise ParameterError(f"tuning choice {name} is {value}; it wants a positive number")
+        least = 0 if name in ("most_steps", "run_bytes", "chains") else 1
+        if _TYPES[name] is int and value < least:
+            wanted = "a positive number" if least else "a positive number or 0"
+            raise ParameterError(f"tuning choice {name} is {value}; it wants {wanted}")
         if name == "variant" and value not in ("", *CANDIDATES):
             raise ParameterError(f"tuning choice variant is {value!r}; there are {', '.join(CANDIDATES)}")

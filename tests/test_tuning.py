@@ -107,6 +107,7 @@ def test_overrides_are_the_threads_own() -> None:
         ({"stream": 1}, "stream is 1; it wants bool"),
         ({"unroll": True}, "unroll is True; it wants int"),
         ({"groups_per_unit": 0}, "groups_per_unit is 0; it wants a positive number"),
+        ({"chains": -1}, "chains is -1; it wants a positive number or 0"),
         ({"variant": "fast"}, "variant is 'fast'; there are resident, split, serial"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
