@@ -31,6 +31,7 @@ _LEAST_VECTOR_OF_A_RUN = 4  # numbers: narrower ones cost more than the cache gi
 _LEAST_RUN_ROWS = 8  # of strips, where channels lie side by side: fewer are not worth the tables
 _RUN_ELEMENTS = {1: 90, 2: 24}  # by arrays read: rows this long, for each of them, are worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
+_ONCE = 4  # times as long a run, of as many channels, where elements are read once and written past the cache
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _LEAST_RUN = 1024  # bytes of a row that columns should read at once
 _MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
@@ -69,7 +70,7 @@ class Tuning:
     unroll: int = 4  # independent sums per work-item
     blocks: int = 1  # with lanes > 1: vectors of neighbouring channels per work-item, where channels lie side by side
     chunk_bytes: int = 16384  # what is summed before it is merged; read twice, so it should fit the innermost cache
-    run_bytes: int = 4096  # rows up to this are walked together with their neighbours', strips of this length or half
+    run_bytes: int = 4096  # rows up to this are walked together with their neighbours', in strips of this length
     together_bytes: int = 12288  # the same where the channels' rows are not adjacent, and are walked one by one
     once_bytes: int = 65536  # rows that are read but once are walked in such pieces, in the order of memory
     near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
@@ -298,8 +299,9 @@ def _group_shape(
     elif run_shape := _run_shape(operation, problem, device, tuning, near) if lanes == 1 and not in_order else None:
         vec, channels = run_shape
         width = 1
-        blocks_per_item = -(-_MOST_TOGETHER // vec)
-        run = tuning.run_bytes // problem.itemsize
+        times = _run_times(operation, problem, device, tuning)
+        blocks_per_item = -(-_MOST_TOGETHER * times // vec)
+        run = tuning.run_bytes * times // problem.itemsize
     else:
         vec = min(widest, floor_power(problem.inner))
         while lanes > 1 and problem.inner % vec:
@@ -361,7 +363,9 @@ def _run_shape(
     vec = max(1, tuning.vec * 4 // problem.itemsize)
     part = int(device.cache_bytes * _CACHED[operation.arrays_read]) // device.compute_units
     room = max(tuning.near_bytes, part) // operation.arrays_read if near else 0
-    most = tuning.run_bytes // (problem.inner * problem.itemsize * operation.arrays_read)
+    times = _run_times(operation, problem, device, tuning)
+    most = tuning.run_bytes * times // (problem.inner * problem.itemsize)
+    most = min(most, _MOST_TOGETHER * times)
     if most < 2 <= problem.channels and problem.inner >= _LEAST_FAR_ROW:
         return None  # long rows make up no run
     if problem.outer * _RUN_ELEMENTS[operation.arrays_read] < problem.inner:
@@ -375,9 +379,14 @@ def _run_shape(
     return (vec, together) if together else None
 
 
+def _run_times(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> int:
+    """How many times run_bytes a run may have: reading once, and writing past the cache, is best in long pieces."""
+    return 1 if operation.partial or not _is_streamed(operation, problem, device, tuning) else _ONCE
+
+
 def _run_together(problem: Problem, device: DeviceLimits, most: int, vec: int, room: int) -> int:
     """How many neighbouring channels, at most `most`, make up a run, of `room` bytes unless that is 0; 0: none."""
-    most = min(most, _MOST_TOGETHER, problem.channels)
+    most = min(most, problem.channels)
     if not (problem.adjacent or problem.channels == 1) or not most:
         return 0
     unit = vec // math.gcd(problem.inner, vec)  # so many rows are whole vectors

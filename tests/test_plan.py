@@ -156,6 +156,7 @@ def test_adjacent_short_rows_make_runs_of_whole_vectors() -> None:
     assert defines(planned)["RUN"] * 4 == CPU.run_bytes
     assert planned.geometry.share * 49 % defines(planned)["VEC"] == 0
     assert planned.geometry.share * 49 <= defines(planned)["RUN"]
+    assert plan("backward", short, LAPTOP, CPU).geometry.share == planned.geometry.share
     for other in (replace(short, adjacent=False), replace(short, outer=2, inner=196), replace(short, inner=3136)):
         assert "RUN" not in defines(plan("train", other, LAPTOP, CPU))
     for operation, outer in (("train", 1), ("backward", 3)):  # the tables of the latter are more
@@ -163,6 +164,17 @@ def test_adjacent_short_rows_make_runs_of_whole_vectors() -> None:
     assert "RUN" not in defines(plan("backward", replace(short, outer=2), LAPTOP, CPU))
     assert "RUN" not in defines(plan("train", short, LAPTOP, replace(CPU, run_bytes=0)))
     assert "RUN" not in defines(plan("train", short, CARD, GPU))
+
+
+@pytest.mark.parametrize("inner", [16, 49, 196])
+def test_what_is_read_once_and_written_past_the_cache_is_walked_in_longer_runs(inner: int) -> None:
+    far = Problem(256, 2048, inner, 4, columns=False, adjacent=True)
+    planned = plan("infer", far, LAPTOP, CPU)
+    assert defines(planned)["RUN"] >= planned.geometry.share * inner > CPU.run_bytes / 4
+    assert defines(planned)["BLOCKS"] * defines(planned)["VEC"] >= planned.geometry.share
+    assert plan("train", far, LAPTOP, CPU).geometry.share * inner <= CPU.run_bytes / 4  # reads twice
+    if inner < 128:
+        assert plan("infer", far, LAPTOP, replace(CPU, stream=False)).geometry.share * inner <= CPU.run_bytes / 4
 
 
 def test_what_is_read_once_is_walked_in_the_order_of_memory() -> None:
