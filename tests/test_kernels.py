@@ -17,7 +17,7 @@ from test_functional import all_bits, check_backward, check_inference, check_mom
 
 from oclbn import functional, reference
 from oclbn.device import tuning_names
-from oclbn.functional import accumulate, batch_norm_backward, batch_norm_train, explain, plain_copy
+from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, explain, plain_copy
 from oclbn.hostile import make
 from oclbn.plan import OPERATIONS
 from oclbn.tuning import tuning_for, using
@@ -118,6 +118,29 @@ def test_streaming_past_the_cache_changes_no_bit(
     monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
     assert streamed == plain
     assert len(kept) == len(plain)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((2, 20, 5), id="small rows"),
+        pytest.param((9, 700, 7, 7), id="80 channels in a run"),
+        pytest.param((3, 1200, 4, 4), id="256 channels in a run"),
+    ],
+)
+def test_inference_past_the_cache_walks_long_runs(
+    queue: cl.CommandQueue, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make(shape, 1)
+    given = [put(queue, a) for a in (host.x, host.scale, host.bias, host.running_mean, host.running_var)]
+    with using(lanes=1, vec=4, run_bytes=4096, stream=False):
+        plain = batch_norm_infer(*given)
+    shrink(queue, monkeypatch, compute_units=1)
+    with using(lanes=1, vec=4, run_bytes=4096, stream=True):
+        assert "runs" in explain(given[0], operation="infer")
+        check_inference(queue, host, 1)
+        np.testing.assert_array_equal(batch_norm_infer(*given).get(), plain.get())
+    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
 
 
 CHAINED = [
