@@ -3,6 +3,7 @@
     python tests/matrix.py                      # what is installed; what is missing is said, with how to get it
     python tests/matrix.py --only intel         # one row of the list below
     python tests/matrix.py --require-all        # a missing runtime is a failure (CI)
+    python tests/matrix.py --told pocl-3.0=FILE # its tests were run before, by `pytest --launches FILE`
 
 Prints kernels by runtimes: how many tests launched a kernel with groups of one work-item and of several, and how many
 of those failed. A kernel that was not launched in both ways is a failure: nothing is known of it. The exit status is 1
@@ -49,6 +50,7 @@ class Runtime:
     get: str
     environment: Mapping[str, str] = field(default_factory=dict)
     tests: tuple[str, ...] = ("--only-device",)
+    slow: bool = False  # takes longest, and so is begun first
 
 
 RUSTICL = {"RUSTICL_ENABLE": "llvmpipe"}
@@ -56,7 +58,7 @@ RUNTIMES = (
     Runtime("pocl-3.0", "PoCL 3.0", "python -m pip install 'pyopencl[pocl]'"),
     Runtime("pocl-3.1", "PoCL 3.1", "apt-get install pocl-opencl-icd"),
     Runtime("intel", "Intel(R) OpenCL", "python -m pip install intel-opencl-rt intel-cmplr-lib-rt"),
-    Runtime("rusticl", "rusticl", "apt-get install mesa-opencl-icd", RUSTICL),
+    Runtime("rusticl", "rusticl", "apt-get install mesa-opencl-icd", RUSTICL, slow=True),
     Runtime(  # a simulator that finds races and accesses out of bounds is slow: it gets every form of every kernel
         "oclgrind",
         "Oclgrind",
@@ -141,6 +143,14 @@ def run(runtime: Runtime, scratch: Path) -> Row:
     return row
 
 
+def told(runtime: Runtime, launches: Path) -> Row:
+    """The row of tests that have been run before."""
+    row = Row(runtime)
+    row.read(launches)
+    row.status = int(bool(row.last or row.outcomes.keys() - {"passed", "skipped"}))
+    return row
+
+
 def settings(runtime: Runtime, folder: Path) -> dict[str, str]:
     """The environment variables that a runtime needs."""
     if runtime.name != "intel":
@@ -191,9 +201,10 @@ def footer(row: Row) -> Text:
     """All tests of a runtime, and how long they took."""
     if not row.present:
         return Text("")
-    told = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items())]
-    told += [f"died in {row.last}"] if row.last else []
-    return Text("\n".join([*told, f"{row.seconds:.0f} s"]), style="green" if row.status == 0 else "bold red")
+    parts = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items())]
+    parts += [f"died in {row.last}"] if row.last else []
+    parts += [f"{row.seconds:.0f} s"] if row.seconds else ["before"]
+    return Text("\n".join(parts), style="green" if row.status == 0 else "bold red")
 
 
 @contextlib.contextmanager
@@ -202,21 +213,45 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def named(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, Path]:
+    """Files by runtime."""
+    files = {}
+    for text in given:
+        name, _, file = text.partition("=")
+        if name not in {runtime.name for runtime in RUNTIMES}:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(runtime.name for runtime in RUNTIMES)}")
+        if not Path(file).is_file():
+            raise click.BadParameter(f"there is no file {file!r}")
+        files[name] = Path(file)
+    return files
+
+
 @click.command(help=__doc__.partition("\n")[0])
 @click.option("--only", multiple=True, type=click.Choice([r.name for r in RUNTIMES]), help="This runtime; repeatable.")
 @click.option("--require-all", is_flag=True, help="Fail where a runtime is missing.")
+@click.option(
+    "--told",
+    "known",
+    multiple=True,
+    metavar="RUNTIME=FILE",
+    callback=named,
+    help="What tests that were run before told.",
+)
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Runtimes at a time.")
 @click.option("--check/--no-check", default=True, help="Run `oclbn check --all` at the end.")
-def main(only: tuple[str, ...], require_all: bool, jobs: int, check: bool) -> None:
+def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs: int, check: bool) -> None:
     console = Console(highlight=False, width=max(_WIDTH, Console().width))
     chosen = [runtime for runtime in RUNTIMES if not only or runtime.name in only]
     with folder() as scratch:
+        rows = [told(runtime, known[runtime.name]) for runtime in chosen if runtime.name in known]
+        rest = sorted((r for r in chosen if r.name not in known), key=lambda runtime: not runtime.slow)
+        for row in rows:
+            say(console, row)
         with ThreadPoolExecutor(jobs) as pool:
-            rows = []
-            for row in pool.map(run, chosen, [scratch] * len(chosen)):
+            for row in pool.map(run, rest, [scratch] * len(rest)):
                 rows.append(row)
                 say(console, row)
-        console.print(table(rows))
+        console.print(table(sorted(rows, key=lambda row: RUNTIMES.index(row.runtime))))
         good = all(row.good for row in rows if row.present or require_all)
         if check and not only:
             console.print("\noclbn check --all, with every runtime in sight", style="bold")

@@ -94,6 +94,33 @@ def test_a_missing_runtime_is_loud_and_fails_where_all_are_required(monkeypatch:
     assert CliRunner().invoke(matrix.main, ["--no-check", "--require-all"]).exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("last", "status", "wanted"),
+    [
+        pytest.param([], 0, "all green", id="passed"),
+        pytest.param([line("b", "failed", ("infer", 1))], 1, "1 failed of 2 + 1", id="one failed"),
+        pytest.param([line("b", "failed")], 1, "1 failed", id="one without kernels failed"),
+        pytest.param([line("b", "begun")], 1, "died in b", id="not ended"),
+    ],
+)
+def test_what_was_run_before_is_not_run_again(tmp_path: Path, last: list[str], status: int, wanted: str) -> None:
+    file = tmp_path / "launches"
+    file.write_text("".join(f"{text}\n" for text in [line("a", "begun"), line("a", "passed", *complete()), *last]))
+    ended = CliRunner().invoke(matrix.main, ["--only", "intel", "--told", f"intel={file}"])
+    assert ended.exit_code == status, ended.output
+    assert wanted in ended.output
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [("nobody=x", "'nobody'"), ("intel=no such file", "'no such file'"), ("intel", "''")],
+)
+def test_what_was_told_of_nobody_or_nowhere_is_refused(given: str, named: str) -> None:
+    ended = CliRunner().invoke(matrix.main, ["--told", given])
+    assert ended.exit_code == 2
+    assert named in ended.output
+
+
 def test_the_suite_tells_which_kernels_each_test_launched(queue: cl.CommandQueue, tmp_path: Path) -> None:
     """As tests/matrix.py asks for it, on one small file."""
     report = tmp_path / "report"
