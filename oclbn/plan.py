@@ -366,7 +366,7 @@ def _run_shape(
     times = _run_times(operation, problem, device, tuning)
     most = tuning.run_bytes * times // (problem.inner * problem.itemsize)
     most = min(most, _MOST_TOGETHER * times)
-    if most < 2 <= problem.channels and problem.inner >= _LEAST_FAR_ROW:
+    if most < 2 * operation.arrays_read and problem.channels > 1 and problem.inner >= _LEAST_FAR_ROW:
         return None  # long rows make up no run
     if problem.outer * _RUN_ELEMENTS[operation.arrays_read] < problem.inner:
         return None
@@ -395,6 +395,10 @@ def _run_together(problem: Problem, device: DeviceLimits, most: int, vec: int, r
     fitting = max(1, min(fitting, busy))
     if fitting > unit:
         fitting -= fitting % unit
+    if room:  # somewhat shorter runs where all units are busy with those
+        shorter = range(fitting, max(fitting // 2, 1) - 1, -unit)
+        even = (n for n in shorter if _is_even(-(-problem.channels // n), device.compute_units))
+        fitting = next(even, fitting)
     for together in range(fitting, most + 1):
         last = problem.channels % together or together
         if last * problem.inner >= vec:

@@ -27,6 +27,7 @@ from .plan import CANDIDATES, Tuning
 from .usertable import DeviceNames
 
 _overrides: contextvars.ContextVar[tuple[tuple[str, Any], ...]] = contextvars.ContextVar("oclbn_tuning", default=())
+_LONGEST_RUN = 65536  # bytes: tables of that length and of four times it have to fit a work-item's private memory
 _TYPES: dict[str, type] = {field.name: type(field.default) for field in fields(Tuning)}
 
 
@@ -161,6 +162,8 @@ def _check(choices: Mapping[str, Any]) -> None:
             raise ParameterError(f"tuning choice {name} is {value}; it wants a power of two")
         if name == "vec" and value > 16:
             raise ParameterError(f"tuning choice vec is {value}; OpenCL's vectors end at 16")
+        if name == "run_bytes" and value > _LONGEST_RUN:
+            raise ParameterError(f"tuning choice run_bytes is {value}; it wants {_LONGEST_RUN} at most")
         least = 0 if name in ("most_steps", "run_bytes", "chains") else 1
         if _TYPES[name] is int and value < least:
             wanted = "a positive number" if least else "a positive number or 0"

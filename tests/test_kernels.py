@@ -136,10 +136,11 @@ def test_inference_past_the_cache_walks_long_runs(
     with using(lanes=1, vec=4, run_bytes=4096, stream=False):
         plain = batch_norm_infer(*given)
     shrink(queue, monkeypatch, compute_units=1)
-    with using(lanes=1, vec=4, run_bytes=4096, stream=True):
-        assert "runs" in explain(given[0], operation="infer")
-        check_inference(queue, host, 1)
-        np.testing.assert_array_equal(batch_norm_infer(*given).get(), plain.get())
+    for run_bytes in (4096, 65536):
+        with using(lanes=1, vec=4, run_bytes=run_bytes, stream=True):
+            assert "runs" in explain(given[0], operation="infer")
+            check_inference(queue, host, 1)
+            np.testing.assert_array_equal(batch_norm_infer(*given).get(), plain.get())
     monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
 
 

@@ -177,6 +177,24 @@ def test_what_is_read_once_and_written_past_the_cache_is_walked_in_longer_runs(i
         assert plan("infer", far, LAPTOP, replace(CPU, stream=False)).geometry.share * inner <= CPU.run_bytes / 4
 
 
+@pytest.mark.parametrize("operation", ["train", "backward"])
+@pytest.mark.parametrize(("units", "channels", "inner"), [(6, 512, 49), (12, 256, 196), (24, 512, 196), (24, 2048, 49)])
+def test_runs_are_shorter_where_all_units_are_busy_with_those(
+    operation: str, units: int, channels: int, inner: int
+) -> None:
+    device = replace(LAPTOP, compute_units=units)
+    planned = plan(operation, Problem(32, channels, inner, 4, columns=False, adjacent=True), device, CPU)
+    assert planned.variant == "resident"
+    assert "RUN" in defines(planned)
+
+
+def test_backward_walks_rows_in_chains_from_the_length_on_that_is_written_past_the_cache() -> None:
+    for inner, run in ((511, True), (512, False)):
+        problem = Problem(128, 64, inner, 4, columns=False, adjacent=True)
+        planned = plan("backward", problem, LAPTOP, CPU)
+        assert ("RUN" in defines(planned), planned.geometry.chain > 1) == (run, not run)
+
+
 def test_what_is_read_once_is_walked_in_the_order_of_memory() -> None:
     near = Problem(8, 512, 196, 4, columns=False, adjacent=True)
     planned = plan("infer", near, LAPTOP, CPU)
