@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyopencl as cl
@@ -10,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from oclbn import benchmark, profiling, turns, workload
+from oclbn.cli import bench
 from oclbn.cli.bench_report import SCHEMA
 from oclbn.cli.group import oclbn
 from oclbn.errors import DeviceError, ParameterError, SizeError
@@ -181,6 +186,32 @@ def test_a_shape_that_has_no_room_is_one_line(queue: cl.CommandQueue) -> None:
     printed = run("--shape", "4,8", "--shape", "1048576,1048576", "--rounds", "3", "--outputs", "reused")
     assert "1048576x1048576, outputs reused, is left out: " in printed
     assert "4x8 " in printed
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux tells")
+def test_the_load_of_others_is_what_they_use_now() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        try:
+            assert bench.busy_cores(0.5) > 0.3  # less than 1 where others want that core as well
+        finally:
+            other.kill()
+
+
+def test_the_load_of_others_is_counted_in_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    hertz = bench.os.sysconf("SC_CLK_TCK")
+    own = iter([1.0, 1.25])  # seconds
+    told = iter([[100] * 8, [100 + hertz] + [100] * 2 + [900, 700, 100, 100] + [100 + hertz // 2]])
+    monkeypatch.setattr(bench, "_ticks", lambda: next(told))
+    monkeypatch.setattr(time, "process_time", lambda: next(own))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert bench.busy_cores(0.5) == 2.5  # 1 s of users' and 0.5 s stolen, less 0.25 s of our own, in half a second
+    monkeypatch.setattr(bench, "_ticks", list)
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    assert bench.busy_cores(0.5) == 0
 
 
 def test_the_command_profiles(queue: cl.CommandQueue) -> None:

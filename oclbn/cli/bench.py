@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ class _Picture(click.Path):
         return path
 
 
-_WIDTH, _BUSY = 140, 0.7
+_WIDTH = 140
+_LOOK, _BUSY = 0.3, 0.5  # seconds; cores that others may use before it is worth a word
 _KINDS = "\n".join(f"  {kind.name:<15}{kind.about}" for kind in PEERS.values())
 
 
@@ -200,9 +202,30 @@ def _show_built(console: Console, built: builds.Builds) -> None:
 
 def _warn_of_others() -> None:
     """On standard error, if other programs keep the processor busy: peers with threads of their own suffer first."""
-    with contextlib.suppress(OSError, AttributeError):  # no such number on this system
-        if (busy := os.getloadavg()[0]) > _BUSY:
-            click.echo(f"Note: other programs use {busy:.1f} cores; times are worth little while they do.", err=True)
+    if (busy := busy_cores(_LOOK)) > _BUSY:
+        click.echo(f"Note: other programs use {busy:.1f} cores; times are worth little while they do.", err=True)
+
+
+def busy_cores(seconds: float) -> float:
+    """How many cores others than this process used in the time to come, by Linux's count; 0 on other systems.
+
+    What a hypervisor gives to other machines is counted as used.
+    """
+    start, own = _ticks(), time.process_time()
+    time.sleep(seconds)
+    if not start:
+        return 0.0
+    used = [later - earlier for earlier, later in zip(start, _ticks(), strict=True)]
+    user, nice, system, _idle, _iowait, irq, softirq, stolen = used
+    busy = (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, (busy - (time.process_time() - own)) / seconds)
+
+
+def _ticks() -> list[int]:
+    """The processor's time so far, all cores together; empty on systems that do not tell."""
+    with contextlib.suppress(OSError):
+        return [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return []
 
 
 def _console() -> Console:
