@@ -31,7 +31,7 @@ _LEAST_VECTOR_OF_A_RUN = 4  # numbers: narrower ones cost more than the cache gi
 _LEAST_RUN_ROWS = 8  # of strips, where channels lie side by side: fewer are not worth the tables
 _RUN_ELEMENTS = {1: 90, 2: 24}  # by arrays read: rows this long, for each of them, are worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
-_ONCE = 4  # times as long a run, of as many channels, where elements are read once and written past the cache
+_LONGER = 4  # times as long a piece of memory, where what a walk past the cache reads is worth more than near tables
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _LEAST_RUN = 1024  # bytes of a row that columns should read at once
 _MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
@@ -294,8 +294,9 @@ def _group_shape(
         blocks_per_item = tuning.blocks
     elif problem.columns:
         width = 1
-        vec, fold, channels = _strip_down(problem, tuning, widest, near)
-        blocks_per_item = _strip_length(problem, tuning, widest) // vec
+        longest = _strip_length(operation, problem, device, tuning, widest)
+        vec, fold, channels = _strip_down(problem, tuning, longest, widest, near)
+        blocks_per_item = longest // vec
     elif run_shape := _run_shape(operation, problem, device, tuning, near) if lanes == 1 and not in_order else None:
         vec, channels = run_shape
         width = 1
@@ -326,14 +327,18 @@ def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> i
     return -(-turns // tuning.most_steps)
 
 
-def _strip_length(problem: Problem, tuning: Tuning, vec: int) -> int:
-    """Most elements of a strip: a whole number of vectors."""
-    return max(tuning.run_bytes // problem.itemsize // vec, 1) * vec if tuning.run_bytes else _MOST_TOGETHER * vec
+def _strip_length(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, vec: int) -> int:
+    """Most elements of a strip: a whole number of vectors; of long rows, past the cache, several times as many."""
+    if not tuning.run_bytes:
+        return _MOST_TOGETHER * vec
+    longest = tuning.run_bytes // problem.itemsize
+    if problem.channels > longest and _is_streamed(operation, problem, device, tuning):
+        longest *= _LONGER
+    return max(longest // vec, 1) * vec
 
 
-def _strip_down(problem: Problem, tuning: Tuning, widest: int, near: bool) -> tuple[int, int, int]:
+def _strip_down(problem: Problem, tuning: Tuning, longest: int, widest: int, near: bool) -> tuple[int, int, int]:
     """One work-item down columns (kernels/sheets.clh): its vector, rows that make up a strip, channels of a group."""
-    longest = _strip_length(problem, tuning, widest)
     fold = min(longest // problem.channels, problem.outer // _LEAST_RUN_ROWS) if problem.adjacent else 0
     if fold > 1:
         return min(widest, floor_power(problem.channels * fold)), fold, problem.channels
@@ -381,7 +386,7 @@ def _run_shape(
 
 def _run_times(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> int:
     """How many times run_bytes a run may have: reading once, and writing past the cache, is best in long pieces."""
-    return 1 if operation.partial or not _is_streamed(operation, problem, device, tuning) else _ONCE
+    return 1 if operation.partial or not _is_streamed(operation, problem, device, tuning) else _LONGER
 
 
 def _run_together(problem: Problem, device: DeviceLimits, most: int, vec: int, room: int) -> int:
@@ -466,11 +471,9 @@ def _assemble(
         "NEXT": int(geometry.chain > 1 and fetch),
     }
     if shape.run:
-        defines |= {"RUN": shape.run, "FETCH": int(fetch)}
-    elif problem.columns:
-        defines["FETCH"] = int(fetch and shape.channels < problem.channels)  # else strips follow each other
-    else:
-        defines["FETCH"] = int(fetch and _is_worth_fetching(problem, shape, operation))
+        defines["RUN"] = shape.run
+    strips = shape.run or problem.columns
+    defines["FETCH"] = int(fetch and (strips or _is_worth_fetching(problem, shape, operation)))
     launches = tuple(
         Launch(
             kernel,

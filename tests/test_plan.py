@@ -195,6 +195,20 @@ def test_backward_walks_rows_in_chains_from_the_length_on_that_is_written_past_t
         assert ("RUN" in defines(planned), planned.geometry.chain > 1) == (run, not run)
 
 
+@pytest.mark.parametrize("operation", ["train", "infer", "backward"])
+@pytest.mark.parametrize(("channels", "together"), [(4096, 4096), (1500, 1500), (1024, 1024), (8192, 4096)])
+def test_long_rows_of_channels_are_walked_in_longer_strips_past_the_cache(
+    operation: str, channels: int, together: int
+) -> None:
+    far = Problem(16384, channels, 1, 4, columns=True, adjacent=True)
+    planned = plan(operation, far, LAPTOP, replace(CPU, fetch=True, variant="split"))
+    assert planned.geometry.share == together
+    assert defines(planned)["BLOCKS"] * defines(planned)["VEC"] >= together
+    assert defines(planned)["FETCH"] == 1
+    near = plan(operation, far, LAPTOP, replace(CPU, stream=False, variant="split"))
+    assert near.geometry.share == min(channels, CPU.run_bytes // 4)
+
+
 def test_what_is_read_once_is_walked_in_the_order_of_memory() -> None:
     near = Problem(8, 512, 196, 4, columns=False, adjacent=True)
     planned = plan("infer", near, LAPTOP, CPU)
