@@ -31,7 +31,7 @@ _LEAST_VECTOR_OF_A_RUN = 4  # numbers: narrower ones cost more than the cache gi
 _LEAST_RUN_ROWS = 8  # of strips, where channels lie side by side: fewer are not worth the tables
 _RUN_ELEMENTS = {1: 90, 2: 24}  # by arrays read: rows this long, for each of them, are worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
-_LONGER = 4  # times as long a piece of memory, where what a walk past the cache reads is worth more than near tables
+_LONGER = 4  # times run_bytes, past the cache where long pieces of memory are worth more than tables near at hand
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _LEAST_RUN = 1024  # bytes of a row that columns should read at once
 _MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
@@ -298,9 +298,8 @@ def _group_shape(
         vec, fold, channels = _strip_down(problem, tuning, longest, widest, near)
         blocks_per_item = longest // vec
     elif run_shape := _run_shape(operation, problem, device, tuning, near) if lanes == 1 and not in_order else None:
-        vec, channels = run_shape
+        vec, channels, times = run_shape
         width = 1
-        times = _run_times(operation, problem, device, tuning)
         blocks_per_item = -(-_MOST_TOGETHER * times // vec)
         run = tuning.run_bytes * times // problem.itemsize
     else:
@@ -358,9 +357,10 @@ def _strip_down(problem: Problem, tuning: Tuning, longest: int, widest: int, nea
 
 def _run_shape(
     operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool
-) -> tuple[int, int] | None:
-    """Vector and channels of a run (kernels/runs.clh); None where rows are better walked one by one.
+) -> tuple[int, int, int] | None:
+    """Vector and channels of a run (kernels/runs.clh), and how many times run_bytes it may have.
 
+    None where rows are better walked one by one. Reading once, and writing past the cache, is best in long runs.
     With `near` its channels fit a compute unit's own cache or its part of the outer one: long runs of memory are worth
     more than the nearest of the two. A run should be whole vectors: where those of wide ones do not fit, vectors are
     narrower.
@@ -368,9 +368,8 @@ def _run_shape(
     vec = max(1, tuning.vec * 4 // problem.itemsize)
     part = int(device.cache_bytes * _CACHED[operation.arrays_read]) // device.compute_units
     room = max(tuning.near_bytes, part) // operation.arrays_read if near else 0
-    times = _run_times(operation, problem, device, tuning)
-    most = tuning.run_bytes * times // (problem.inner * problem.itemsize)
-    most = min(most, _MOST_TOGETHER * times)
+    times = _LONGER if not operation.partial and _is_streamed(operation, problem, device, tuning) else 1
+    most = min(tuning.run_bytes * times // (problem.inner * problem.itemsize), _MOST_TOGETHER * times)
     if most < 2 * operation.arrays_read and problem.channels > 1 and problem.inner >= _LEAST_FAR_ROW:
         return None  # long rows make up no run
     if problem.outer * _RUN_ELEMENTS[operation.arrays_read] < problem.inner:
@@ -381,12 +380,7 @@ def _run_shape(
         if not 0 < fewer < together:
             break
         vec, together = vec // 2, fewer
-    return (vec, together) if together else None
-
-
-def _run_times(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> int:
-    """How many times run_bytes a run may have: reading once, and writing past the cache, is best in long pieces."""
-    return 1 if operation.partial or not _is_streamed(operation, problem, device, tuning) else _LONGER
+    return (vec, together, times) if together else None
 
 
 def _run_together(problem: Problem, device: DeviceLimits, most: int, vec: int, room: int) -> int:
@@ -472,8 +466,9 @@ def _assemble(
     }
     if shape.run:
         defines["RUN"] = shape.run
-    strips = shape.run or problem.columns
-    defines["FETCH"] = int(fetch and (strips or _is_worth_fetching(problem, shape, operation)))
+    if fetch and not (shape.run or problem.columns):
+        fetch = _is_worth_fetching(problem, shape, operation)
+    defines["FETCH"] = int(fetch)
     launches = tuple(
         Launch(
             kernel,

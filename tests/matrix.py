@@ -50,15 +50,14 @@ class Runtime:
     get: str
     environment: Mapping[str, str] = field(default_factory=dict)
     tests: tuple[str, ...] = ("--only-device",)
-    slow: bool = False  # takes longest, and so is begun first
 
 
 RUSTICL = {"RUSTICL_ENABLE": "llvmpipe"}
-RUNTIMES = (
+RUNTIMES = (  # the slowest first: two at a time, the others then end with it
+    Runtime("rusticl", "rusticl", "apt-get install mesa-opencl-icd", RUSTICL),
     Runtime("pocl-3.0", "PoCL 3.0", "python -m pip install 'pyopencl[pocl]'"),
     Runtime("pocl-3.1", "PoCL 3.1", "apt-get install pocl-opencl-icd"),
     Runtime("intel", "Intel(R) OpenCL", "python -m pip install intel-opencl-rt intel-cmplr-lib-rt"),
-    Runtime("rusticl", "rusticl", "apt-get install mesa-opencl-icd", RUSTICL, slow=True),
     Runtime(  # a simulator that finds races and accesses out of bounds is slow: it gets every form of every kernel
         "oclgrind",
         "Oclgrind",
@@ -143,7 +142,7 @@ def run(runtime: Runtime, scratch: Path) -> Row:
     return row
 
 
-def told(runtime: Runtime, launches: Path) -> Row:
+def earlier(runtime: Runtime, launches: Path) -> Row:
     """The row of tests that have been run before."""
     row = Row(runtime)
     row.read(launches)
@@ -201,10 +200,10 @@ def footer(row: Row) -> Text:
     """All tests of a runtime, and how long they took."""
     if not row.present:
         return Text("")
-    parts = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items())]
-    parts += [f"died in {row.last}"] if row.last else []
-    parts += [f"{row.seconds:.0f} s"] if row.seconds else ["before"]
-    return Text("\n".join(parts), style="green" if row.status == 0 else "bold red")
+    told = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items())]
+    told += [f"died in {row.last}"] if row.last else []
+    told += [f"{row.seconds:.0f} s" if row.seconds else "before"]
+    return Text("\n".join(told), style="green" if row.status == 0 else "bold red")
 
 
 @contextlib.contextmanager
@@ -243,15 +242,15 @@ def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs:
     console = Console(highlight=False, width=max(_WIDTH, Console().width))
     chosen = [runtime for runtime in RUNTIMES if not only or runtime.name in only]
     with folder() as scratch:
-        rows = [told(runtime, known[runtime.name]) for runtime in chosen if runtime.name in known]
-        rest = sorted((r for r in chosen if r.name not in known), key=lambda runtime: not runtime.slow)
+        rows = [earlier(runtime, known[runtime.name]) for runtime in chosen if runtime.name in known]
+        rest = [runtime for runtime in chosen if runtime.name not in known]
         for row in rows:
             say(console, row)
         with ThreadPoolExecutor(jobs) as pool:
             for row in pool.map(run, rest, [scratch] * len(rest)):
                 rows.append(row)
                 say(console, row)
-        console.print(table(sorted(rows, key=lambda row: RUNTIMES.index(row.runtime))))
+        console.print(table(rows))
         good = all(row.good for row in rows if row.present or require_all)
         if check and not only:
             console.print("\noclbn check --all, with every runtime in sight", style="bold")

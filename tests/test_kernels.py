@@ -141,7 +141,6 @@ def test_inference_past_the_cache_walks_long_runs(
             assert "runs" in explain(given[0], operation="infer")
             check_inference(queue, host, 1)
             np.testing.assert_array_equal(batch_norm_infer(*given).get(), plain.get())
-    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
 
 
 CHAINED = [

@@ -212,9 +212,9 @@ def busy_cores(seconds: float) -> float:
     What a hypervisor gives to other machines is counted as used.
     """
     start, own = _ticks(), time.process_time()
-    time.sleep(seconds)
     if not start:
         return 0.0
+    time.sleep(seconds)
     used = [later - earlier for earlier, later in zip(start, _ticks(), strict=True)]
     user, nice, system, _idle, _iowait, irq, softirq, stolen = used
     busy = (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
