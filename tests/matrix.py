@@ -145,7 +145,10 @@ def run(runtime: Runtime, scratch: Path) -> Row:
 def earlier(runtime: Runtime, launches: Path) -> Row:
     """The row of tests that have been run before."""
     row = Row(runtime)
-    row.read(launches)
+    try:
+        row.read(launches)
+    except (ValueError, KeyError, TypeError) as error:
+        raise click.ClickException(f"{launches} is not what `pytest --launches` writes: {error!r}") from error
     row.status = int(bool(row.last or row.outcomes.keys() - {"passed", "skipped"}))
     return row
 

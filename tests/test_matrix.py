@@ -121,6 +121,14 @@ def test_what_was_told_of_nobody_or_nowhere_is_refused(given: str, named: str) -
     assert named in ended.output
 
 
+@pytest.mark.parametrize("text", ["no line of JSON", "[]", "{}"])
+def test_what_no_suite_told_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file").write_text(text)
+    ended = CliRunner().invoke(matrix.main, ["--only", "intel", "--told", f"intel={tmp_path / 'file'}"])
+    assert ended.exit_code == 1
+    assert "file is not what `pytest --launches` writes" in ended.output
+
+
 def test_the_suite_tells_which_kernels_each_test_launched(queue: cl.CommandQueue, tmp_path: Path) -> None:
     """As tests/matrix.py asks for it, on one small file."""
     report = tmp_path / "report"
