@@ -36,7 +36,7 @@ _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _LEAST_RUN = 1024  # bytes of a row that columns should read at once
 _MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
 _MOST_ADDITIONS_ALONE = 16  # the same where there is but one accumulator, so that no tree over several follows
-_MOST_ADDITIONS_TO_A_STRIP = 8  # the same there, of sums over as many rows as are taken at once
+_MOST_ADDITIONS_TO_A_STRIP = 64  # of sums over the rows that are taken at once, on two levels (FEW in strips.clh)
 _MOST_ADDITIONS_DOWN = 64  # the same down columns, where sums have two levels (SHORT in columns.clh)
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
 _NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
@@ -466,9 +466,7 @@ def _assemble(
     }
     if shape.run:
         defines["RUN"] = shape.run
-    if fetch and not (shape.run or problem.columns):
-        fetch = _is_worth_fetching(problem, shape, operation)
-    defines["FETCH"] = int(fetch)
+    defines["FETCH"] = int(fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
             kernel,
@@ -546,7 +544,9 @@ def _chain(operation: Operation, problem: Problem, device: DeviceLimits, tuning:
 
 
 def _is_worth_fetching(problem: Problem, shape: _GroupShape, operation: Operation) -> bool:
-    """Long rows are foreseen by the processor itself, and two streams of middling ones are as well."""
+    """Long rows are foreseen by the processor itself, and so are two streams, of several rows or of middling ones."""
+    if shape.run or problem.columns:
+        return operation.arrays_read == 1
     together = shape.lanes == 1 and shape.channels > 1
     return together and (operation.arrays_read == 1 or problem.inner * problem.itemsize < _SHORT_ROW)
 

@@ -43,7 +43,7 @@ ROWS = [
     _row((4, 9, 65), "just above a work-group of 64"),
     _row((16, 10, 7, 7), "ResNet's last, inner 49"),
     _row((8, 12, 14, 14), "ResNet, inner 196"),
-    _row((150, 37, 7), "a run, in chunks, nothing even"),
+    _row((150, 37, 7), "a run, sums on several levels, nothing even"),
     _row((9, 41, 2, 2), "a run below a vector per channel"),
     _row((8, 300, 49), "runs of whole vectors and a shorter last one"),
     _row((67, 2, 3, 3), "a run that is a vector and a scrap"),

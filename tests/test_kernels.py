@@ -18,7 +18,7 @@ from test_functional import all_bits, check_backward, check_inference, check_mom
 from oclbn import functional, reference
 from oclbn.device import tuning_names
 from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, explain, plain_copy
-from oclbn.hostile import make
+from oclbn.hostile import Offset, make
 from oclbn.plan import OPERATIONS
 from oclbn.tuning import tuning_for, using
 
@@ -51,6 +51,16 @@ SHAPES = [
     pytest.param((400, 70), 1, id="columns of several chunks"),
     pytest.param((3, 20, 21, 33), 3, id="channels last, a scrap"),
 ]
+
+
+def test_a_small_slice_of_less_than_a_strip(queue: cl.CommandQueue) -> None:
+    """Nine rows of five channels make up a strip; the last slice has one row, which its first guess comes from."""
+    host = make((73, 5), 1, maker=Offset(1_000_003.0))
+    with using(variant="split", lanes=1, vec=4, most_steps=200):
+        assert "5 slices" in explain(put(queue, host.x))
+        check_training(queue, host, 1)
+        check_moments(queue, host, 1)
+        check_backward(queue, host, 1)
 
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
@@ -146,7 +156,8 @@ def test_inference_past_the_cache_walks_long_runs(
 CHAINED = [
     pytest.param((3, 9, 11), {"vec": 4}, id="small rows"),
     pytest.param((9, 23, 3), {"vec": 4, "run_bytes": 60}, id="small runs, the last one shorter"),
-    pytest.param((35, 19, 7, 7), {"vec": 8}, id="runs of more than one chunk"),
+    pytest.param((35, 19, 7, 7), {"vec": 8}, id="runs whose sums take two levels"),
+    pytest.param((71, 9, 5), {"vec": 4, "unroll": 1}, id="runs of more than one chunk"),
     pytest.param((6, 41, 14, 14), {"vec": 8, "run_bytes": 2048}, id="runs of long channels"),
     pytest.param((7, 37, 15), {"vec": 4, "run_bytes": 0}, id="short rows of several channels"),
     pytest.param((5, 9, 601), {"vec": 8}, id="ragged rows that are written past the cache"),

@@ -204,9 +204,15 @@ def test_long_rows_of_channels_are_walked_in_longer_strips_past_the_cache(
     planned = plan(operation, far, LAPTOP, replace(CPU, fetch=True, variant="split"))
     assert planned.geometry.share == together
     assert defines(planned)["BLOCKS"] * defines(planned)["VEC"] >= together
-    assert defines(planned)["FETCH"] == 1
+    assert defines(planned)["FETCH"] == (operation != "backward")  # which reads two streams of rows
     near = plan(operation, far, LAPTOP, replace(CPU, stream=False, variant="split"))
     assert near.geometry.share == min(channels, CPU.run_bytes // 4)
+
+
+def test_the_last_slice_may_be_less_than_a_strip() -> None:
+    few = Problem(73, 5, 1, 4, columns=True, adjacent=True)
+    cut = plan("train", few, LAPTOP, replace(CPU, vec=4, most_steps=200, variant="split")).geometry
+    assert (cut.chunk_columns, cut.slice_rows, cut.slices) == (9, 18, 5)  # rows of a strip, and of a slice
 
 
 def test_what_is_read_once_is_walked_in_the_order_of_memory() -> None:
