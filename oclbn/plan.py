@@ -69,7 +69,7 @@ class Tuning:
     vec: int = 8  # 4-byte elements per vector, a power of two up to 16
     unroll: int = 4  # independent sums per work-item
     blocks: int = 1  # with lanes > 1: vectors of neighbouring channels per work-item, where channels lie side by side
-    chunk_bytes: int = 16384  # what is summed before it is merged; read twice, so it should fit the innermost cache
+    chunk_bytes: int = 16384  # what is summed in one go, but for strips; may be read twice, from the innermost cache
     run_bytes: int = 4096  # rows up to this are walked together with their neighbours', in strips of this length
     together_bytes: int = 12288  # the same where the channels' rows are not adjacent, and are walked one by one
     once_bytes: int = 65536  # rows that are read but once are walked in such pieces, in the order of memory
@@ -533,7 +533,7 @@ def _chain(operation: Operation, problem: Problem, device: DeviceLimits, tuning:
     if not tuning.chains or problem.columns or tuning.most_steps:
         return 1
     if shape.run and operation.arrays_read > 1:
-        return 1  # short rows of five arrays at once, and nine tables: that is more than the nearest cache takes
+        return 1  # short rows of five arrays at once, and a dozen tables: that is more than the nearest cache takes
     least = -(-shape.blocks // device.compute_units)  # what the busiest unit has in any case
     for chains in range(min(tuning.chains, shape.blocks), 0, -1):
         chain = -(-shape.blocks // (device.compute_units * chains))

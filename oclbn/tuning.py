@@ -27,7 +27,7 @@ from .plan import CANDIDATES, Tuning
 from .usertable import DeviceNames
 
 _overrides: contextvars.ContextVar[tuple[tuple[str, Any], ...]] = contextvars.ContextVar("oclbn_tuning", default=())
-_LONGEST_RUN = 65536  # bytes: tables of that length and of four times it have to fit a work-item's private memory
+_LONGEST_RUN = 16384  # bytes: tables of that length and of four times it have to fit a work-item's private memory
 _TYPES: dict[str, type] = {field.name: type(field.default) for field in fields(Tuning)}
 
 

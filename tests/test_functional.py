@@ -817,7 +817,7 @@ def test_a_variance_out_of_range_shows(queue: cl.CommandQueue, shape: tuple[int,
 
 
 STRIPS = [  # channels that share a strip, in several chunks
-    pytest.param((3000, 5), {"run_bytes": 256}, id="columns"),
+    pytest.param((3000, 5), {"run_bytes": 256, "unroll": 1}, id="columns"),
     pytest.param((600, 37), {"run_bytes": 64}, id="columns of several groups"),
     pytest.param((1000, 5, 7), {}, id="short rows"),
     pytest.param((1000, 9, 2), {}, id="rows below a vector"),
@@ -837,6 +837,32 @@ def test_first_rows_that_mislead(
     with using(**{**options, **way}):
         _, _, m2 = moments(put(queue, x))
     np.testing.assert_allclose(m2.get(), wanted, rtol=16 * np.finfo(np.float32).eps)
+
+
+def wandering(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """Channels in turn: steady, a small step, a step of 10^4 at another row, a long drift, one there and back."""
+    x = np.moveaxis(rng.standard_normal(shape), (0, axis), (0, 1))
+    rows = np.arange(shape[0]).reshape(-1, *(1,) * (x.ndim - 2))
+    at = rows / shape[0]
+    x[:, 1::5] += (3.0 * (at > 0.4))[:, None]
+    x[:, 2::5] += (1e4 * (at > 0.7))[:, None]
+    x[:, 3::5] += (1e3 * at)[:, None]
+    x[:, 4::5] += (1e2 * np.sin(9 * at))[:, None]
+    return np.moveaxis(x, (0, 1), (0, axis))
+
+
+@pytest.mark.parametrize(
+    "way", [{}, {"lanes": 1, "vec": 1, "unroll": 1}, {"lanes": 1, "vec": 4, "variant": "split"}], ids=str
+)
+@pytest.mark.parametrize("shape", [(1500, 1000), (4000, 65), (1031, 8, 49), (700, 40, 5), (2100, 4, 100)], ids=str)
+def test_means_that_wander_from_chunk_to_chunk(
+    queue: cl.CommandQueue, shape: tuple[int, ...], way: dict[str, Any]
+) -> None:
+    host = make(shape, 1, maker=wandering)
+    with using(**way):
+        check_moments(queue, host, 1)
+        check_training(queue, host, 1)
+        check_backward(queue, host, 1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e4, 1e18, 1e30])

@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from oclbn.bounds import Bound, excess
 from oclbn.expectation import EPSILON, FACTOR, expected
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments
 from oclbn.hostile import Data, Maker, Offset, along, make
+from oclbn.tuning import using
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOAT32 = np.finfo(np.float32)
@@ -72,11 +74,8 @@ def test_slices_of_many_values(queue: cl.CommandQueue, shape: tuple[int, ...]) -
     check(queue, make(shape, 1, maker=Offset(10_001.7)))
 
 
-ONE_SIGNED = [(16, 8, 65536), (16, 8, 3136), (16, 8, 784), (16, 8, 196), (1031, 8, 49), (8192, 24), (2050, 300)]
-
-
-@pytest.mark.parametrize("shape", ONE_SIGNED, ids=str)
-def test_roundings_of_one_sign(queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("inner", [65536, 3136, 784, 196], ids=lambda inner: f"rows of {inner}")
+def test_roundings_of_one_sign(queue: cl.CommandQueue, inner: int) -> None:
     """Squares that lose nearly half a unit, always downwards, with each addition to a sum between 32 and 64."""
     value = 1 + 5 * float(FLOAT32.eps)
 
@@ -85,10 +84,48 @@ def test_roundings_of_one_sign(queue: cl.CommandQueue, shape: tuple[int, ...]) -
         return rng.choice([-value, value], shape)
 
     simulated = device.select(queue.device).simulator
-    host = make((2, 1, *shape[2:]) if simulated else shape, 1, maker=one_signed)
+    host = make((2, 1, inner) if simulated else (16, 8, inner), 1, maker=one_signed)
     check(queue, host)
     _, mean, m2 = moments(*put(queue, host.x))
     compare("moments", {"mean": mean, "m2": m2}, host)
+
+
+ADVERSE = [1.0521644, 1.1041508, 1.1041584, 1.1099377, 1.2360201, 1.2805004]  # to sums of 16 and more on one level
+SWEPT = [
+    pytest.param((16, 200, 784), id="rows"),
+    pytest.param((3, 24, 65536), id="long rows"),
+    pytest.param((1031, 96, 49), id="short rows"),
+    pytest.param((1500, 1000), id="columns"),
+    pytest.param((16384, 5), id="columns of few channels"),
+    pytest.param((65536, 1), id="one column"),
+]
+
+
+@pytest.mark.parametrize("shape", SWEPT)
+def test_no_value_drifts(queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
+    """Each channel adds up one value of its own, from all over a binade: in squares, slopes, and their products."""
+    if device.select(queue.device).simulator:
+        pytest.skip(f"so many values as there are in {shape} take a simulator minutes")
+    rng = np.random.default_rng(11)
+    value = np.float32((ADVERSE + rng.uniform(1, 2, 1000).tolist())[: shape[1]])
+    signs = rng.choice(np.float32([-1, 1]), shape)
+    x = signs * along(value, shape, 1).astype(np.float32)
+    for dy in (np.broadcast_to(along(value, shape, 1), shape), x):
+        host = replace(make(shape, 1), x=x, dy=np.ascontiguousarray(dy, np.float32))
+        check(queue, host)
+    _, mean, m2 = moments(*put(queue, x))
+    compare("moments", {"mean": mean, "m2": m2}, host)
+
+
+def test_a_strip_of_many_rows_does_not_drift(queue: cl.CommandQueue) -> None:
+    """2048 rows of two channels make up a strip: as many sums for each of them, once all rows are added up."""
+    if device.select(queue.device).simulator:
+        pytest.skip("so many rows take a simulator minutes")
+    for value in np.reshape(np.float32(ADVERSE), (-1, 2)):
+        host = make((32768, 2), 1)
+        host = replace(host, dy=np.broadcast_to(value, host.x.shape).copy())
+        with using(lanes=1, vec=4, run_bytes=16384):
+            check(queue, host)
 
 
 # --- roundings of an element

@@ -108,7 +108,7 @@ def test_overrides_are_the_threads_own() -> None:
         ({"unroll": True}, "unroll is True; it wants int"),
         ({"groups_per_unit": 0}, "groups_per_unit is 0; it wants a positive number"),
         ({"chains": -1}, "chains is -1; it wants a positive number or 0"),
-        ({"run_bytes": 65537}, "run_bytes is 65537; it wants 65536 at most"),
+        ({"run_bytes": 16385}, "run_bytes is 16385; it wants 16384 at most"),
         ({"variant": "fast"}, "variant is 'fast'; there are resident, split, serial"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
