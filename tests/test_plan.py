@@ -215,6 +215,14 @@ def test_the_last_slice_may_be_less_than_a_strip() -> None:
     assert (cut.chunk_columns, cut.slice_rows, cut.slices) == (9, 18, 5)  # rows of a strip, and of a slice
 
 
+@pytest.mark.parametrize("vec", [1, 8])
+@pytest.mark.parametrize("rows", [1500, 40_000])
+def test_merging_slices_takes_no_more_turns_than_a_driver_allows(rows: int, vec: int) -> None:
+    limited = replace(CPU, vec=vec, unroll=1, most_steps=60_000)
+    planned = plan("train", Problem(rows, 1000, 1, 4, columns=True, adjacent=True), LAPTOP, limited)
+    assert planned.geometry.slices * planned.geometry.share / vec < 60_000
+
+
 def test_what_is_read_once_is_walked_in_the_order_of_memory() -> None:
     near = Problem(8, 512, 196, 4, columns=False, adjacent=True)
     planned = plan("infer", near, LAPTOP, CPU)
