@@ -333,8 +333,8 @@ def _strip_length(operation: Operation, problem: Problem, device: DeviceLimits, 
     longest = tuning.run_bytes // problem.itemsize
     if problem.channels > longest and _is_streamed(operation, problem, device, tuning):
         longest *= _LONGER
-    if tuning.most_steps:  # every channel of a strip takes a turn for each slice that is merged
-        longest = min(longest, _MOST_TOGETHER * vec)
+    if tuning.most_steps:  # every vector of a strip takes a turn for each slice that is merged, and for each table
+        longest = min(longest, tuning.most_steps // (2 * math.isqrt(_PASSES * problem.outer)) * vec)
     return max(longest // vec, 1) * vec
 
 
