@@ -20,7 +20,7 @@ from .errors import BuildError
 _MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
 _MOST_WIDTH_DOWN_COLUMNS = 64  # work-items across channels: enough for whole cache lines
 _LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and merging than they balance
-_SMALL = 1 << 17  # bytes of a tensor that is done sooner by one launch than shared out by two
+_SMALL = 1 << 18  # bytes of a tensor that is done sooner by one launch than shared out by two
 _LEAST_ROWS_PER_SLICE = 128  # and per slice that is merged: merging a row of results takes as long as some rows
 _MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
 _LEAST_TOGETHER = 16  # where short rows allow: a run of memory is worth more than the nearest cache
