@@ -20,7 +20,8 @@ from .errors import BuildError
 _MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
 _MOST_WIDTH_DOWN_COLUMNS = 64  # work-items across channels: enough for whole cache lines
 _LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and merging than they balance
-_SMALL = 1 << 18  # bytes of a tensor that is done sooner by one launch than shared out by two
+_SMALL = 1 << 17  # bytes of a tensor that is done sooner by one launch than shared out by two
+_SMALL_ALONE = 1 << 18  # the same where groups are one work-item: a processor's cores
 _LEAST_ROWS_PER_SLICE = 128  # and per slice that is merged: merging a row of results takes as long as some rows
 _MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
 _LEAST_TOGETHER = 16  # where short rows allow: a run of memory is worth more than the nearest cache
@@ -229,7 +230,8 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
     if not tuning.variant:
         if problem.columns and shape.lanes == 1 and shape.channels * problem.itemsize < min(_LEAST_RUN, row_bytes):
             return None  # such narrow columns fit a near cache, but memory is read in too short pieces
-        if problem.tensor_bytes > _SMALL and not _is_even(shape.blocks, device.compute_units):
+        small = _SMALL_ALONE if shape.lanes == 1 else _SMALL
+        if problem.tensor_bytes > small and not _is_even(shape.blocks, device.compute_units):
             return None  # some compute units would idle while others work
         again = problem.slice_bytes * operation.arrays_read * shape.channels
         if device.cache_bytes and again * device.compute_units > device.cache_bytes:
