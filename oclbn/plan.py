@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -308,7 +309,7 @@ def _group_shape(
         vec = min(widest, floor_power(problem.inner))
         while lanes > 1 and problem.inner % vec:
             vec //= 2  # with several work-items only whole vectors are walked
-        channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near, in_order)
+        channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near, in_order, vec)
         blocks_per_item = 1 if channels == 1 else _MOST_TOGETHER
         width = min(lanes, _ceil_power(problem.inner // vec))
     return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels), run, fold)
@@ -328,16 +329,23 @@ def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> i
     return -(-turns // tuning.most_steps)
 
 
+def _most_at_once(problem: Problem, tuning: Tuning, turns: int) -> int:
+    """How many vectors of channels, or channels along rows, each of so many `turns` a row, a work-item may handle.
+
+    The more there are, the more slices it takes to keep its walk within what the driver allows, and each of them takes
+    a turn for every slice when those are merged.
+    """
+    if not tuning.most_steps:
+        return sys.maxsize
+    return max(1, tuning.most_steps // (2 * math.isqrt(_PASSES * problem.outer * turns)))
+
+
 def _strip_length(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, vec: int) -> int:
     """Most elements of a strip: a whole number of vectors; of long rows, past the cache, several times as many."""
-    if not tuning.run_bytes:
-        return _MOST_TOGETHER * vec
-    longest = tuning.run_bytes // problem.itemsize
-    if problem.channels > longest and _is_streamed(operation, problem, device, tuning):
+    longest = tuning.run_bytes // problem.itemsize if tuning.run_bytes else _MOST_TOGETHER * vec
+    if tuning.run_bytes and problem.channels > longest and _is_streamed(operation, problem, device, tuning):
         longest *= _LONGER
-    if tuning.most_steps:  # every vector of a strip takes a turn for each slice that is merged, and for each table
-        longest = min(longest, tuning.most_steps // (2 * math.isqrt(_PASSES * problem.outer)) * vec)
-    return max(longest // vec, 1) * vec
+    return max(min(longest // vec, _most_at_once(problem, tuning, 1)), 1) * vec
 
 
 def _strip_down(problem: Problem, tuning: Tuning, longest: int, widest: int, near: bool) -> tuple[int, int, int]:
@@ -374,6 +382,7 @@ def _run_shape(
     room = max(tuning.near_bytes, part) // operation.arrays_read if near else 0
     times = _LONGER if not operation.partial and _is_streamed(operation, problem, device, tuning) else 1
     most = min(tuning.run_bytes * times // (problem.inner * problem.itemsize), _MOST_TOGETHER * times)
+    most = min(most, _most_at_once(problem, tuning, -(-problem.inner // vec)))
     if most < 2 * operation.arrays_read and problem.channels > 1 and problem.inner >= _LEAST_FAR_ROW:
         return None  # long rows make up no run
     if problem.outer * _RUN_ELEMENTS[operation.arrays_read] < problem.inner:
@@ -409,10 +418,11 @@ def _run_together(problem: Problem, device: DeviceLimits, most: int, vec: int, r
     return 0
 
 
-def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool, in_order: bool) -> int:
+def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool, in_order: bool, vec: int) -> int:
     """How many neighbouring channels one work-item walks at once, so that short rows make up a long run of memory."""
     long = tuning.once_bytes if in_order else 1 if problem.inner >= _LEAST_FAR_ROW else tuning.together_bytes
     fitting = min(long // (problem.inner * problem.itemsize), _MOST_TOGETHER, problem.channels)
+    fitting = min(fitting, _most_at_once(problem, tuning, -(-problem.inner // vec)))
     if near:
         fitting = min(fitting, max(tuning.near_bytes // problem.slice_bytes, _LEAST_TOGETHER))
     shared = problem.channels * problem.outer if in_order else problem.channels  # in order, slices cost nothing
