@@ -31,7 +31,7 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from . import arguments, program
+from . import arguments, pages, program
 from .device import driver_errors, lacks_memory, limits, tuning_names
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
 from .plan import OPERATIONS, Build, DeviceLimits, Launch, Plan, Tuning, fitting_plan
@@ -122,9 +122,9 @@ def batch_norm_train(
         raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
     if x.size == 0:
         undefined = _per_channel_results(x, axis, scale)
-        return _Empty((_like(x) if out is None else out, *undefined), undefined, math.nan)
+        return _Empty((result_like(x) if out is None else out, *undefined), undefined, math.nan)
     prepared = _prepare("train", x, axis, out=out)
-    y = _like(x) if out is None else out
+    y = result_like(x) if out is None else out
     save_mean, save_invstd = _per_channel_results(x, axis, scale)
     return _Call(
         (y, save_mean, save_invstd),
@@ -173,9 +173,9 @@ def batch_norm_infer(
         arguments.like("out", out, x)
         arguments.exclusive({"out": out}, reads if arguments.same_elements(out, x) else {"x": x, **reads})
     if x.size == 0:
-        return _Empty(_like(x) if out is None else out)
+        return _Empty(result_like(x) if out is None else out)
     prepared = _prepare("infer", x, axis, out=out)
-    y = _like(x) if out is None else out
+    y = result_like(x) if out is None else out
     arrays = {"x": x, "y": y, "scale": scale, "bias": bias, "mean": mean, "var": var}
     return _Call(y, prepared, x, arrays, {"epsilon": epsilon}, (y,))
 
@@ -247,9 +247,9 @@ def batch_norm_backward(
             for array, into in zip(sums, (scale_grad, bias_grad), strict=True)
             if into is not None
         ]
-        return _Empty((_like(x) if out is None else out, *sums), sums, 0, gathered)
+        return _Empty((result_like(x) if out is None else out, *sums), sums, 0, gathered)
     prepared = _prepare("backward" if training else "constant", x, axis, dy, out)
-    dx = _like(x) if out is None else out
+    dx = result_like(x) if out is None else out
     dscale, dbias = _per_channel_results(x, axis, scale)
     count = _count(x, axis)
     return _Call(
@@ -553,7 +553,7 @@ class _Empty(_Call[_R]):
 
 
 def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> _Prepared:
-    """Layout, plan and kernels for these shapes and strides; without `out` the result will lie as _like makes it."""
+    """Layout, plan and kernels for these shapes and strides; without `out`, for a result as result_like makes it."""
     queue = _queue(x)
     device = queue.device
     tuning = tuning_for(*tuning_names(device))
@@ -647,11 +647,21 @@ def _count(x: Array, axis: int) -> int:
     return x.size // channels if channels else math.prod(x.shape[:axis] + x.shape[axis + 1 :])
 
 
-def _like(x: Array) -> Array:
-    """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps."""
+def result_like(x: Array) -> Array:
+    """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps.
+
+    From x's allocator; without one, on a processor, in large pages where those are worth the request.
+    """
     strides = arguments.dense_strides(x)
     model = x if strides == x.strides else _model(x.context, x.shape, x.dtype, strides)
-    made: Array = _allocated(x, x.nbytes, lambda: empty_like(model, x.queue, x.allocator))
+
+    def make() -> Array:
+        made: Array = empty_like(model, x.queue, x.allocator)
+        if x.allocator is None:
+            pages.enlarge(made, often=True)
+        return made
+
+    made: Array = _allocated(x, x.nbytes, make)
     return made
 
 

@@ -1,7 +1,8 @@
 """Device arrays on the default queue, under the names that PuzzleLib's users know.
 
 Every function takes ``queue=``, a pyopencl.CommandQueue, to use another one than
-:func:`oclbn.device.default_queue`. What comes back is a plain C-contiguous pyopencl.array.Array.
+:func:`oclbn.device.default_queue`. What comes back is a plain C-contiguous pyopencl.array.Array. Large arrays of
+processors lie in large pages where Linux gives them (oclbn.pages), but for those of zeros.
 
     >>> import numpy as np
     >>> from oclbn import gpuarray
@@ -20,7 +21,7 @@ import pyopencl.array as cl_array
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pyopencl.array import Array
 
-from oclbn import device
+from oclbn import device, pages
 from oclbn.device import driver_errors
 from oclbn.errors import DtypeError, ParameterError, SizeError
 
@@ -40,13 +41,17 @@ def to_gpu(ary: ArrayLike, *, queue: cl.CommandQueue | None = None) -> Array:
     if host.dtype.hasobject or host.dtype.kind in "SUmM":
         raise DtypeError(f"ary has elements of type {host.dtype}; wanted numbers")
     packed = np.asarray(host, dtype=host.dtype.newbyteorder("="), order="C")
-    return cl_array.to_device(_roomy(queue, packed.shape, packed.dtype), packed)
+    array = empty(packed.shape, packed.dtype, queue=queue)
+    array.set(packed)
+    return array
 
 
 @driver_errors("empty")
 def empty(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
     """A new array of `shape`; its elements are whatever the memory held."""
-    return cl_array.empty(_roomy(queue, shape, dtype), shape, np.dtype(dtype))
+    array = cl_array.empty(_roomy(queue, shape, dtype), shape, np.dtype(dtype))
+    pages.enlarge(array, often=False)
+    return array
 
 
 @driver_errors("zeros")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 
-from . import functional
+from . import functional, gpuarray
 from .errors import DeviceError
 from .peers import checking, contract
 from .suites import Shape
@@ -40,16 +41,15 @@ class Work:
 
     def __init__(self, queue: cl.CommandQueue, shape: Shape, axis: int, outputs: str, values: contract.Floats) -> None:
         self.queue, self.axis, self._values, self._bound = queue, axis, values, outputs == "bound"
-        allocator: Any = None
+        put = functools.partial(gpuarray.to_gpu, queue=queue)
         if outputs == "pool":
             tools: Any = cl.tools
-            allocator = tools.MemoryPool(tools.ImmediateAllocator(queue))
-        self.x, self.dy = (
-            cla.to_device(queue, contract.tensor(values, shape, name), allocator=allocator) for name in ("x", "dy")
-        )
+            pool = tools.MemoryPool(tools.ImmediateAllocator(queue))
+            put = functools.partial(cla.to_device, queue, allocator=pool)
+        self.x, self.dy = (put(contract.tensor(values, shape, name)) for name in ("x", "dy"))
         reused = outputs in ("reused", "bound")
-        self._out: cla.Array | None = cla.empty_like(self.x) if reused else None
-        self._other_out: cla.Array | None = cla.empty_like(self.x) if reused else None
+        self._out: cla.Array | None = gpuarray.empty_like(self.x) if reused else None
+        self._other_out: cla.Array | None = gpuarray.empty_like(self.x) if reused else None
         self._given = contract.parameters(values, shape[axis])
         arrays = {name: cla.to_device(queue, np.array(value)) for name, value in self._given.items()}
         self._scale, self._bias, self._mean, self._var = (arrays[name] for name in ("scale", "bias", "mean", "var"))
@@ -134,8 +134,7 @@ class Work:
         return [self._entry("copy", name, call) for name, call in zip(COPIES, calls, strict=True)]
 
     def _target(self) -> cla.Array:
-        target: cla.Array = cla.empty_like(self.x) if self._out is None else self._out
-        return target
+        return functional.result_like(self.x) if self._out is None else self._out
 
     def _entry(self, who: str, operation: str, call: Callable[[], Any], plan: str = "") -> Entry:
         def turn(count: int, warm: bool) -> list[float]:

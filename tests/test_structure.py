@@ -44,6 +44,7 @@ LAYERS = [
     "functional",
     "arguments",
     "program",
+    "pages",
     "device",
     "selection",
     "tuning",
