@@ -23,6 +23,9 @@ _MOST_WIDTH_DOWN_COLUMNS = 64  # work-items across channels: enough for whole ca
 _LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and merging than they balance
 _SMALL = 1 << 17  # bytes of a tensor that is done sooner by one launch than shared out by two
 _SMALL_ALONE = 1 << 18  # the same where groups are one work-item: a processor's cores
+_SHARED_OUT = 1 << 19  # bytes per compute unit of a tensor that one launch with even shares does sooner than two
+_LEAST_SHARE = 128  # bytes of a row that belong to such a share
+_LINE = 64  # bytes of a cache's line: what two units write had better not lie in one
 _LEAST_ROWS_PER_SLICE = 128  # and per slice that is merged: merging a row of results takes as long as some rows
 _MOST_SLICES = 256  # every group of the second launch reads all partial results of its channel
 _LEAST_TOGETHER = 16  # where short rows allow: a run of memory is worth more than the nearest cache
@@ -229,7 +232,8 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
     if _slices_for_steps(problem, tuning, shape) > 1:
         return None
     if not tuning.variant:
-        if problem.columns and shape.lanes == 1 and shape.channels * problem.itemsize < min(_LEAST_RUN, row_bytes):
+        least_run = 0 if shape.lanes > 1 or shape.even else min(_LEAST_RUN, row_bytes)
+        if problem.columns and shape.channels * problem.itemsize < least_run:
             return None  # such narrow columns fit a near cache, but memory is read in too short pieces
         small = _SMALL_ALONE if shape.lanes == 1 else _SMALL
         if problem.tensor_bytes > small and not _is_even(shape.blocks, device.compute_units):
@@ -277,6 +281,7 @@ class _GroupShape:
     blocks: int  # groups that all channels need
     run: int = 0  # most elements of a run, where short rows are walked as one
     fold: int = 1  # rows that make up a strip, where channels lie side by side
+    even: bool = False  # whether channels that lie side by side are shared out evenly among compute units
 
 
 def _group_shape(
@@ -286,7 +291,7 @@ def _group_shape(
     widest = max(1, tuning.vec * 4 // problem.itemsize)
     per_lane = _NUMBERS_PER_LANE * problem.itemsize * (widest if problem.columns else 1)
     lanes = min(tuning.lanes, floor_power(device.max_group))
-    run, fold = 0, 1
+    run, fold, even = 0, 1, False
     in_order = lanes == 1 and _is_walked_in_order(operation, problem, device, tuning)
     if lanes > 1:
         lanes = min(lanes, floor_power(device.local_bytes // per_lane))
@@ -298,7 +303,10 @@ def _group_shape(
     elif problem.columns:
         width = 1
         longest = _strip_length(operation, problem, device, tuning, widest)
-        vec, fold, channels = _strip_down(problem, tuning, longest, widest, near)
+        if even := near and (channels := _even_share(problem, device, longest, widest)) > 0:
+            vec = min(widest, floor_power(channels))
+        else:
+            vec, fold, channels = _strip_down(problem, tuning, longest, widest, near)
         blocks_per_item = longest // vec
     elif run_shape := _run_shape(operation, problem, device, tuning, near) if lanes == 1 and not in_order else None:
         vec, channels, times = run_shape
@@ -312,7 +320,8 @@ def _group_shape(
         channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near, in_order, vec)
         blocks_per_item = 1 if channels == 1 else _MOST_TOGETHER
         width = min(lanes, _ceil_power(problem.inner // vec))
-    return _GroupShape(lanes, vec, blocks_per_item, width, channels, -(-problem.channels // channels), run, fold)
+    blocks = -(-problem.channels // channels)
+    return _GroupShape(lanes, vec, blocks_per_item, width, channels, blocks, run, fold, even)
 
 
 def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> int:
@@ -346,6 +355,23 @@ def _strip_length(operation: Operation, problem: Problem, device: DeviceLimits, 
     if tuning.run_bytes and problem.channels > longest and _is_streamed(operation, problem, device, tuning):
         longest *= _LONGER
     return max(min(longest // vec, _most_at_once(problem, tuning, 1)), 1) * vec
+
+
+def _even_share(problem: Problem, device: DeviceLimits, longest: int, widest: int) -> int:
+    """Neighbouring channels that one work-item of a small tensor gets, so that all units work alike; 0: no such number.
+
+    They are whole lines, and a strip of at most `longest`; the last share holds a vector of `widest` as well.
+    """
+    units, channels = device.compute_units, problem.channels
+    if units == 1 or not _SMALL_ALONE < problem.tensor_bytes <= _SHARED_OUT * units:
+        return 0
+    line = max(_LINE // problem.itemsize, widest)
+    shares = units * -(-channels // (units * longest))
+    share = -(-channels // (shares * line)) * line
+    shares = -(-channels // share)
+    alike = shares % units == 0 and shares * share <= channels * _EVEN
+    least = min(share, channels % share or share)
+    return share if alike and share <= longest and share * problem.itemsize >= _LEAST_SHARE and least >= widest else 0
 
 
 def _strip_down(problem: Problem, tuning: Tuning, longest: int, widest: int, near: bool) -> tuple[int, int, int]:

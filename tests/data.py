@@ -67,6 +67,8 @@ COLUMNS = [
     _row((100_003, 1), "one long column"),
     _row((20_011, 5), "few long columns"),
     _row((4099, 33), "long columns, a scrap beside a power of two"),
+    _row((257, 300), "columns that two units share, unevenly"),
+    _row((1, 14, 14, 480), "channels last that two units share", axis=3),
     _row((2, 7, 7, 10), "channels last", axis=-1),
     _row((3, 5, 1), "channels last, one channel", axis=-1),
     _row((4, 14, 14, 65), "channels last, a scrap", axis=3),

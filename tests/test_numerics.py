@@ -96,6 +96,7 @@ SWEPT = [
     pytest.param((3, 24, 65536), id="long rows"),
     pytest.param((1031, 96, 49), id="short rows"),
     pytest.param((1500, 1000), id="columns"),
+    pytest.param((230, 1000), id="columns that two share"),
     pytest.param((16384, 5), id="columns of few channels"),
     pytest.param((65536, 1), id="one column"),
 ]

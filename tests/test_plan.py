@@ -66,6 +66,36 @@ def test_what_is_small_takes_one_launch() -> None:
     assert groups(plan("backward", Problem(128, 64, 1, 4, columns=True), LAPTOP, CPU)) == [1]
 
 
+@pytest.mark.parametrize(
+    ("rows", "channels", "itemsize", "units", "share"),
+    [
+        pytest.param(512, 512, 4, 2, 256, id="halves"),
+        pytest.param(200, 1000, 4, 2, 512, id="whole lines, as even as they can be"),
+        pytest.param(512, 256, 8, 2, 128, id="float64"),
+        pytest.param(1024, 1024, 4, 8, 128, id="eighths"),
+        pytest.param(60, 4096, 4, 2, 1024, id="no longer than a strip"),
+        pytest.param(4096, 64, 4, 2, 32, id="128 bytes of a row"),
+        pytest.param(4096, 64, 4, 4, None, id="less of a row"),
+        pytest.param(8000, 40, 4, 2, None, id="uneven"),
+        pytest.param(1000, 257, 4, 2, None, id="uneven by less than a vector"),
+        pytest.param(1024, 1024, 4, 2, None, id="too large to gain by it"),
+        pytest.param(256, 256, 4, 2, 256, id="so small that one is done before two have begun"),
+        pytest.param(2048, 128, 4, 1, None, id="nobody to share with"),
+    ],
+)
+def test_small_tensors_of_neighbouring_channels_are_shared_out(
+    rows: int, channels: int, itemsize: int, units: int, share: int | None
+) -> None:
+    shared = plan(
+        "train", Problem(rows, channels, 1, itemsize, columns=True), replace(LAPTOP, compute_units=units), CPU
+    )
+    if share is None:
+        assert shared.variant == "split" or groups(shared) == [1]
+    else:
+        assert (shared.variant, groups(shared)) == ("resident", [-(-channels // share)])
+        assert shared.geometry.share == share
+
+
 def test_a_named_variant_is_the_only_one() -> None:
     for variant in ("resident", "split", "serial"):
         assert plan("train", RESNET, LAPTOP, replace(CPU, variant=variant)).variant == variant
