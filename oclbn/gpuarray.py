@@ -1,8 +1,8 @@
 """Device arrays on the default queue, under the names that PuzzleLib's users know.
 
 Every function takes ``queue=``, a pyopencl.CommandQueue, to use another one than
-:func:`oclbn.device.default_queue`. What comes back is a plain C-contiguous pyopencl.array.Array. Large arrays of
-processors lie in large pages where Linux gives them (oclbn.pages), but for those of zeros.
+:func:`oclbn.device.default_queue`. What comes back is a plain C-contiguous pyopencl.array.Array. Large arrays, but
+for those of zeros, lie in large pages where oclbn.pages can have them.
 
     >>> import numpy as np
     >>> from oclbn import gpuarray
@@ -41,17 +41,20 @@ def to_gpu(ary: ArrayLike, *, queue: cl.CommandQueue | None = None) -> Array:
     if host.dtype.hasobject or host.dtype.kind in "SUmM":
         raise DtypeError(f"ary has elements of type {host.dtype}; wanted numbers")
     packed = np.asarray(host, dtype=host.dtype.newbyteorder("="), order="C")
-    array = empty(packed.shape, packed.dtype, queue=queue)
-    array.set(packed)
+    array = _empty(packed.shape, packed.dtype, queue)
+    if array.size:
+        memory: Any = array.base_data
+        array.add_event(cl.enqueue_copy(_queue_of(array), memory, packed, wait_for=array.events))
     return array
 
 
 @driver_errors("empty")
 def empty(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
-    """A new array of `shape`; its elements are whatever the memory held."""
-    array = cl_array.empty(_roomy(queue, shape, dtype), shape, np.dtype(dtype))
-    pages.enlarge(array, often=False)
-    return array
+    """A new array of `shape`; its elements are whatever the memory held.
+
+    Like any array it may have events, to be waited for on other queues and on a queue that is out of order.
+    """
+    return _empty(shape, dtype, queue)
 
 
 @driver_errors("zeros")
@@ -87,6 +90,12 @@ def zeros_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
 def ones_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
     """As :func:`empty_like`, filled with 1."""
     return ones(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
+
+
+def _empty(shape: Shape, dtype: DTypeLike, queue: cl.CommandQueue | None) -> Array:
+    array = cl_array.empty(_roomy(queue, shape, dtype), shape, np.dtype(dtype))
+    pages.enlarge(array, often=False)
+    return array
 
 
 def _queue_of(ary: Array) -> cl.CommandQueue:

@@ -69,6 +69,7 @@ def test_what_is_still_read_is_not_overwritten(queue: cl.CommandQueue, free_queu
     x, other = cla.to_device(free_queue, first.x), cla.to_device(free_queue, second.x)
     expected = batch_norm_infer(cla.to_device(queue, first.x), *arrays_of(queue, first)[2:]).get()
     for _ in range(ROUNDS):
+        x.finish()  # which set() does not wait for
         x.set(first.x)
         y = batch_norm_infer(x, scale, bias, mean, var)
         batch_norm_infer(other, scale, bias, mean, var, out=x)

@@ -15,7 +15,8 @@ from oclbn.errors import DtypeError, ParameterError
 def test_gpuarray(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "default_queue", lambda: queue)
     host = np.arange(24, dtype=np.float32).reshape(4, 6)
-    for given in (host, host[:, ::2], host.T, host.astype(">f4"), host[0, 0], host[:0]):
+    nothing = (host[:0], host[:, :0], host[:0, ::2], np.zeros(0, np.float32), np.zeros((0, 3), np.float32))
+    for given in (host, host[:, ::2], host.T, host.astype(">f4"), host[0, 0], *nothing):
         array = gpuarray.to_gpu(given)
         assert array.queue == queue
         assert array.flags.c_contiguous
@@ -35,7 +36,8 @@ def test_gpuarray(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> No
         assert (like.shape, like.dtype, like.queue) == ((7,), np.int32, other)
         np.testing.assert_array_equal(like.get(), wanted)
     assert gpuarray.empty_like(integers, queue=queue).queue == queue
-    assert gpuarray.empty((0, 3)).size == 0
+    for made in (gpuarray.empty((0, 3)), gpuarray.zeros((0, 3)), gpuarray.ones((0, 3)), gpuarray.full((0, 3), 2)):
+        assert (made.shape, made.size) == ((0, 3), 0)
     assert isinstance(integers, gpuarray.Array)
 
 
