@@ -31,11 +31,12 @@ from .peers import checking, contract
 from .peers.process import Absent, PeerProcess
 from .suites import SUITES, Shape
 from .turns import Entry, interleave
-from .workload import COPIES, EPSILON, FACTOR, Work
+from .workload import COPIES, EPSILON, FACTOR, PLAIN_COPIES, Work
 
 __all__ = [
     "COPIES",
     "OUTPUTS",
+    "PLAIN_COPIES",
     "SUITES",
     "TENSORS",
     "Absence",

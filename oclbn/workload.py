@@ -24,7 +24,8 @@ KINDS = {  # of each operation: what functional.explain calls its parts
     "inference": ("infer",),
     "both": ("train", "backward"),
 }
-COPIES = ("copy command", "copy kernel", "copy kernel, past the cache")
+PLAIN_COPIES = ("copy command", "copy kernel")
+COPIES = (*PLAIN_COPIES, "copy kernel, past the cache")
 _CHECKED = {  # the results, in the order in which the calls below return them
     "forward": ("y",),
     "backward": ("dx", "dscale", "dbias"),

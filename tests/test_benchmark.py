@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -160,6 +161,24 @@ def test_the_command_prints_a_table(queue: cl.CommandQueue) -> None:
     assert printed.count("geometric mean") == 2
     assert "outputs reused" in printed
     assert "outputs fresh" in printed
+
+
+def test_means_are_over_all_copies_and_over_plain_ones(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the copy past the cache at 1 ms, the others at 4 and 2, and batch normalization at 3 and 6."""
+    times = {"copy command": 4e-3, "copy kernel": 2e-3, "copy kernel, past the cache": 1e-3}
+
+    def timed(entries: list[Any], rounds: int | None) -> dict[str, str]:
+        for entry in entries:
+            entry.samples[:] = 3 * [times.get(entry.operation) or queued.pop()]
+        return {}
+
+    queued = [6e-3, 3e-3]  # of the second shape, and of the first
+    monkeypatch.setattr(benchmark, "interleave", timed)
+    printed = run("--shape", "4,8,6,6", "--shape", "32,10", "--operations", "forward", "--outputs", "bound")
+    lines = {line.partition("  ")[0]: line.split()[-1] for line in map(str.strip, printed.splitlines()) if line}
+    assert lines["geometric mean"] == "(4.24)"
+    assert lines["over plain copies"] == "(2.12)"
+    assert lines["at most"] == "(3.00)"
 
 
 def test_details_have_a_line_for_each_time(queue: cl.CommandQueue) -> None:

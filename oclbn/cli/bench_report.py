@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn import __version__
-from oclbn.benchmark import COPIES, Absence, Comparison, Row, geometric_mean
+from oclbn.benchmark import COPIES, PLAIN_COPIES, Absence, Comparison, Row, geometric_mean
 from oclbn.device import DeviceInfo
 from oclbn.profiling import Profile
 from oclbn.suites import Case, Shape
@@ -55,9 +55,9 @@ class Report:
         """One time; None if it was not taken."""
         return self._found.get((case, outputs, who, operation))
 
-    def best_copy(self, case: Case, outputs: str) -> Row | None:
-        """The fastest copy of a tensor; None if it was not timed."""
-        copies = [self.row(case, outputs, "copy", name) for name in COPIES]
+    def best_copy(self, case: Case, outputs: str, ways: Sequence[str] = COPIES) -> Row | None:
+        """The fastest copy of a tensor, of these ways to copy it; None if it was not timed."""
+        copies = [self.row(case, outputs, "copy", name) for name in ways]
         return min((row for row in copies if row), key=lambda row: row.median, default=None)
 
     def as_json(self) -> dict[str, Any]:
@@ -86,7 +86,11 @@ class Report:
                 if self.peers:
                     console.print()
                     console.print(_peers(self, outputs))
-        console.print("\nms; in brackets: over the fastest copy of the same tensor; @: channels' axis", style="dim")
+        console.print(
+            "\nms; in brackets: over the fastest copy of the same tensor; @: channels' axis\n"
+            "plain copies: the device's command and a plain kernel, without the kernel that writes past the cache",
+            style="dim",
+        )
         if self.peers:
             console.print("x: how many times as long as oclbn", style="dim")
         for line in [*_absences(self.absences), *_skipped(self.skipped)]:
@@ -128,9 +132,10 @@ def _table(*names: str, left: int = 1) -> Table:
 def _ratios(report: Report, outputs: str) -> Table:
     table = _table("shape", "copy", "GB/s", *report.operations)
     found: dict[str, list[float]] = {operation: [] for operation in report.operations}
+    over_plain: dict[str, list[float]] = {operation: [] for operation in report.operations}
     for case in report.cases:
-        best = report.best_copy(case, outputs)
-        if best is None:
+        best, plain = report.best_copy(case, outputs), report.best_copy(case, outputs, PLAIN_COPIES)
+        if best is None or plain is None:
             table.add_row(label(*case), "-")
             continue
         cells = [Text(_ms(best.median)), Text(f"{best.bandwidth / 1e9:.1f}")]
@@ -138,11 +143,18 @@ def _ratios(report: Report, outputs: str) -> Table:
             row = report.row(case, outputs, "oclbn", operation)
             assert row is not None
             found[operation].append(row.ratio)
+            over_plain[operation].append(row.median / plain.median)
             cells.append(Text(f"{_ms(row.median)} ({row.ratio:.2f})", style=_style(operation, row.ratio)))
         table.add_row(label(*case), *cells)
-    means = {operation: geometric_mean(ratios) for operation, ratios in found.items() if ratios}
-    cells = [Text(f"({mean:.2f})", style=_style(operation, mean)) for operation, mean in means.items()]
-    table.add_row("geometric mean", "", "", *cells, style="bold")
+    lines = (
+        ("geometric mean", geometric_mean, found),
+        ("over plain copies", geometric_mean, over_plain),
+        ("    at most", max, over_plain),
+    )
+    for name, summary, ratios in lines:
+        numbers = {operation: summary(values) for operation, values in ratios.items() if values}
+        cells = [Text(f"({number:.2f})", style=_style(operation, number)) for operation, number in numbers.items()]
+        table.add_row(name, "", "", *cells, style="bold" if summary is geometric_mean else "")
     return table
 
 
