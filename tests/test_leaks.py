@@ -26,9 +26,11 @@ def test_memory_levels_off(
     free = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
     if kind == "out of order" and not queue.device.get_info(cl.device_info.QUEUE_PROPERTIES) & free:
         pytest.skip(f"needs out-of-order queues; {queue.device.name} has none")
-    grown = ask_apart("growth", spec, STEPS, kind)
-    tally[f"KiB grown in {STEPS:,} steps, {kind}"] = grown >> 10
-    assert grown <= NOISE + PER_STEP * STEPS
+    slow = queue.device.platform.name == "rusticl"  # tens of ms a step; events that are kept show in 1,000 as well
+    steps = STEPS // 3 if slow else STEPS
+    grown = ask_apart("growth", spec, steps, kind)
+    tally[f"KiB grown in {steps:,} steps, {kind}"] = grown >> 10
+    assert grown <= NOISE + PER_STEP * steps
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc, which tells a process's memory")
