@@ -304,7 +304,7 @@ def _group_shape(
         width = 1
         longest = _strip_length(operation, problem, device, tuning, widest)
         if even := near and (channels := _even_share(problem, device, longest, widest)) > 0:
-            vec = min(widest, floor_power(channels))
+            vec = widest
         else:
             vec, fold, channels = _strip_down(problem, tuning, longest, widest, near)
         blocks_per_item = longest // vec
@@ -370,8 +370,8 @@ def _even_share(problem: Problem, device: DeviceLimits, longest: int, widest: in
     share = -(-channels // (shares * line)) * line
     shares = -(-channels // share)
     alike = shares % units == 0 and shares * share <= channels * _EVEN
-    least = min(share, channels % share or share)
-    return share if alike and share <= longest and share * problem.itemsize >= _LEAST_SHARE and least >= widest else 0
+    last = channels % share or share
+    return share if alike and share <= longest and share * problem.itemsize >= _LEAST_SHARE and last >= widest else 0
 
 
 def _strip_down(problem: Problem, tuning: Tuning, longest: int, widest: int, near: bool) -> tuple[int, int, int]:
