@@ -14,7 +14,7 @@ import pyopencl as cl
 
 from oclbn.errors import ContextError, DeviceError, DeviceNotFoundError, ParameterError, SizeError
 from oclbn.plan import DeviceLimits
-from oclbn.pocl import mend_target, pinned_threads
+from oclbn.pocl import mend_target, pinned_threads, widest_vector
 from oclbn.selection import DeviceInfo, classify, resolve
 
 __all__ = [
@@ -191,6 +191,7 @@ def limits(device: cl.Device) -> DeviceLimits:
         max_alloc_bytes=device.max_mem_alloc_size,
         fp64="cl_khr_fp64" in extensions or _double_config(device) != 0,
         fp16="cl_khr_fp16" in extensions,
+        vector_bytes=widest_vector(device),
     )
 
 

@@ -48,6 +48,7 @@ _NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) an
 _PASSES = 6  # over its region that a work-item makes at most, with what loops within loops add
 _CACHED = {1: 0.75, 2: 0.5}  # by arrays read: the part of the cache of global memory that a call may count on
 _LEAST_CHAIN = 4  # blocks: the first one of a chain is summed with nothing to write
+_COUNT_BYTES = 8  # of the widest number that stands beside an element: counts are long (COUNTV in types.clh)
 _EVEN = 1.1  # how much longer than the average the busiest compute unit may work
 
 
@@ -64,6 +65,7 @@ class DeviceLimits:
     max_alloc_bytes: int
     fp64: bool
     fp16: bool
+    vector_bytes: int = 0  # of the widest vector that is safe, of any type; 0: any
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ def _group_shape(
     operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool = False
 ) -> _GroupShape:
     """The group of a plan; with `near` one whose channels fit its compute unit's own cache from end to end."""
-    widest = max(1, tuning.vec * 4 // problem.itemsize)
+    widest = _widest(problem, device, tuning)
     per_lane = _NUMBERS_PER_LANE * problem.itemsize * (widest if problem.columns else 1)
     lanes = min(tuning.lanes, floor_power(device.max_group))
     run, fold, even = 0, 1, False
@@ -322,6 +324,12 @@ def _group_shape(
         width = min(lanes, _ceil_power(problem.inner // vec))
     blocks = -(-problem.channels // channels)
     return _GroupShape(lanes, vec, blocks_per_item, width, channels, blocks, run, fold, even)
+
+
+def _widest(problem: Problem, device: DeviceLimits, tuning: Tuning) -> int:
+    """Most elements of a vector."""
+    vec = max(1, tuning.vec * 4 // problem.itemsize)
+    return min(vec, max(1, device.vector_bytes // _COUNT_BYTES)) if device.vector_bytes else vec
 
 
 def _slices_for_steps(problem: Problem, tuning: Tuning, shape: _GroupShape) -> int:
@@ -403,7 +411,7 @@ def _run_shape(
     more than the nearest of the two. A run should be whole vectors: where those of wide ones do not fit, vectors are
     narrower.
     """
-    vec = max(1, tuning.vec * 4 // problem.itemsize)
+    vec = _widest(problem, device, tuning)
     part = int(device.cache_bytes * _CACHED[operation.arrays_read]) // device.compute_units
     room = max(tuning.near_bytes, part) // operation.arrays_read if near else 0
     times = _LONGER if not operation.partial and _is_streamed(operation, problem, device, tuning) else 1

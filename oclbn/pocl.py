@@ -1,15 +1,21 @@
-"""What POCL needs done for it: a processor name that its LLVM knows, and threads that keep to their cores.
+"""What POCL needs done for it: a processor name that fits its library, and threads that keep to their cores.
 
-**The name.** POCL fails on processors that are newer than the LLVM inside it.
+**The name.** POCL 3.0 asks LLVM twice about the processor: for its name, which kernels are compiled for, and for its
+flags, by which it chooses among its built-in libraries. The two answers may disagree:
 
-POCL asks LLVM for the processor's name when it starts. An LLVM that has never heard of the processor answers
-"generic", and the Clang of the same LLVM refuses that name: every program then fails to build with
-``unknown target CPU 'generic'`` (pocl/pocl issue 1049). POCL 3.0 has no setting for the name, so the one in its
-device structure is replaced, before the first build, by a name that both sides know and that has the
-instructions which POCL's own built-in library for this processor uses.
+- An LLVM that is older than the processor answers "generic", and the Clang of the same LLVM refuses that name: every
+  program fails to build with ``unknown target CPU 'generic'`` (pocl/pocl issue 1049).
+- Or it answers with the nearest name that it knows: LLVM 14 calls a Zen 4 "znver3", which has no AVX-512, while the
+  library is the one for AVX-512. Kernels then pass vectors of 512 bits in two halves to functions that take them
+  whole, and what comes back is garbage.
+- A hypervisor may mask AVX-512 of a processor whose name promises it.
 
-Only done on Linux, on x86-64, for a POCL device whose version string ends in "-generic", and only when the field is
-found beyond doubt; ``OCLBN_MEND_POCL=0`` switches it off.
+POCL 3.0 has no setting for the name, so the one in its device structure is replaced, before the first build, by the one
+that the library was compiled for, if the processor has what that name promises.
+
+Only done on Linux, on x86-64, for a POCL that chooses its library so ("DISTRO" in its version), and only when the field
+is found beyond doubt; ``OCLBN_MEND_POCL=0`` switches it off. Where it is not done, ``widest_vector`` says how wide a
+vector both sides take alike, and plans keep to that.
 
 **The threads.** POCL has one thread per core, and they sleep between launches. Woken together, two of them often land
 on one core and stay there, because Linux moves no thread that has just been woken: launches of less than a millisecond
@@ -33,14 +39,28 @@ if TYPE_CHECKING:
 
 _WORD = ctypes.sizeof(ctypes.c_void_p)
 _SCANNED_BYTES = 4096  # the structure is about 1.5 kB; the two fields lie near byte 640 in POCL 3.0
-_NAMES: tuple[
-    tuple[str, set[str]], ...
-] = (  # LLVM's name, the processor flags that it promises; as POCL chooses among its built-in libraries
-    ("skylake-avx512", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi1", "bmi2"}),
-    ("haswell", {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}),
-    ("sandybridge", {"avx", "popcnt", "cx16"}),
+_GENERIC = "generic"
+_AVX = {"avx", "popcnt", "cx16"}
+_AVX2 = _AVX | {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_NAMES: tuple[tuple[str, set[str]], ...] = (  # what POCL's libraries are compiled for, and the flags that it promises
+    ("skylake-avx512", _AVX512),
+    ("haswell", _AVX2),
+    ("sandybridge", _AVX),
     ("x86-64", set()),
 )
+_SSE, _YMM, _ZMM = 16, 32, 64  # bytes of the registers in which vectors are passed
+_WITH_ZMM = "skylake-avx512 cascadelake cooperlake cannonlake icelake-client icelake-server tigerlake rocketlake"
+_WITH_ZMM += " sapphirerapids emeraldrapids graniterapids graniterapids-d diamondrapids x86-64-v4 knl knm znver4 znver5"
+_WITH_YMM = "sandybridge ivybridge haswell broadwell skylake alderlake raptorlake meteorlake arrowlake arrowlake-s"
+_WITH_YMM += " lunarlake pantherlake sierraforest grandridge gracemont x86-64-v3"
+_WITH_YMM += " bdver1 bdver2 bdver3 bdver4 btver2 znver1 znver2 znver3"
+_WITH_SSE = "x86-64 x86-64-v2 nocona core2 penryn bonnell silvermont goldmont goldmont-plus tremont nehalem westmere"
+_WITH_SSE += " k8 opteron athlon64 athlon-fx k8-sse3 opteron-sse3 athlon64-sse3 amdfam10 barcelona btver1"
+_WIDTHS = {  # of LLVM's names for processors
+    name: width for names, width in ((_WITH_ZMM, _ZMM), (_WITH_YMM, _YMM), (_WITH_SSE, _SSE)) for name in names.split()
+}
+_PROMISES = {_ZMM: {"avx512f"}, _YMM: {"avx"}, _SSE: set[str]()}  # by such a width
 _lock = threading.Lock()
 _seen: dict[int, str | None] = {}
 _asked = False  # for platforms, within pinned_threads
@@ -73,7 +93,7 @@ def _may_use_every_core() -> bool:
 
 
 def mend_target(device: cl.Device) -> str | None:
-    """Give a POCL device a processor name that its compiler knows.
+    """Give a POCL device a processor name that its compiler knows and that fits its library.
 
     Returns the name that was put in, or None where nothing had to be or could be done. Calling it again for the same
     device does nothing and returns the same.
@@ -83,30 +103,64 @@ def mend_target(device: cl.Device) -> str | None:
         return _seen[key]
     with _lock:
         if key not in _seen:
-            _seen[key] = _mend(device) if _needs_mending(device) else None
+            _seen[key] = _mend(device)
         return _seen[key]
 
 
-def target_name(flags: set[str]) -> str:
-    """LLVM's name for a processor with these flags (as /proc/cpuinfo spells them): the most that is safe."""
-    return next(name for name, needed in _NAMES if needed <= flags)
+def better_name(name: str, flags: set[str]) -> str | None:
+    """What to put in place of LLVM's `name` for a processor with these flags (as /proc/cpuinfo spells them).
+
+    None where the name fits the library that POCL chooses by the flags, or none that POCL has fits better.
+    """
+    best = next(known for known, needed in _NAMES if needed <= flags)
+    if name == _GENERIC:
+        return best
+    library = _library_width(flags)
+    return best if _WIDTHS.get(name, library) != library == _WIDTHS[best] else None
 
 
-def _needs_mending(device: cl.Device) -> bool:
-    return (
-        sys.platform == "linux"
-        and platform.machine() == "x86_64"
-        and os.environ.get("OCLBN_MEND_POCL", "1") != "0"
-        and "pocl" in device.version.lower()
-        and device.version.strip().endswith("-generic")
-    )
+def _library_width(flags: set[str]) -> int:
+    """Bytes of the widest registers that POCL's built-in library for such a processor uses."""
+    return next(width for width, needed in _PROMISES.items() if needed <= flags)
+
+
+def widest_vector(device: cl.Device) -> int:
+    """Bytes of the widest vector that POCL's compiler and its library pass alike; 0: any.
+
+    The library is known by the native width that the device states, as POCL takes both from the same flags.
+    """
+    if not _chooses_its_library(device) or mend_target(device) is not None:
+        return 0
+    width = _WIDTHS.get(_name_of(device))
+    library = {16: _ZMM, 8: _YMM, 4: _SSE}.get(device.native_vector_width_float)
+    return 0 if width is None or library is None or width == library else min(width, library)
+
+
+def _chooses_its_library(device: cl.Device) -> bool:
+    """Whether this is a POCL that takes the library which the processor's flags ask for, as packages are built."""
+    return "pocl" in device.version.lower() and "DISTRO" in device.platform.version
+
+
+def _name_of(device: cl.Device) -> str:
+    """The processor that POCL says it compiles for: the end of "OpenCL 3.0 PoCL HSTR: pthread-x86_64-...-znver3"."""
+    version = device.version.strip()
+    known = [name for name in (*_WIDTHS, _GENERIC) if version.endswith(f"-{name}")]
+    return max(known, key=len, default="")
 
 
 def _mend(device: cl.Device) -> str | None:
-    field = _target_field(device.int_ptr)
-    if field is None:
+    if (
+        sys.platform != "linux"
+        or platform.machine() != "x86_64"
+        or os.environ.get("OCLBN_MEND_POCL", "1") == "0"
+        or not _chooses_its_library(device)
+    ):
         return None
-    name = target_name(_processor_flags())
+    old = _name_of(device)
+    name = better_name(old, _processor_flags())
+    field = None if name is None else _target_field(device.int_ptr, old)
+    if name is None or field is None:
+        return None
     libc = ctypes.CDLL(None)
     libc.strdup.restype = ctypes.c_void_p
     libc.strdup.argtypes = [ctypes.c_char_p]
@@ -115,8 +169,9 @@ def _mend(device: cl.Device) -> str | None:
     return name
 
 
-def _target_field(address: int) -> int | None:
-    """Address of the one pointer to "generic" that stands right behind a pointer to the target's triple."""
+def _target_field(address: int, name: str) -> int | None:
+    """Address of the one pointer to `name` that stands right behind a pointer to the target's triple."""
+    text = name.encode() + b"\0"
     with Path("/proc/self/mem").open("rb", buffering=0) as memory:  # a bad address is an OSError here, not a crash
 
         def peek(at: int, size: int) -> bytes:
@@ -131,7 +186,7 @@ def _target_field(address: int) -> int | None:
         found = [
             index
             for index in range(1, len(words))
-            if peek(words[index], 8) == b"generic\0" and peek(words[index - 1], 7) == b"x86_64-"
+            if peek(words[index], len(text)) == text and peek(words[index - 1], 7) == b"x86_64-"
         ]
     return address + found[0] * _WORD if len(found) == 1 else None
 

@@ -90,13 +90,13 @@ def _header(build: Build) -> str:
 
 
 def _compile(context: cl.Context, build: Build) -> cl.Program:
-    for device in context.devices:
-        pocl.mend_target(device)
+    # POCL keeps what it compiled under the source and the name that LLVM gave the processor, not the one put in.
+    mended = "".join(f"// for {name}\n" for device in context.devices if (name := pocl.mend_target(device)))
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # remarks of a build that succeeded
-            built: cl.Program = cl.Program(context, text_of(build)).build(list(OPTIONS))
+            built: cl.Program = cl.Program(context, text_of(build) + mended).build(list(OPTIONS))
     except cl.Error as error:
         raise BuildError(_explain(build, context, str(error))) from error
     seconds = time.perf_counter() - start
