@@ -71,8 +71,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     SumsC sums[BLOCKS];
     CH mean[BLOCKS];
     Gradient out;
-    int done = 0;  // blocks of the chain
-    do {
+    // Of the forms of this loop one that POCL 7.1 does not run twice: around a do-while it repeats what is done once.
+    for (int done = 0, more = 1; more; ++done) {  // blocks of the chain
         REGION_OF_GROUP(g, GROUP * chain + done);
         const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
         const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
@@ -89,7 +89,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
         }
         gradient_of(&out, &g, from, x_row, x_channel, slope, dy_row, dy_channel,
                     dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel);
-    } while (chain_goes_on(&g, ++done, chain, channels));
+        more = chain_goes_on(&g, done + 1, chain, channels);
+    }
     region_gradient(&out);
 }
 

@@ -39,8 +39,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     Region g;
     MomentsC set[BLOCKS];
     Output out;
-    int done = 0;  // blocks of the chain
-    do {
+    // Of the forms of this loop one that POCL 7.1 does not run twice: around a do-while it repeats what is done once.
+    for (int done = 0, more = 1; more; ++done) {  // blocks of the chain
         REGION_OF_GROUP(g, GROUP * chain + done);
         const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
         region_moments(from, x_row, x_channel, &g, CHAIN && done ? &out : 0, set);
@@ -52,7 +52,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
                          count, unbiased, epsilon, factor, guard, &out.mean[u], &out.gain[u], &out.shift[u]);
         }
         output_of(&out, &g, from, x_row, x_channel, y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
-    } while (chain_goes_on(&g, ++done, chain, channels));
+        more = chain_goes_on(&g, done + 1, chain, channels);
+    }
     region_normalize(&out);
 }
 
