@@ -39,7 +39,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     Region g;
     MomentsC set[BLOCKS];
     Output out;
-    // Of the forms of this loop one that POCL 7.1 does not run twice: around a do-while it repeats what is done once.
+    // Of the forms of this loop one that no driver is known to run twice: around a do-while POCL 7 repeats what is done once.
     for (int done = 0, more = 1; more; ++done) {  // blocks of the chain
         REGION_OF_GROUP(g, GROUP * chain + done);
         const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);

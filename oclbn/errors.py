@@ -20,6 +20,8 @@ OclbnError
       ├── ModuleParameterError (ParameterError)
       ├── ModuleStateError    (RuntimeError) called in a state that does not allow it
       └── ModuleFileError     (ValueError)   a parameter file that cannot be used
+
+One warning stands beside it: DriverWarning (UserWarning), a driver that gives wrong results, which oclbn goes round.
 """
 
 
@@ -101,3 +103,7 @@ class ModuleStateError(ModuleError, RuntimeError):
 
 class ModuleFileError(ModuleError, ValueError):
     """A parameter file is corrupt, foreign or does not fit the module; nothing was loaded."""
+
+
+class DriverWarning(UserWarning):
+    """The device's driver gives wrong results with kernels that oclbn would choose; others are used instead."""

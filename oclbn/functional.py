@@ -31,7 +31,7 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from . import arguments, pages, program
+from . import arguments, pages, program, proof
 from .device import driver_errors, lacks_memory, limits, tuning_names
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
 from .plan import OPERATIONS, Build, DeviceLimits, Launch, Plan, Tuning, fitting_plan
@@ -345,6 +345,7 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
         raise ContextError("neither into nor new has a queue; give one of them a queue with with_queue(queue)")
     _check_fp64("into", into, queue)
     build = Build("accumulate.cl", (("DOUBLE", int(into.dtype.itemsize == 8)), ("LANES", 1), ("VEC", 1)))
+    proof.require_accumulate(build, queue.context, queue.device)
     kernel = program.kernel(queue.context, build, "accumulate")
 
     @driver_errors("accumulate")
@@ -380,14 +381,20 @@ def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
 
 
 def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
-    """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line."""
+    """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line.
+
+    Behind it stand the forms that come before it and are not used, because they did not prove right on this device.
+    """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     if x.size == 0:
         return "nothing to do: x is empty"
     if operation not in OPERATIONS:
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted")
-    return str(_prepare(operation, x, axis, x if operation in _BACKWARD else None).plan)
+    prepared = _prepare(operation, x, axis, x if operation in _BACKWARD else None)
+    return "; ".join(
+        [str(prepared.plan), *(f"not used, as the driver fails it: {fault}" for fault in prepared.failures)]
+    )
 
 
 @contextlib.contextmanager
@@ -452,15 +459,22 @@ class _Step:
 class _Prepared:
     """Everything about a call that its shapes decide; made once per shape and thread."""
 
-    def __init__(self, plan: Plan, context: cl.Context, tuning: Tuning, constants: Mapping[str, Any]) -> None:
-        self.plan, self._context, self._tuning = plan, context, tuning
+    def __init__(
+        self,
+        plan: Plan,
+        context: cl.Context,
+        tuning: Tuning,
+        constants: Mapping[str, Any],
+        failures: tuple[proof.Failure, ...] = (),
+    ) -> None:
+        self.plan, self._context, self._tuning, self.failures = plan, context, tuning, failures
         self._steps = tuple(_Step(launch, context) for launch in plan.launches)
         self._constants = constants
         self._changing: list[Any] | None = None  # offsets, None for no array, and numbers: most calls repeat those
 
     def anew(self) -> _Prepared:
         """The same with kernels of its own."""
-        return _Prepared(self.plan, self._context, self._tuning, self._constants)
+        return _Prepared(self.plan, self._context, self._tuning, self._constants, self.failures)
 
     def set(self, x: Array, arrays: Mapping[str, Array | None], numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Set the kernels' arguments, by the names that they give them; returns what has to live until the launch."""
@@ -586,8 +600,9 @@ def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | No
     def most(launch: Launch) -> int:
         return program.most_lanes(program.kernel(context, launch.build, launch.kernel), device)
 
-    planned = fitting_plan(operation, layout.problem(x.dtype.itemsize), facts, tuning, most)
-    return _Prepared(planned, context, tuning, _constants(operation, planned, layout, ("x", *others)))
+    problem = layout.problem(x.dtype.itemsize)
+    planned, failures = proof.proven_plan(operation, problem, facts, tuning, most, context, device)
+    return _Prepared(planned, context, tuning, _constants(operation, planned, layout, ("x", *others)), failures)
 
 
 def _constants(operation: str, planned: Plan, layout: arguments.Layout, tensors: Sequence[str]) -> dict[str, Any]:

@@ -187,7 +187,7 @@ OPERATIONS = {
     "constant": Operation("backward.cl", "", ("constant_partial", "constant_merge"), 2, 6),
 }
 _SOURCES = {"moments_partial": "moments.cl"}  # kernels that are used from another direction's file
-_MERGES = {"moments_merge", "constant_merge"}  # one group per block: the slices are what it merges
+MERGES = {"moments_merge", "constant_merge"}  # one group per block: the slices are what it merges
 
 Candidate = Callable[[Operation, Problem, DeviceLimits, Tuning], Plan | None]
 
@@ -519,7 +519,7 @@ def _assemble(
         Launch(
             kernel,
             Build(_SOURCES.get(kernel, operation.source), tuple(defines.items())),
-            -(-shape.blocks // geometry.chain) * (1 if kernel in _MERGES else geometry.slices),
+            -(-shape.blocks // geometry.chain) * (1 if kernel in MERGES else geometry.slices),
             shape.lanes,
         )
         for kernel in kernels

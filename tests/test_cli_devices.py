@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import oclbn.device
+from oclbn import proof
 from oclbn.cli import group
 from oclbn.cli.devices import as_size
 from oclbn.device import DeviceInfo
@@ -51,7 +52,7 @@ LISTED = tuple(
 BYTES = {"local_bytes", "cache_bytes", "memory_bytes", "max_alloc_bytes"}
 KEYS = {
     *("index", "name", "platform", "platform_version", "driver", "kind", "simulator", "compute_units", "max_group"),
-    *("fp16", "fp64", "default", "reason"),
+    *("fp16", "fp64", "vector_bytes", "not_used", "default", "reason"),
     *BYTES,
 }
 
@@ -65,6 +66,7 @@ def no_selection(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oclbn.device, "devices", lambda: LISTED)
+    monkeypatch.setattr(proof, "failures", lambda device: ())
 
 
 @pytest.fixture

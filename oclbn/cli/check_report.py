@@ -19,6 +19,10 @@ from oclbn.cli.devices import as_size
 from oclbn.device import DeviceInfo
 from oclbn.plan import OPERATIONS
 
+_GONE_ROUND = (
+    "oclbn proves each kernel before its first result and uses others where one fails, so that results are right all "
+    "the same, unless OCLBN_PROVE is 0; `oclbn devices` lists what it found and does not use."
+)
 _SHOWN = 8  # faults of one device that are printed; --json has all
 
 
@@ -50,6 +54,8 @@ def print_checked(console: Console, checked: Checked) -> None:
     if len(checked.faults) > _SHOWN:
         console.print(Text(f"... and {len(checked.faults) - _SHOWN} more", style="red"))
     console.print(_verdict(checked))
+    if any(isinstance(outcome.check, NumberCheck) for outcome in checked.faults):
+        console.print(Text(_GONE_ROUND, style="dim"))
     console.print()
 
 

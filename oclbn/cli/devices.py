@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oclbn import device
+from oclbn import device, proof
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
 
@@ -46,6 +46,15 @@ def command(as_json: bool) -> None:
     if listed:
         console.print(as_table(listed, default))
         console.print()
+    for info in listed:
+        told = proof.failures(info.device)
+        if told:
+            what = "kernel is" if len(told) == 1 else "kernels are"
+            console.print(Text(f"{info.spec} {info.name}: {len(told)} {what} wrong with this driver, and not used:"))
+            for one in told:
+                console.print(Text(f"  {one}", style="dim"))
+            console.print(Text("`oclbn check --repro report.py` shows it to the driver's maker."))
+            console.print()
     if fault:
         raise DeviceNotFoundError(fault)
     console.print(Text(f"* the default: {reason if reason != 'ranking' else RANKING}"))
@@ -62,6 +71,7 @@ def as_dict(info: DeviceInfo, reason: str | None) -> dict[str, Any]:
         "driver": info.driver,
         "simulator": info.simulator,
         **dataclasses.asdict(info.limits),
+        "not_used": list(proof.failures(info.device)),
         "default": reason is not None,
         "reason": reason,
     }

@@ -1,0 +1,405 @@
+"""Proof of kernels: each form is held against float64 NumPy on a small tensor before its results are handed out.
+
+Compilers of OpenCL drivers do miscompile: they pass vectors in the wrong registers, run a loop's body twice, choose
+wrongly by a mask. A network that is trained on such results gets worse, and nothing says why. So before a form, that
+is, the kernels of a plan with their builds, gives its first result on a device, it normalises a made-up tensor
+(oclbn.miniature), and all that it writes is compared: outputs within the bounds of oclbn.bounds, what it does once
+(running statistics, gathered gradients, counters), and that nothing beside them has changed. Verdicts are remembered
+in the process and on disk (oclbn.verdicts).
+
+A form that fails is not used. The planner is asked again: without chains, with narrower vectors, for the other
+variants, and at last for `serial`. One warning per device and process (DriverWarning) says what failed; `explain`
+says it as well. Where nothing passes, that is a DeviceError. The environment variable OCLBN_PROVE=0 switches all of
+it off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+
+from . import pocl, program, sources
+from .bounds import ELEMENT, excess
+from .device import limits
+from .errors import DeviceError, DriverWarning
+from .expectation import EPSILON, FACTOR, Expected, expected
+from .hostile import Data, Host, Offset, make
+from .miniature import Paths, miniature, paths_of
+from .plan import Build, DeviceLimits, Launch, Plan, Problem, Tuning, fitting_plan
+from .verdicts import Verdict, Verdicts
+from .version import version
+
+VARIABLE = "OCLBN_PROVE"
+_GUARD = 64  # elements of NaN around every array: whole lines, so that arrays begin as those of users mostly do
+_RATIO = 32.0  # mean to standard deviation of the data: enough to show what is lost, or read from another channel
+_COUNTED = 5  # where the counter of skipped updates stands beforehand
+_GATHER = {"grad_scale": 0.5, "grad_momentum": 0.25}
+_ACCUMULATED = 1030  # elements, for the tenth part of as many work-items
+_VARIANTS = ("split", "resident")
+
+_log = logging.getLogger(__name__)
+_lock = threading.RLock()
+_devices: dict[cl.Device, _OfDevice] = {}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A form that is not used, and why."""
+
+    operation: str
+    form: str
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return f"{self.form}: {_fault(self.verdict)}"
+
+
+class _OfDevice:
+    """What is known of one device."""
+
+    def __init__(self, device: cl.Device) -> None:
+        self.verdicts = Verdicts.of(_identity(device))
+        self.failures: dict[str, Failure] = {}
+        self.warned = False
+
+
+def switched_on() -> bool:
+    """Whether kernels prove themselves: unless OCLBN_PROVE is 0."""
+    return os.environ.get(VARIABLE, "1") != "0"
+
+
+def proven_plan(
+    operation: str,
+    problem: Problem,
+    facts: DeviceLimits,
+    tuning: Tuning,
+    most: Callable[[Launch], int],
+    context: cl.Context,
+    device: cl.Device,
+) -> tuple[Plan, tuple[Failure, ...]]:
+    """The first plan whose kernels give what they should on this device, and the forms that were not taken.
+
+    most: as plan.fitting_plan takes it. DeviceError where no form is right.
+    """
+    first = fitting_plan(operation, problem, facts, tuning, most)
+    if not switched_on():
+        return first, ()
+    failures: dict[tuple[Paths, tuple[Launch, ...]], Failure] = {}
+    for choice in _choices(tuning, first):
+        planned = fitting_plan(operation, problem, facts, choice, most)
+        forms = (paths_of(problem, planned), tuple(replace(launch, groups=1) for launch in planned.launches))
+        if forms in failures:
+            continue
+        verdict = _verdict(operation, problem, planned, context, device)
+        if verdict.good:
+            if failures:
+                _warn(device, tuple(failures.values()), planned)
+            return planned, tuple(failures.values())
+        failures[forms] = Failure(operation, str(planned), verdict)
+    told = "; ".join(map(str, failures.values()))
+    raise DeviceError(f"no kernel for {operation} gives right results on {_named(device)}. Tried: {told}. {_REPORT}")
+
+
+def require_accumulate(build: Build, context: cl.Context, device: cl.Device) -> None:
+    """DeviceError unless the kernel that gathers gradients and moves parameters is right; it has no other form."""
+    if not switched_on():
+        return
+    with _lock:
+        known = _of(device)
+        key = f"{_digest('accumulate', [('accumulate', 1, build)])} accumulate"
+        verdict = known.verdicts.known.get(key)
+        if verdict is None:
+            verdict = _prove_accumulate(build, context, device)
+            known.verdicts.add(key, verdict)
+    if not verdict.good:
+        raise DeviceError(f"accumulate is wrong on {_named(device)}: {_fault(verdict)}")
+
+
+def _prove_accumulate(build: Build, context: cl.Context, device: cl.Device) -> Verdict:
+    dtype = np.dtype(np.float64 if dict(build.defines)["DOUBLE"] else np.float32)
+    host = make((1, _ACCUMULATED), 1, dtype)
+    memory = _Memory(context, device, dtype)
+    kernel = program.new_kernel(context, build, "accumulate")
+    into, added = memory.put("into", host.bias, begins=True), memory.put("added", host.scale, begins=True)
+    kernel.set_args(*into, *added, host.bias.size, _GATHER["grad_scale"], _GATHER["grad_momentum"])
+    cl.enqueue_nd_range_kernel(memory.queue, kernel, (_ACCUMULATED // 10,), (1,))
+    wanted = _gathered(host.scale.astype(np.float64), np.zeros(_ACCUMULATED), host.bias)
+    return _judged({"into": wanted, "added": (host.scale, np.zeros(_ACCUMULATED))}, memory)
+
+
+def failures(device: cl.Device) -> tuple[str, ...]:
+    """The forms that are not used on a device, as far as was found out: in this process or an earlier one."""
+    with _lock:
+        known = _of(device).verdicts.known
+        return tuple(f"{key.partition(' ')[2]}: {_fault(v)}" for key, v in known.items() if not v.good)
+
+
+def forget() -> None:
+    """Drop what this process knows; what is on disk stays."""
+    with _lock:
+        _devices.clear()
+        _source_digest.cache_clear()
+
+
+def _choices(tuning: Tuning, first: Plan) -> Iterator[Tuning]:
+    """As chosen, then ever more careful."""
+    yield tuning
+    widest = 16
+    for variant in (tuning.variant, *_VARIANTS):
+        vec = min(tuning.vec, widest)
+        while vec >= 1:
+            for chains in dict.fromkeys((tuning.chains, 0)):
+                yield replace(tuning, variant=variant, vec=vec, chains=chains)
+            vec //= 2
+    yield replace(tuning, variant="serial")
+
+
+def _verdict(operation: str, problem: Problem, planned: Plan, context: cl.Context, device: cl.Device) -> Verdict:
+    key = _key(operation, planned, paths_of(problem, planned))
+    with _lock:
+        known = _of(device)
+        verdict = known.verdicts.known.get(key)
+        if verdict is None:
+            start = time.perf_counter()
+            verdict = _prove(operation, *miniature(problem, planned), context, device)
+            seconds = time.perf_counter() - start
+            _log.info(
+                "proved %s %s in %.3f s: %s errs by %.3g of its bound",
+                operation,
+                planned,
+                seconds,
+                verdict.of,
+                verdict.units,
+                extra={"seconds": seconds},
+            )
+            known.verdicts.add(key, verdict)
+        return verdict
+
+
+def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, device: cl.Device) -> Verdict:
+    """Run it, and compare all that it writes."""
+    shape = (small.outer, small.channels) if small.columns else (small.outer, small.channels, small.inner)
+    dtype = np.dtype(np.float64 if small.itemsize == 8 else np.float32)
+    host = _data(shape, dtype)
+    memory = _Memory(context, device, dtype)
+    kernels = [(launch, program.new_kernel(context, launch.build, launch.kernel)) for launch in planned.launches]
+    taken = [[name for name, _ in program.arguments(launch.build, launch.kernel)] for launch, _ in kernels]
+    values: dict[str, Any] = {**_numbers(small, planned, dtype), **_GATHER}
+    for name, given in _arrays(operation, host, planned).items():
+        if any(name in names for names in taken):
+            begins = any(f"{name}_start" in names for names in taken)
+            values[name], values[f"{name}_start"] = memory.put(name, given, begins=begins)
+    for (launch, kernel), names in zip(kernels, taken, strict=True):
+        kernel.set_args(*[values[name] for name in names])
+        cl.enqueue_nd_range_kernel(memory.queue, kernel, (launch.groups * launch.lanes,), (launch.lanes,))
+    return _judged(_wanted(operation, host), memory)
+
+
+def _judged(results: Expected, memory: _Memory) -> Verdict:
+    worst = Verdict(0.0, "nothing")
+    for name, (wanted, bound) in results.items():
+        got, kept = memory.get(name)
+        units = float(np.max(excess(got, wanted, bound), initial=0.0)) if kept else math.inf
+        if not kept:
+            return Verdict(units, f"what lies beside {name}")
+        if units > worst.units or worst.of == "nothing":
+            worst = Verdict(units, name)
+    return worst
+
+
+def _wanted(operation: str, host: Data) -> Expected:
+    """Result -> what it should be, and the bound on the difference."""
+    wanted = expected(operation, host, 1)
+    if operation == "train":
+        skipped = np.full(host.scale.size, _COUNTED, np.float64)
+        skipped[list(host.bad)] += 1
+        wanted["skipped"] = skipped, np.zeros_like(skipped)
+    for name, old in (("dscale", host.scale), ("dbias", host.bias)):
+        if name in wanted:
+            wanted[f"{name[1:]}_grad"] = _gathered(*wanted[name], old)
+    return wanted
+
+
+def _gathered(new: Host, bound: Host, old: Host) -> tuple[Host, Host]:
+    """What gathering makes of a gradient that may be so far off, and of what was there."""
+    terms = _GATHER["grad_scale"] * new, _GATHER["grad_momentum"] * old.astype(np.float64)
+    rounding = ELEMENT * float(np.finfo(old.dtype).eps) * (np.abs(terms[0]) + np.abs(terms[1]))
+    return terms[0] + terms[1], _GATHER["grad_scale"] * bound + rounding
+
+
+def _data(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Data:
+    """Channels of means far off zero, and one with a NaN among them where there are several."""
+    host = make(shape, 1, dtype, Offset(_RATIO))
+    if shape[1] == 1:
+        return host
+    bad = (shape[1] - 1) // 2  # neither the last one, which ends early, nor all of a vector's
+    host.x[(-1, bad, *(-1 for _ in shape[2:]))] = np.nan
+    return replace(host, bad=(bad,))
+
+
+def _arrays(operation: str, host: Data, planned: Plan) -> dict[str, Host]:
+    """What lies in each buffer beforehand, by the kernels' names; results are NaN."""
+    per_channel = np.full_like(host.scale, np.nan)
+    arrays = {
+        "x": host.x,
+        "dy": host.dy,
+        "y": np.full_like(host.x, np.nan),
+        "dx": np.full_like(host.x, np.nan),
+        "scale": host.scale,
+        "bias": host.bias,
+        "running_mean": host.running_mean.copy(),
+        "running_var": host.running_var.copy(),
+        "skipped": np.full(host.scale.shape, _COUNTED, np.uint32),
+        "scale_grad": host.scale,
+        "bias_grad": host.bias,
+        "partial": np.full(planned.scratch, np.nan, host.x.dtype),
+    }
+    arrays |= dict.fromkeys(("dscale", "dbias", "m2"), per_channel)
+    if operation == "backward":
+        arrays["save_mean"], arrays["save_invstd"] = _saved(host)
+    elif operation == "constant":
+        arrays["save_mean"], arrays["var"] = host.running_mean, host.running_var
+    else:
+        arrays |= dict.fromkeys(("save_mean", "save_invstd"), per_channel)
+    arrays["mean"] = per_channel if operation == "moments" else host.running_mean
+    arrays.setdefault("var", host.running_var)
+    return arrays
+
+
+def _saved(host: Data) -> tuple[Host, Host]:
+    """The batch's own statistics, as a training step saves them."""
+    step = expected("train", host, 1)
+    return step["save_mean"][0].astype(host.x.dtype), step["save_invstd"][0].astype(host.x.dtype)
+
+
+def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The kernels' numbers: those of the shape, and those of a call."""
+    numbers: dict[str, Any] = asdict(planned.geometry)
+    numbers |= {"outer": small.outer, "channels": small.channels, "inner": small.inner}
+    for name in ("x", "y", "dy", "dx"):
+        numbers[f"{name}_row"] = small.channels * small.inner
+        numbers[f"{name}_channel"] = small.inner
+    count = small.count
+    numbers |= {"count": count, "unbiased": count - 1, "count_rest": count - int(dtype.type(count))}
+    # An array that is null has no place: the constants come as a variance.
+    absent = {"save_invstd": None, "save_invstd_start": 0}
+    return {**absent, **numbers, "epsilon": EPSILON, "factor": FACTOR, "guard": 1}
+
+
+class _Memory:
+    """Buffers on a queue of their own, each array among numbers that must not change."""
+
+    def __init__(self, context: cl.Context, device: cl.Device, dtype: np.dtype[Any]) -> None:
+        self.context, self.dtype = context, dtype
+        self.queue = cl.CommandQueue(context, device)
+        self._put: dict[str, tuple[cl.Buffer, Host, int, int]] = {}
+
+    def put(self, name: str, given: Host, *, begins: bool) -> tuple[cl.Buffer, int]:
+        """A buffer with the array in it, and the array's first index there: 0 where kernels know no other."""
+        start = _GUARD if begins else 0
+        flat = np.full(start + given.size + _GUARD, 0x7FC0FFEE if given.dtype.kind == "u" else np.nan, given.dtype)
+        flat[start : start + given.size] = given.reshape(-1)
+        buffer = cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=flat)
+        self._put[name] = buffer, flat, start, given.size
+        return buffer, start
+
+    def get(self, name: str) -> tuple[Host, bool]:
+        """What the array holds, and whether all around it is as it was."""
+        buffer, before, start, size = self._put[name]
+        flat = np.empty_like(before)
+        cl.enqueue_copy(self.queue, flat, buffer)
+        kept = flat[:start].tobytes() == before[:start].tobytes()
+        kept &= flat[start + size :].tobytes() == before[start + size :].tobytes()
+        return flat[start : start + size], kept
+
+
+def _of(device: cl.Device) -> _OfDevice:
+    found = _devices.get(device)
+    if found is None:
+        found = _devices[device] = _OfDevice(device)
+    return found
+
+
+def _key(operation: str, planned: Plan, paths: Paths) -> str:
+    """Of kernels, their texts, their defines and the paths through them; behind the digest, in words."""
+    launches = [(launch.kernel, launch.lanes, launch.build) for launch in planned.launches]
+    return f"{_digest(f'{operation} {paths}', launches)} {operation}, {planned}"
+
+
+def _digest(operation: str, launches: Sequence[tuple[str, int, Build]]) -> str:
+    digest = hashlib.sha256(operation.encode())
+    for kernel, lanes, build in launches:
+        digest.update(f"{kernel} {lanes} {_source_digest(build.source)} {build.defines}".encode())
+    return digest.hexdigest()[:24]
+
+
+@cache
+def _source_digest(source: str) -> str:
+    return hashlib.sha256(sources.load(source).text.encode()).hexdigest()
+
+
+def _identity(device: cl.Device) -> str:
+    """What a verdict holds for: this device with this driver, on this processor, and this version of oclbn."""
+    platform = device.platform
+    told = [version(), platform.name, platform.version, device.name, device.vendor, device.version]
+    told += [device.driver_version, pocl.mend_target(device) or "", str(device.native_vector_width_float)]
+    told += [" ".join(program.OPTIONS)]
+    if limits(device).kind == "cpu":
+        told.append(_processor())
+    return " | ".join(text.strip() for text in told)
+
+
+@cache
+def _processor() -> str:
+    """The first processor's model and flags, where Linux tells: drivers call several by one name."""
+    if sys.platform != "linux":
+        return ""
+    try:
+        with Path("/proc/cpuinfo").open("rb", buffering=0) as file:
+            lines = file.read(4096).decode("ascii", "replace").splitlines()
+    except OSError:
+        return ""
+    kept = ("cpu family", "model", "stepping", "flags", "Features", "CPU part")
+    return hashlib.sha256("\n".join(line for line in lines if line.startswith(kept)).encode()).hexdigest()[:16]
+
+
+def _warn(device: cl.Device, failed: Sequence[Failure], used: Plan) -> None:
+    known = _of(device)
+    told = "; ".join(map(str, failed))
+    if known.warned:
+        _log.warning("%s: %s; %s is used instead", _named(device), told, used)
+        return
+    known.warned = True
+    warnings.warn(
+        f"{_named(device)} gives wrong results with kernels that oclbn would choose: {told}. "
+        f"{used} is used instead, which is right. {_REPORT}",
+        DriverWarning,
+        stacklevel=2,
+    )
+
+
+_REPORT = "`oclbn check --repro report.py` writes a program that shows it to the driver's maker"
+
+
+def _fault(verdict: Verdict) -> str:
+    if math.isinf(verdict.units):
+        return f"{verdict.of} is wrong beyond measure"
+    return f"{verdict.of} errs by {verdict.units:.3g} times its bound"
+
+
+def _named(device: cl.Device) -> str:
+    return f"{device.name.strip()} ({device.platform.name.strip()}, driver {device.driver_version.strip()})"
