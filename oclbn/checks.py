@@ -24,7 +24,7 @@ from .tuning import using
 Results = dict[str, cla.Array]
 
 _GRADIENTS = ("dx", "dscale", "dbias")
-_BEFORE, _BEHIND = 3, 64  # elements around a result: an odd offset, and room for a whole vector too much
+BEFORE, _BEHIND = 3, 64  # elements around a result: an odd offset, and room for a whole vector too much
 _ROUNDS = 5
 
 
@@ -72,6 +72,13 @@ def speed(queue: cl.CommandQueue, check: SpeedCheck) -> dict[str, Any]:
     return told
 
 
+def surrounded(host: Host) -> Host:
+    """The elements of `host` in a row, after BEFORE and followed by many NaNs."""
+    flat = np.full(BEFORE + host.size + _BEHIND, np.nan, host.dtype)
+    flat[BEFORE : BEFORE + host.size] = host.reshape(-1)
+    return flat
+
+
 class _Arrays:
     """A tensor's arguments on the device, each a view with an odd offset; results land among NaNs."""
 
@@ -88,18 +95,16 @@ class _Arrays:
         return self._place("out", np.full_like(self.host.x, np.nan))
 
     def _place(self, name: str, host: Host) -> cla.Array:
-        flat = np.full(_BEFORE + host.size + _BEHIND, np.nan, host.dtype)
-        flat[_BEFORE : _BEFORE + host.size] = host.reshape(-1)
-        parent = cla.to_device(self.queue, flat)
+        parent = cla.to_device(self.queue, surrounded(host))
         self._parents.append((name, parent))
-        view: cla.Array = parent[_BEFORE : _BEFORE + host.size].reshape(host.shape)
+        view: cla.Array = parent[BEFORE : BEFORE + host.size].reshape(host.shape)
         return view
 
     def see_nothing_spilt(self) -> None:
         """Fault where something was written beside a result or an argument."""
         for name, parent in self._parents:
             flat = parent.get()
-            if not (np.isnan(flat[:_BEFORE]).all() and np.isnan(flat[-_BEHIND:]).all()):
+            if not (np.isnan(flat[:BEFORE]).all() and np.isnan(flat[-_BEHIND:]).all()):
                 raise Fault(f"something is written beyond {name}")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from oclbn import checklist, checks, device, expectation, functional, hostile, p
 from oclbn.bounds import excess
 from oclbn.checklist import BuildCheck, NumberCheck, SpeedCheck
 from oclbn.childprocess import ChildProcess, Rejected
+from oclbn.cli import check as check_command
 from oclbn.cli import check_repro, check_run
 from oclbn.cli.group import oclbn
 from oclbn.device import DeviceInfo
@@ -210,6 +213,15 @@ def test_an_abort_is_a_red_row_and_the_others_are_run(info: DeviceInfo) -> None:
     assert not checked.good
 
 
+def test_the_smallest_failure_makes_the_script(info: DeviceInfo, tmp_path: Path) -> None:
+    checked = asked_of(info)
+    shapes = [((401, 71), 1), ((3, 40, 5), 0), ((2, 3, 9001), 1)]
+    tried = [NumberCheck("backward", shape, axis, checklist.ORDINARY) for shape, axis in shapes]
+    checked.outcomes = [check_run.Outcome(check, {}, "dx is wrong") for check in (SpeedCheck((1, 1)), *tried)]
+    check_command._write_repro(tmp_path / "repro.py", [checked])
+    assert "backward of 3x40x5 @0" in (tmp_path / "repro.py").read_text()
+
+
 @pytest.mark.usefixtures("dying")
 def test_the_command_is_red_and_writes_a_script(info: DeviceInfo, tmp_path: Path) -> None:
     script = tmp_path / "repro.py"
@@ -242,15 +254,30 @@ def run_script(file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=found, cwd=file.parent, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("variant", ["", "split"], ids=["as planned", "split"])
+ASIDE = [case for case in (*checklist._HARD, *checklist._OTHERS) if case[1] != 1]  # channels on another axis
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape", "axis", "variant"),
+    [
+        *(pytest.param(name, (3, 7, 3, 5), 1, "", id=f"{name} as planned") for name in OPERATIONS),
+        *(pytest.param(name, (3, 7, 3, 5), 1, "split", id=f"{name} split") for name in OPERATIONS),
+        *(pytest.param("backward", shape, axis, "", id=f"channels on axis {axis}") for shape, axis in ASIDE),
+    ],
+)
 def test_a_script_runs_by_itself(
-    queue: cl.CommandQueue, info: DeviceInfo, tmp_path: Path, operation: str, variant: str
+    queue: cl.CommandQueue,
+    info: DeviceInfo,
+    tmp_path: Path,
+    operation: str,
+    shape: tuple[int, ...],
+    axis: int,
+    variant: str,
 ) -> None:
     """On a device that is right it says so; nothing of oclbn is imported, save what mends POCL."""
     if info.simulator:
         pytest.skip("a simulator would have to be started anew")
-    check = NumberCheck(operation, (3, 7, 3, 5), 1, checklist.FAR_MEAN, variant=variant)
+    check = NumberCheck(operation, shape, axis, checklist.FAR_MEAN, variant=variant)
     assert checks.numbers(queue, check)["units"] <= 1.0
     file = tmp_path / "repro.py"
     file.write_text(check_repro.script(asked_of(info), check, 'y errs by 7 times\nits "bound"'))
@@ -263,19 +290,67 @@ def test_a_script_runs_by_itself(
     assert done.stdout.count(": right") >= 1
 
 
-def test_a_script_sees_a_wrong_result(info: DeviceInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = check_repro.expected
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_small_check_makes_a_script(info: DeviceInfo, operation: str) -> None:
+    cases = [case for case in (*checklist._HARD, *checklist._OTHERS) if math.prod(case[0]) < 100_000]
+    assert {axis for _, axis in cases} == {0, 1, 3}
+    for shape, axis in cases:
+        check = NumberCheck(operation, shape, axis, checklist.ORDINARY)
+        compile(check_repro.script(asked_of(info), check, "wrong"), "repro.py", "exec")
 
-    def wrong(*given: Any) -> Any:
-        return {name: (value + 1.0, bound) for name, (value, bound) in right(*given).items()}
 
-    monkeypatch.setattr(check_repro, "expected", wrong)
-    check = NumberCheck("infer", (3, 7, 3, 5), 1, checklist.ORDINARY)
+def altered(operation: str, **numbers: float) -> Callable[..., Any]:
+    """A `functional.dissect` by which the kernels of a script get other numbers than they should."""
+    right = functional.dissect
+
+    def dissected(*given: Any) -> Any:
+        planned, told = right(*given)
+        assert given[0] == operation
+        assert set(numbers) <= set(told)
+        return planned, told | numbers
+
+    return dissected
+
+
+@pytest.mark.parametrize(
+    ("operation", "number", "result", "shape", "axis"),
+    [
+        ("train", "epsilon", "y", (3, 7, 3, 5), 1),
+        ("infer", "epsilon", "y", (3, 7, 3, 5), 1),
+        ("constant", "epsilon", "dx", (3, 7, 3, 5), 1),
+        *(("backward", "count", "dx", *case) for case in ASIDE),
+    ],
+)
+def test_a_script_sees_a_wrong_result(
+    info: DeviceInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    number: str,
+    result: str,
+    shape: tuple[int, ...],
+    axis: int,
+) -> None:
+    """What goes wrong is a number that the check's own call uses: constants come as a variance, as there."""
+    monkeypatch.setattr(functional, "dissect", altered(operation, **{number: 3}))
     file = tmp_path / "repro.py"
-    file.write_text(check_repro.script(asked_of(info), check, "wrong"))
+    file.write_text(
+        check_repro.script(asked_of(info), NumberCheck(operation, shape, axis, checklist.ORDINARY), "wrong")
+    )
     done = run_script(file)
-    assert done.returncode == 1
-    assert "y: 315 of 315 wrong" in done.stdout
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(rf"{result}: \d+ of {math.prod(shape)} wrong", done.stdout)
+
+
+def test_a_script_sees_what_is_written_beside_a_result(info: DeviceInfo, tmp_path: Path) -> None:
+    """Arrays start at an odd element, as in the check, with room around them."""
+    file = tmp_path / "repro.py"
+    text = check_repro.script(asked_of(info), NumberCheck("infer", (3, 7, 3, 5), 1, checklist.ORDINARY), "spilt")
+    assert "('y_start', 'int64', 3)" in text
+    file.write_text(text.replace("('y_start', 'int64', 3)", "('y_start', 'int64', 4)"))
+    done = run_script(file)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "y: written where nothing may be, element 318" in done.stdout
 
 
 def test_a_build_that_fails_makes_a_script_too(info: DeviceInfo, tmp_path: Path) -> None:
@@ -285,6 +360,25 @@ def test_a_build_that_fails_makes_a_script_too(info: DeviceInfo, tmp_path: Path)
     done = run_script(file)
     assert done.returncode == 0, done.stderr
     assert "built 1" in done.stdout
+    for kernel in build.kernels:
+        assert re.search(rf"groups of {kernel} may have [1-9]\d* work-items", done.stdout)
+
+
+def test_another_platform_that_fails_does_not_stop_a_script(info: DeviceInfo, tmp_path: Path) -> None:
+    file = tmp_path / "repro.py"
+    text = check_repro.script(asked_of(info), NumberCheck("infer", (3, 7, 3, 5), 1, checklist.ORDINARY), "wrong")
+    broken = """
+class Broken:
+    name = "a broken platform"
+    def get_devices(self):
+        raise cl.LogicError(cl._cl._ErrorRecord("clGetDeviceIDs", cl.status_code.INVALID_VALUE, ""))
+real = cl.get_platforms
+cl.get_platforms = lambda: [Broken(), *real()]
+"""
+    file.write_text(text.replace("\nPLATFORM, ", broken + "\nPLATFORM, "))
+    done = run_script(file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"device: {info.device.name.strip()}" in done.stdout
 
 
 def test_speeds_are_told(queue: cl.CommandQueue) -> None:

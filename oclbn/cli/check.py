@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from oclbn import device, files
-from oclbn.checklist import SpeedCheck
+from oclbn.checklist import BuildCheck, NumberCheck, SpeedCheck
 from oclbn.cli import check_report, check_repro, check_run
 from oclbn.cli.check_run import Checked
+from oclbn.cli.devices import as_size
 from oclbn.errors import DeviceNotFoundError
 
 
@@ -24,7 +26,7 @@ from oclbn.errors import DeviceNotFoundError
     "--repro",
     "script",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the first failure as a script that needs only pyopencl and NumPy, for a report to the driver's maker.",
+    help="Write the smallest failure as a script of pyopencl and NumPy alone, for a report to the driver's maker.",
 )
 @click.option(
     "--timeout",
@@ -70,16 +72,23 @@ def command(spec: str | None, every: bool, quick: bool, as_json: bool, script: P
 
 
 def _write_repro(script: Path, found: list[Checked]) -> None:
+    """Of the first device with a failure the one that makes the smallest script: that is easiest to look into."""
     for checked in found:
-        for outcome in checked.faults:
-            if isinstance(outcome.check, SpeedCheck):
-                continue  # what fails there fails in small as well, or takes too much memory for a script
-            text = check_repro.script(checked, outcome.check, outcome.fault)
-            try:
-                with files.replacing(script) as file:
-                    file.write(text.encode())
-            except OSError as error:
-                raise click.FileError(str(script), hint=error.strerror) from error
-            click.echo(f"Wrote {script}: {outcome.check}", err=True)
-            return
+        # What fails in a SpeedCheck fails in small as well, or takes too much memory for a script.
+        shown = [(o.check, o.fault) for o in checked.faults if not isinstance(o.check, SpeedCheck)]
+        if not shown:
+            continue
+        check, fault = min(shown, key=lambda pair: _elements(pair[0]))
+        text = check_repro.script(checked, check, fault)
+        try:
+            with files.replacing(script) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise click.FileError(str(script), hint=error.strerror) from error
+        click.echo(f"Wrote {script} ({as_size(len(text.encode()))}): {check}", err=True)
+        return
     click.echo("Nothing failed that a script could show: none was written", err=True)
+
+
+def _elements(check: BuildCheck | NumberCheck) -> int:
+    return math.prod(check.shape) if isinstance(check, NumberCheck) else 0

@@ -16,8 +16,9 @@ import numpy as np
 
 from oclbn import __version__, functional, hostile, pocl, program
 from oclbn.checklist import BuildCheck, NumberCheck
+from oclbn.checks import BEFORE, surrounded
 from oclbn.cli.check_run import Checked
-from oclbn.expectation import expected, invstd
+from oclbn.expectation import expected
 from oclbn.hostile import MAKERS, Data, Host
 
 _LINE = 110  # characters of packed data in a line
@@ -49,11 +50,15 @@ PROGRAMS = {programs}
 # Launches in order: program, kernel, work-groups, work-items in each, arguments by name (None: a buffer of that name).
 LAUNCHES = {launches}
 
-# What the buffers hold; what they should hold in the end, and how far off that may be. NumPy files, compressed, base64.
+# What the buffers hold, with NaN beside the arrays; by buffer: the element from which on results lie there, what these
+# should be, and how far off they may be. NumPy files, compressed, base64.
 BUFFERS = {{
 {buffers}}}
 EXPECTED = {{
 {expected}}}
+
+# Kernels that are only asked how many work-items their groups may have: program, kernel.
+ASKED = {asked}
 
 
 def unpack(lines):
@@ -62,7 +67,12 @@ def unpack(lines):
 
 def find_device():
     for platform in cl.get_platforms():
-        for device in platform.get_devices():
+        try:
+            devices = platform.get_devices()
+        except cl.Error as error:
+            print(platform.name, "cannot list its devices:", error)
+            continue
+        for device in devices:
             if (platform.name.strip(), platform.version.strip(), device.name.strip()) == (PLATFORM, VERSION, DEVICE):
                 return cl.Context([device])
     return cl.create_some_context(interactive=False)
@@ -85,10 +95,25 @@ def main():
         queue.finish()
         print("ran", name)
     wrong = 0
-    for name, (wanted, bound) in {{name: map(unpack, pair) for name, pair in EXPECTED.items()}}.items():
-        host = np.empty_like(hosts[name])
+    for number, name in ASKED:
+        kernel = cl.Kernel(programs[number], name)
+        most = kernel.get_work_group_info(cl.kernel_work_group_info.WORK_GROUP_SIZE, queue.device)
+        print("groups of", name, "may have", most, "work-items")
+        wrong += most < 1
+    for name, before in hosts.items():
+        host = np.empty_like(before)
         cl.enqueue_copy(queue, host, buffers[name])
-        got = host.astype(np.float64).reshape(wanted.shape)
+        changed = ~((host == before) | (np.isnan(host) & np.isnan(before)))
+        start, wanted, bound = EXPECTED.get(name, (0, None, None))
+        if wanted is not None:
+            wanted, bound = unpack(wanted), unpack(bound)
+            changed[start : start + wanted.size] = False
+        if changed.any() and name != "partial":
+            wrong += int(changed.sum())
+            print(name + ": written where nothing may be, element", int(np.argmax(changed)))
+        if wanted is None:
+            continue
+        got = host[start : start + wanted.size].astype(np.float64).reshape(wanted.shape)
         with np.errstate(all="ignore"):
             good = (np.abs(got - wanted) <= bound) | (got == wanted) | np.isposinf(bound)
         good |= np.isnan(got) & np.isnan(wanted)
@@ -119,15 +144,19 @@ def script(checked: Checked, check: BuildCheck | NumberCheck, fault: str) -> str
     programs: list[Any] = []  # oclbn.plan.Build
     launches: list[tuple[int, str, int, int, list[tuple[str, str | None, Any]]]] = []
     buffers: dict[str, Host] = {}
+    starts: dict[str, int] = {}
     wanted: dict[str, tuple[Host, Host]] = {}
+    kernels: list[tuple[int, str]] = []
     if isinstance(check, BuildCheck):
         programs.append(check.build)
+        kernels = [(0, kernel) for kernel in check.kernels]
     else:
         host = hostile.make(check.shape, check.axis, np.dtype(check.dtype), MAKERS[check.data])
         asked = checked.choices | ({"variant": check.variant} if check.variant else {})
         planned, numbers = functional.dissect(check.operation, host.x, check.axis, info.limits, asked, checked.room)
         wanted = expected(check.operation, host, check.axis)
-        buffers = _buffers(check.operation, host, planned.scratch)
+        starts, buffers = _buffers(check.operation, host, check.axis, planned.scratch)
+        numbers |= {f"{name}_start": start for name, start in starts.items()}
         for launch in planned.launches:
             if launch.build not in programs:
                 programs.append(launch.build)
@@ -153,35 +182,42 @@ def script(checked: Checked, check: BuildCheck | NumberCheck, fault: str) -> str
         launches=pprint.pformat(launches, width=120, compact=True),
         buffers="".join(f"    {name!r}: {_packed(host)},\n" for name, host in buffers.items()),
         expected="".join(
-            f"    {name!r}: ({_packed(value)}, {_packed(np.broadcast_to(bound, value.shape))}),\n"
+            f"    {name!r}: ({starts[name]}, {_packed(value)}, {_packed(np.broadcast_to(bound, value.shape))}),\n"
             for name, (value, bound) in wanted.items()
         ),
+        asked=repr(kernels),
     )
 
 
-def _buffers(operation: str, host: Data, scratch: int) -> dict[str, Host]:
-    """By the names of the kernels' arguments; results hold NaN until they are written."""
-    nan = np.full_like(host.x, np.nan)
-    channels = np.full_like(host.scale, np.nan)
-    made = {"x": host.x, "scale": host.scale, "partial": np.full(max(scratch, 1), np.nan, host.x.dtype)}
+def _buffers(operation: str, host: Data, axis: int, scratch: int) -> tuple[dict[str, int], dict[str, Host]]:
+    """Where each array starts in its buffer, and the buffers, by the names of the kernels' arguments.
+
+    All lies as oclbn.checks has it: what the check makes starts amid NaN, results of the call's own at 0.
+    """
+    dense = {"x": host.x, "scale": host.scale}
+    fresh: tuple[str, ...] = ()
     if operation in ("train", "infer"):
-        made |= {"y": nan, "bias": host.bias}
+        dense |= {"y": np.full_like(host.x, np.nan), "bias": host.bias}
     if operation == "train":
-        made |= {"save_mean": channels, "save_invstd": channels}
-        made |= {"running_mean": host.running_mean, "running_var": host.running_var}
+        dense |= {"running_mean": host.running_mean, "running_var": host.running_var}
+        fresh = ("save_mean", "save_invstd")
     if operation == "infer":
-        made |= {"mean": host.running_mean, "var": host.running_var}
+        dense |= {"mean": host.running_mean, "var": host.running_var}
     if operation == "moments":
-        made |= {"mean": channels, "m2": channels}
+        fresh = ("mean", "m2")
     if operation in ("backward", "constant"):
-        made |= {"dy": host.dy, "dx": nan, "dscale": channels, "dbias": channels}
-        made["save_mean"], made["save_invstd"] = host.running_mean, invstd(host).astype(host.x.dtype)
+        dense |= {"dy": host.dy, "dx": np.full_like(host.x, np.nan)}
+        fresh = ("dscale", "dbias")
+    if operation == "constant":
+        dense |= {"save_mean": host.running_mean, "var": host.running_var}
+    buffers = {name: surrounded(array) for name, array in dense.items()}
+    starts = dict.fromkeys(dense, BEFORE)
     if operation == "backward":
-        found = expected("train", host, 1)
-        made["save_mean"], made["save_invstd"] = (
-            found[name][0].astype(host.x.dtype) for name in ("save_mean", "save_invstd")
-        )
-    return made
+        saved = expected("train", host, axis)
+        buffers |= {name: saved[name][0].astype(host.x.dtype) for name in ("save_mean", "save_invstd")}
+    buffers |= {name: np.full_like(host.scale, np.nan) for name in fresh}
+    buffers["partial"] = np.full(max(scratch, 1), np.nan, host.x.dtype)
+    return {name: starts.get(name, 0) for name in buffers}, buffers
 
 
 def _packed(host: Host) -> str:
