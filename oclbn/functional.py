@@ -397,6 +397,15 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
     )
 
 
+def plan_of(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> Plan:
+    """What a call with these arguments runs; its kernels are built, as they say how many work-items they bear.
+
+    axis: from 0 on. dy: like x where it is left out.
+    """
+    backward = operation in _BACKWARD
+    return _prepare(operation, x, axis, (x if dy is None else dy) if backward else None, out).plan
+
+
 @contextlib.contextmanager
 def recording() -> Iterator[list[tuple[str, cl.Event]]]:
     """Within the block, the name of each kernel that oclbn enqueues and its event go into a list, in order.

@@ -11,9 +11,10 @@ import pyopencl as cl
 import pyopencl.array as cla
 from numpy.typing import NDArray
 
-from . import arguments, device, functional, reference
-from .plan import Plan, Tuning, plan
+from . import functional, reference
+from .plan import Plan
 from .tuner import Choices
+from .tuning import using
 
 GUARD = 1024  # elements behind a result that nothing may write to
 _PER_CHANNEL = ("scale", "bias", "mean", "var", "running_mean", "running_var")
@@ -48,10 +49,10 @@ class Calls:
         self.given = {name: cla.to_device(queue, host) for name, host in self.hosts.items()}
 
     def plan(self, operation: str, choices: Choices) -> Plan:
-        """How the operation would run."""
-        layout = arguments.layout(self.x, self.case.axis, {"dy": self.dy.strides, "out": self.out.strides})
-        problem = layout.problem(self.x.dtype.itemsize)
-        return plan(operation, problem, device.limits(self.queue.device), Tuning(**choices))  # type: ignore[arg-type]
+        """What `run` runs under these choices; its groups are as large as the kernels bear, at most as asked."""
+        out = None if operation == "moments" else self.out
+        with using(**choices):
+            return functional.plan_of(operation, self.x, self.case.axis, self.dy, out)
 
     def prepare(self) -> None:
         """Before a run that is to be checked: what it does not write shows, and what it must not write as well."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -12,7 +13,7 @@ import numpy as np
 import pyopencl as cl
 import pytest
 
-from oclbn import device, functional, tuner
+from oclbn import device, functional, program, tuner
 from oclbn.errors import DeviceError
 from oclbn.plan import DeviceLimits, Tuning
 from oclbn.trialcalls import Case
@@ -242,6 +243,30 @@ def test_a_duel_says_how_fast_the_candidate_is(trials: Trials, start: Choices) -
 
 def test_what_plans_alike_is_not_timed(trials: Trials, start: Choices) -> None:
     assert trials.duel(start, start | {"most_steps": 1 << 30}) == {"gain": 1.0, "timed": False}
+
+
+@pytest.fixture
+def modest(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> cl.CommandQueue:
+    """Kernels bear fewer work-items, 8, than the device at large, as those that need many registers do."""
+    monkeypatch.setattr(program, "most_lanes", lambda *_: 8)
+    return cl.CommandQueue(cl.Context([queue.device]))  # no other test gets the plans that are remembered
+
+
+def test_what_runs_alike_is_not_timed(modest: cl.CommandQueue, start: Choices) -> None:
+    trials = Trials(modest, CASES, seconds=0.001)
+    crowded = start | {"lanes": 32}
+    assert trials.duel(crowded, crowded | {"lanes": 64}) == {"gain": 1.0, "timed": False}
+    assert trials.duel(crowded, crowded | {"lanes": 4})["timed"]
+
+
+def test_the_report_shows_what_runs(modest: cl.CommandQueue, start: Choices) -> None:
+    trials = Trials(modest, CASES[:1], seconds=0.001)
+    rows = trials.report(start, start | {"lanes": 32})
+    assert all("LANES=8" in row["plan"] for row in rows), rows
+    for row, calls in zip(rows, trials.timed * 3, strict=True):
+        with using(**start | {"lanes": 32}), functional.recording() as launches:
+            calls.run(row["operation"])
+        assert re.search(r"\((.*?);", row["plan"])[1] == " + ".join(name for name, _ in launches)
 
 
 def test_the_report_has_every_operation_on_every_shape(trials: Trials, start: Choices) -> None:
