@@ -92,7 +92,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert metadata["License-Expression"] == "MIT"
     assert re.search(r"^oclbn\s*=\s*oclbn\.cli:main$", entry_points, re.MULTILINE)
     core = {re.split(r"[<>=\[; ]", text)[0] for text in metadata.get_all("Requires-Dist") if "extra ==" not in text}
-    assert core == {"numpy", "pyopencl"}
+    assert core == {"numpy", "pyopencl", "platformdirs"}
     assert wheel.name.endswith("-py3-none-any.whl")
 
 

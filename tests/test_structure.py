@@ -160,6 +160,39 @@ def test_the_package_imports_no_extra() -> None:
     assert not extras & set(done.stdout.split())
 
 
+def test_what_is_imported_is_declared() -> None:
+    """What any module but the command line needs is a dependency, what it imports as a whole one or of an extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {"scikit-learn": "sklearn"}  # distributions that are imported by another name
+
+    def packages(requirements: list[str]) -> set[str]:
+        names = {re.split(r"[<>=\[; ]", text)[0] for text in requirements}
+        return {named.get(name, name) for name in names}
+
+    core = packages(project["dependencies"])
+    known = core.union(*map(packages, project["optional-dependencies"].values()))
+    for path in MODULES:
+        whole = ast.parse(path.read_text())
+        always = {node for node in whole.body if isinstance(node, ast.Import | ast.ImportFrom)}
+        for node in ast.walk(whole):
+            if not isinstance(node, ast.Import | ast.ImportFrom) or getattr(node, "level", 0):
+                continue
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+            foreign = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"oclbn"}
+            needs_core = node in always and layer_of(module_of(path)) not in ("cli", "peers")
+            assert foreign <= (core if needs_core else known), f"{path.name}: {foreign}"
+
+
+def test_dependencies_have_a_lower_bound() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert all(">=" in text for text in project["dependencies"])
+
+
+def test_the_sdist_is_told_of_what_there_is() -> None:
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert [name for name in targets["sdist"]["include"] if not (ROOT / name.strip("/")).exists()] == []
+
+
 def test_the_face_of_the_package() -> None:
     assert sorted(oclbn.__all__) == sorted(
         [
