@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeVar
 
 import pyopencl as cl
 
-from oclbn.errors import ContextError, DeviceError, DeviceNotFoundError, ParameterError, SizeError
+from oclbn import forks
+from oclbn.errors import DeviceError, DeviceNotFoundError, ParameterError, SizeError
 from oclbn.plan import DeviceLimits
 from oclbn.pocl import mend_target, pinned_threads, widest_vector
 from oclbn.selection import DeviceInfo, classify, resolve
@@ -41,40 +42,16 @@ _NO_MEMORY = (
 )
 
 
-_used = False  # by this process or by one that it was forked from
-_orphaned = False
-
-
-def _after_fork() -> None:
-    global _orphaned
-    _orphaned = _used
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _begin() -> None:
-    """Note that a device is used; ContextError where that would hang or worse."""
-    global _used
-    _used = True
-    if _orphaned:
-        raise ContextError(
-            "this process was forked from one that had used OpenCL, and drivers do not live on both sides of a fork; "
-            'wanted: a process started with the method "spawn" or "forkserver", or forked before the first use'
-        )
-
-
 def driver_errors(doing: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Around work of the driver: what fails there is a DeviceError (SizeError: no memory) that says at what.
 
-    The driver's own error is the cause. In a child that was forked after a device was used: ContextError.
+    The driver's own error is the cause. In a child that was forked after drivers were loaded: ContextError.
     """
 
     def around(work: Callable[_P, _T]) -> Callable[_P, _T]:
         @functools.wraps(work)
         def guarded(*given: _P.args, **options: _P.kwargs) -> _T:
-            _begin()
+            forks.begin()
             try:
                 return work(*given, **options)
             except cl.Error as error:
@@ -98,6 +75,7 @@ def devices() -> tuple[DeviceInfo, ...]:
     Empty when there is no platform at all. A POCL that has not been asked for before starts with pinned threads
     (oclbn.pocl).
     """
+    forks.note_use()
     with pinned_threads():
         return _devices()
 
@@ -242,7 +220,7 @@ def queue_for(spec: str | cl.Device | DeviceInfo | None = None) -> cl.CommandQue
     All queues that oclbn makes on one device in one process share one context, so that arrays of one can be used
     on the other. Errors as in `select`.
     """
-    _begin()
+    forks.begin()
     device = select(spec).device
     with _made.lock:
         if device not in _made.contexts:
@@ -255,11 +233,11 @@ def queue_for(spec: str | cl.Device | DeviceInfo | None = None) -> cl.CommandQue
 def default_queue() -> cl.CommandQueue:
     """The queue of this process and thread, on the selected device (environment, else ranking).
 
-    Made at the first call, and the same one from then on. A child that is forked before any device is used makes its
-    own; in one that is forked later it is a ContextError, as drivers hang there: start processes with the method
-    "spawn".
+    Made at the first call, and the same one from then on. A child that is forked before anything has asked for devices
+    makes its own; in one that is forked later it is a ContextError, as drivers hang there (oclbn.forks): start
+    processes with the method "spawn".
     """
-    _begin()
+    forks.begin()
     queue: cl.CommandQueue | None = getattr(_made.thread, "queue", None)
     if queue is None:
         queue = _made.thread.queue = queue_for()

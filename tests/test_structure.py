@@ -48,6 +48,7 @@ LAYERS = [
     "program",
     "pages",
     "device",
+    "forks",
     "selection",
     "tuning",
     "childprocess",
