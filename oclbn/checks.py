@@ -16,7 +16,7 @@ from . import benchmark, device, functional, hostile, program, proof
 from .bounds import excess
 from .checklist import BuildCheck, Check, NumberCheck, SpeedCheck, asked
 from .childprocess import requests
-from .errors import OclbnError
+from .errors import BuildError, OclbnError
 from .expectation import EPSILON, FACTOR, expected
 from .hostile import MAKERS, Data, Host
 from .tuning import using
@@ -147,8 +147,11 @@ def _answer(queue: cl.CommandQueue, check: Check) -> dict[str, Any]:
     return numbers(queue, check) if isinstance(check, NumberCheck) else speed(queue, check)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _summary(error: Exception) -> str:
+    """The first line; of a failed build also the first in which the compiler complains."""
+    first, *others = str(error).strip().split("\n")
+    complaints = [line.strip() for line in others if "error:" in line.lower()] if isinstance(error, BuildError) else []
+    return ": ".join([first, *complaints[:1]])
 
 
 def serve() -> None:
@@ -166,7 +169,7 @@ def serve() -> None:
                 with using(**choices):
                     answer["done"] = _answer(queue, asked(request["with"]))
         except (Fault, OclbnError, cl.Error) as error:
-            answer["rejected"] = _first_line(error)
+            answer["rejected"] = _summary(error)
         reply(answer)
 
 

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 
 import pyopencl as cl
 
-from oclbn import forks
+from oclbn import advice, forks
 from oclbn.errors import DeviceError, DeviceNotFoundError, ParameterError, SizeError
 from oclbn.plan import DeviceLimits
 from oclbn.pocl import mend_target, pinned_threads, widest_vector
@@ -29,6 +29,7 @@ __all__ = [
     "select",
     "select_with_reason",
     "tuning_names",
+    "without_devices",
 ]
 
 _P = ParamSpec("_P")
@@ -70,31 +71,50 @@ def lacks_memory(error: Exception) -> bool:
 
 
 def devices() -> tuple[DeviceInfo, ...]:
-    """Every device of every platform, in pyopencl's order; a platform that raises or has no device is left out.
+    """Every device of every platform, in pyopencl's order; what raises or has no device is left out.
 
     Empty when there is no platform at all. A POCL that has not been asked for before starts with pinned threads
-    (oclbn.pocl).
+    (oclbn.pocl). `without_devices` tells of what is left out.
     """
+    return _survey()[0]
+
+
+def without_devices() -> tuple[str, ...]:
+    """A line for each platform that lists no device and each driver that cannot be loaded: what it says, what may help.
+
+    And for each device that cannot be described.
+    """
+    return (*_survey()[1], *advice.of_unloadable(os.environ))
+
+
+def _survey() -> tuple[tuple[DeviceInfo, ...], list[str]]:
+    """The devices, and a line for each platform or device that is none."""
     forks.note_use()
-    with pinned_threads():
-        return _devices()
-
-
-def _devices() -> tuple[DeviceInfo, ...]:
     try:
-        platforms = cl.get_platforms()
-    except cl.LogicError as error:
-        if error.code == cl.status_code.PLATFORM_NOT_FOUND_KHR:
-            return ()
-        raise
+        with pinned_threads():
+            platforms = cl.get_platforms()
+    except cl.Error as error:
+        if error.code != cl.status_code.PLATFORM_NOT_FOUND_KHR:
+            return (), [f"OpenCL's loader fails: {error}"]
+        return (), [line for line in (advice.for_no_platform(os.environ),) if line]
     found: list[DeviceInfo] = []
+    lacking: list[str] = []
     for platform_index, platform in enumerate(platforms):
+        name = version = ""
         try:
-            handles = platform.get_devices()
-            found += [_info(platform_index, index, handle) for index, handle in enumerate(handles)]
-        except cl.Error:
-            continue  # a driver that cannot even list its devices must not keep the others from being used
-    return tuple(found)
+            name, version = _one_line(platform.name), _one_line(platform.version)
+            handles, said = platform.get_devices(), "lists no device"
+        except cl.Error as error:  # must not keep the others from being used
+            handles, said = [], f"cannot list its devices: {error}"
+        named = f"{name or f'platform {platform_index}'} ({version.partition(',')[0] or 'of no version'})"
+        if not handles:
+            lacking.append(": ".join(filter(None, (f"{named} {said}", advice.for_platform(name, version, os.environ)))))
+        for index, handle in enumerate(handles):
+            try:
+                found.append(_info(platform_index, index, handle))
+            except cl.Error as error:
+                lacking.append(f"device {platform_index}:{index} of {named} cannot be described: {error}")
+    return tuple(found), lacking
 
 
 def select(spec: str | cl.Device | DeviceInfo | None = None) -> DeviceInfo:
@@ -117,7 +137,7 @@ def select_with_reason(spec: str | cl.Device | DeviceInfo | None = None) -> tupl
         raise ParameterError(
             f"device is of type {type(spec).__name__}; wanted a text, a pyopencl.Device or a DeviceInfo"
         )
-    return resolve(devices(), spec, os.environ)
+    return resolve(devices(), spec, os.environ, without_devices)
 
 
 def _listed(device: cl.Device) -> DeviceInfo:

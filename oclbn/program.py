@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyopencl as cl
 
-from . import pocl, sources
+from . import advice, pocl, sources
 from .errors import BuildError
 
 if TYPE_CHECKING:
@@ -109,6 +110,10 @@ def _explain(build: Build, context: cl.Context, log: str) -> str:
     """The compiler's log, then each line it complains of with its neighbours, numbered as in the file."""
     defines = " ".join(f"{name}={value}" for name, value in build.defines)
     devices = ", ".join(f"{device.name.strip()} ({device.platform.name.strip()})" for device in context.devices)
+    if any("pocl" in device.version.lower() for device in context.devices):
+        cause = advice.of_kernel_cache(os.environ)
+        if cause:
+            return f"{build.source} does not build on {devices}: {cause}\n\n{log.strip()}"
     lines = text_of(build).split("\n")
     origins = [("", 0)] * len(build.defines) + list(sources.load(build.source).origins)
     shown: list[str] = []

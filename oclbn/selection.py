@@ -18,7 +18,7 @@ an empty part before or after the colon stands for 0.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ KINDS = tuple(_TYPE_BITS)
 NO_DEVICE = (
     "no OpenCL device found: install the OpenCL driver of your GPU, or use the CPU with: pip install 'oclbn[pocl]'"
 )
+SILENT_DRIVERS = "no OpenCL device found, though there is something that should offer one:"
+WITHOUT_DEVICES = "Installed, but without a device"
 # Intel's FPGA emulation calls itself an accelerator and runs on the CPU.
 _SIMULATORS = ("oclgrind", "simulator", "emulation")
 # Graphics in software, which some drivers announce as a GPU with more compute units than the CPU has.
@@ -90,8 +92,13 @@ def rank(listed: Sequence[DeviceInfo]) -> tuple[DeviceInfo, ...]:
     return tuple(sorted(listed, key=key))
 
 
-def choose(listed: Sequence[DeviceInfo], spec: str, origin: str) -> DeviceInfo:
-    """The one device that `spec` (see the module's text) names; `origin` opens the message of the error if none is."""
+def choose(
+    listed: Sequence[DeviceInfo], spec: str, origin: str, lacking: Callable[[], Sequence[str]] = tuple
+) -> DeviceInfo:
+    """The one device that `spec` (see the module's text) names; `origin` opens the message of the error if none is.
+
+    lacking: gives a line for each thing that is installed and offers no device, which may be what is meant.
+    """
     text = spec.strip().lower()
     if text in KINDS:
         found = [info for info in rank(listed) if info.kind == text and not info.simulator][:1]
@@ -100,34 +107,42 @@ def choose(listed: Sequence[DeviceInfo], spec: str, origin: str) -> DeviceInfo:
         found = [info for info in listed if (info.platform_index, info.device_index) == index]
     else:
         found = [info for info in listed if _fits_either(text, info)]
-    return _only(found, listed, origin)
+    return _only(found, listed, origin, lacking)
 
 
-def choose_pyopencl(listed: Sequence[DeviceInfo], spec: str, origin: str) -> DeviceInfo:
-    """The one device that `spec`, in the form of PYOPENCL_CTX, names."""
+def choose_pyopencl(
+    listed: Sequence[DeviceInfo], spec: str, origin: str, lacking: Callable[[], Sequence[str]] = tuple
+) -> DeviceInfo:
+    """The one device that `spec`, in the form of PYOPENCL_CTX, names; the rest as in `choose`."""
     platform, colon, device = spec.strip().lower().partition(":")
     if not colon:
-        return _only([info for info in listed if _fits_either(platform, info)], listed, origin)
+        return _only([info for info in listed if _fits_either(platform, info)], listed, origin, lacking)
     found = [
         info
         for info in listed
         if _fits(platform or "0", info.platform_index, info.platform, info.platform_version)
         and _fits(device or "0", info.device_index, info.name)
     ]
-    return _only(found, listed, origin)
+    return _only(found, listed, origin, lacking)
 
 
-def resolve(listed: Sequence[DeviceInfo], spec: str | None, environment: Mapping[str, str]) -> tuple[DeviceInfo, str]:
+def resolve(
+    listed: Sequence[DeviceInfo],
+    spec: str | None,
+    environment: Mapping[str, str],
+    lacking: Callable[[], Sequence[str]] = tuple,
+) -> tuple[DeviceInfo, str]:
     """The selected device and what selected it: the argument, a variable of the environment, or the ranking."""
     if not listed:
-        raise DeviceNotFoundError(NO_DEVICE)
+        told = lacking()
+        raise DeviceNotFoundError("\n".join([SILENT_DRIVERS if told else NO_DEVICE, *told]))
     if spec is not None:
         origin = f"argument device={spec!r}"
-        return choose(listed, spec, origin), origin
+        return choose(listed, spec, origin, lacking), origin
     for variable, read in (("OCLBN_DEVICE", choose), ("PYOPENCL_CTX", choose_pyopencl)):
         if value := environment.get(variable, "").strip():
             origin = f"environment variable {variable}={value!r}"
-            return read(listed, value, origin), origin
+            return read(listed, value, origin, lacking), origin
     return rank(listed)[0], "ranking"
 
 
@@ -142,7 +157,9 @@ def _fits_either(part: str, info: DeviceInfo) -> bool:
     return _fits(part, info.platform_index, info.name, info.platform, info.platform_version)
 
 
-def _only(found: Sequence[DeviceInfo], listed: Sequence[DeviceInfo], origin: str) -> DeviceInfo:
+def _only(
+    found: Sequence[DeviceInfo], listed: Sequence[DeviceInfo], origin: str, lacking: Callable[[], Sequence[str]]
+) -> DeviceInfo:
     if len(found) == 1:
         return found[0]
     fault, mark = (f"fits {len(found)} devices", " (* marks what fits)") if found else ("fits no device", "")
@@ -159,4 +176,7 @@ def _only(found: Sequence[DeviceInfo], listed: Sequence[DeviceInfo], origin: str
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     hint = f"Select one of these by its index P:D or by a part of its name{mark}:"
+    told = lacking() if not found else ()
+    if told:
+        lines += [f"{WITHOUT_DEVICES}:", *told]
     raise DeviceNotFoundError("\n".join([f"{origin} {fault}", hint, *lines]))

@@ -49,7 +49,7 @@ LISTED = tuple(
     )
     for index, name, simulator in [(0, "[red]gfx1030[/red]", False), (1, "a simulator", True)]
 )
-BYTES = {"local_bytes", "cache_bytes", "memory_bytes", "max_alloc_bytes"}
+BYTES = {"local_bytes", "cache_bytes", "memory_bytes", "max_alloc_bytes", "vector_bytes"}
 KEYS = {
     *("index", "name", "platform", "platform_version", "driver", "kind", "simulator", "compute_units", "max_group"),
     *("fp16", "fp64", "vector_bytes", "not_used", "default", "reason"),
@@ -66,7 +66,11 @@ def no_selection(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oclbn.device, "devices", lambda: LISTED)
+<<<<<<< HEAD
     monkeypatch.setattr(proof, "failures", lambda device: ())
+=======
+    monkeypatch.setattr(oclbn.device, "without_devices", tuple)
+>>>>>>> 54f2667 (Installed drivers without a device are named, with what they say and the likely cause)
 
 
 @pytest.fixture

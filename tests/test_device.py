@@ -36,6 +36,8 @@ def test_no_platform_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_platforms_that_raise_or_are_empty_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Platform:
+        name = version = "a platform"
+
         def __init__(self, handles: list[Any] | None) -> None:
             self.handles = handles
 

@@ -50,6 +50,7 @@ LAYERS = [
     "device",
     "forks",
     "selection",
+    "advice",
     "tuning",
     "childprocess",
     "usertable",

@@ -10,12 +10,14 @@ from typing import Any
 import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from oclbn import device, proof
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
+from oclbn.selection import WITHOUT_DEVICES
 
 RANKING = "first in the ranking GPU, accelerator, CPU, simulator"
 
@@ -36,7 +38,7 @@ def command(as_json: bool) -> None:
     try:
         default, reason = device.select_with_reason()
     except DeviceNotFoundError as error:
-        fault = str(error).partition("\n")[0]  # the lines after it list the devices, as we do
+        fault = str(error).partition("\n")[0] if listed else str(error)  # its other lines list the devices, as we do
     if as_json:
         click.echo(json.dumps([as_dict(info, reason if info == default else None) for info in listed], indent=2))
         if fault:
@@ -46,19 +48,37 @@ def command(as_json: bool) -> None:
     if listed:
         console.print(as_table(listed, default))
         console.print()
-    for info in listed:
-        told = proof.failures(info.device)
-        if told:
-            what = "kernel is" if len(told) == 1 else "kernels are"
-            console.print(Text(f"{info.spec} {info.name}: {len(told)} {what} wrong with this driver, and not used:"))
-            for one in told:
-                console.print(Text(f"  {one}", style="dim"))
-            console.print(Text("`oclbn check --repro report.py` shows it to the driver's maker."))
-            console.print()
+        _print_failures(console, listed)
+        _print_lacking(console)
     if fault:
         raise DeviceNotFoundError(fault)
     console.print(Text(f"* the default: {reason if reason != 'ranking' else RANKING}"))
     console.print(Text("To use another one, set OCLBN_DEVICE to its P:D or to a part of its name.", style="dim"))
+
+
+def _print_failures(console: Console, listed: Sequence[DeviceInfo]) -> None:
+    """Kernels that a driver gets wrong, and that oclbn goes round (oclbn.proof)."""
+    for info in listed:
+        told = proof.failures(info.device)
+        if not told:
+            continue
+        what = "kernel is" if len(told) == 1 else "kernels are"
+        console.print(Text(f"{info.spec} {info.name}: {len(told)} {what} wrong with this driver, and not used:"))
+        for one in told:
+            console.print(Padding(Text(one, style="dim"), (0, 0, 0, 2)))
+        console.print(Text("`oclbn check --repro report.py` shows it to the driver's maker."))
+        console.print()
+
+
+def _print_lacking(console: Console) -> None:
+    """What is installed and offers no device: nothing to worry about, unless one was looked for there."""
+    lacking = device.without_devices()
+    if lacking:
+        console.print(Text(f"{WITHOUT_DEVICES}:", style="dim"))
+    for line in lacking:
+        console.print(Padding(Text(line, style="dim"), (0, 0, 0, 2)))
+    if lacking:
+        console.print()
 
 
 def as_dict(info: DeviceInfo, reason: str | None) -> dict[str, Any]:

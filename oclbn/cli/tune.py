@@ -98,7 +98,8 @@ def command(
 
 
 def _all_devices() -> list[DeviceInfo]:
-    infos = [info for info in device.devices() if not info.simulator]
+    listed = device.devices() or (device.select(),)  # where there is none, it says why
+    infos = [info for info in listed if not info.simulator]
     if not infos:
         raise DeviceNotFoundError("there is no OpenCL device that is no simulator")
     return infos
