@@ -13,6 +13,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from conftest import DEVICES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -107,8 +108,9 @@ print(oclbn.sources.kernel_directory())
     assert kernels.resolve() == (installed / "oclbn" / "kernels").resolve()
 
 
-def test_the_installed_wheel_normalises(installed: Path) -> None:
-    """With the device that the tests run on by default, or whichever there is."""
+def test_the_installed_wheel_normalises(
+    installed: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = """
 import numpy as np
 import oclbn.device
@@ -119,6 +121,8 @@ if oclbn.device.devices():
 else:
     print("no device")
 """
+    for info in pytestconfig.stash[DEVICES][:1]:  # the one that this run is about
+        monkeypatch.setenv("OCLBN_DEVICE", info.spec)
     output = run(installed, code)
     if output == "no device":
         pytest.fail("this test needs an OpenCL device: `python -m pip install 'oclbn[pocl]'` brings one")
