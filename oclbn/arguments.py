@@ -35,7 +35,8 @@ _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
 _READ_ONLY = cl.mem_flags.READ_ONLY
 _MEMORY = (cl.Buffer, cl.MemoryObjectHolder)  # the class of most first, as being of a base takes longer to find out
 _PARENT, _OFFSET = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET
-_OVERLAP_WORK = 100_000  # steps that NumPy may spend on proving that interleaved views are disjoint
+# Steps that NumPy may spend on proving that interleaved views are disjoint. Its types before 2.5 allow 0 and -1 only.
+_OVERLAP_WORK: Any = 100_000
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ def shares_memory(a: Array, b: Array) -> bool:
     if a_offset + a_high <= b_offset + b_low or b_offset + b_high <= a_offset + a_low:
         return False
     try:
-        return bool(np.shares_memory(_shadow(a, a_offset), _shadow(b, b_offset), max_work=_OVERLAP_WORK))  # type: ignore[arg-type]
+        return bool(np.shares_memory(_shadow(a, a_offset), _shadow(b, b_offset), max_work=_OVERLAP_WORK))
     except np.exceptions.TooHardError:
         return True
 

@@ -127,9 +127,9 @@ def channels(outcomes: Sequence[Outcome]) -> Section:
         indent = _group(table, outcomes, outcome)
         for channel in shown:
             table.add_row(f"{indent}{channel}", *(_number(values[channel]) for values in columns))
-        if len(shown) < outcome.case.channels:
-            table.add_row(f"{indent}lowest", *(_number(np.fmin.reduce(values)) for values in columns), style="dim")
-            table.add_row(f"{indent}highest", *(_number(np.fmax.reduce(values)) for values in columns), style="dim")
+        if len(shown) < outcome.case.channels:  # NaN sort last
+            table.add_row(f"{indent}lowest", *(_number(np.sort(values)[0]) for values in columns), style="dim")
+            table.add_row(f"{indent}highest", *(_number(-np.sort(-values)[0]) for values in columns), style="dim")
     return table, [
         "normalised: by all the data's own statistics, with scale 1 and bias 0",
         "evaluated: by the running statistics, with the layer's own scale and bias",

@@ -85,7 +85,7 @@ def _draw(panel: Any, row: NDArray[Any], edges: NDArray[np.float64], colour: str
     # Roots, so that a spike (the black background of an image) leaves the rest visible.
     panel.stairs(np.sqrt(counts), edges, fill=True, color=colour, alpha=0.85)
     panel.set_xlim(edges[0], edges[-1])
-    panel.set_ylim(0.0, 1.08 * np.sqrt(max(counts.max(), 1)))
+    panel.set_ylim(0.0, 1.08 * np.sqrt(max(int(np.max(counts)), 1)))
     panel.set_yticks([])
     panel.tick_params(labelsize=8)
     panel.spines[["left", "right", "top"]].set_visible(False)
