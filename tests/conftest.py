@@ -3,7 +3,8 @@
 Three tiers. A test that asks for no queue needs no device. A test that asks for `queue` (or `other_queue`) runs on
 one device: the POCL wheel's where that is installed, else the one that oclbn itself would choose; OCLBN_DEVICE,
 PYOPENCL_CTX or ``--device SPEC`` (repeatable, the syntax of oclbn.device) name others. ``--device all`` runs on every
-device that is not a simulator; a simulator runs when it is named. ``--only-device`` leaves out what needs no device;
+device that is not a simulator; a simulator runs when it is named. ``--device pocl-wheel`` and ``pocl-system`` tell
+two POCLs apart, whatever their versions. ``--only-device`` leaves out what needs no device;
 ``--launches FILE`` tells which test launched which kernels (tests/matrix.py reads that).
 """
 
@@ -57,7 +58,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="SPEC",
-        help="run on this device: P:D, part of a name, a type, or `all` (every device but simulators); repeatable",
+        help="run on this device: P:D, part of a name, a type, `pocl-wheel`, `pocl-system` (the POCL that is not the "
+        "wheel's), or `all` (every device but simulators); repeatable",
     )
     parser.addoption("--only-device", action="store_true", help="leave out tests that need no device")
     parser.addoption("--launches", metavar="FILE", help="write a JSON line when a test begins and one when it ends")
@@ -138,8 +140,7 @@ def chosen(specs: list[str]) -> list[DeviceInfo]:
         if specs:
             infos: list[DeviceInfo] = []
             for spec in specs:
-                infos += [info for info in oclbn.device.devices() if not info.simulator] if spec == "all" else []
-                infos += [oclbn.device.select(spec)] if spec != "all" else []
+                infos += named(spec)
             return list(dict.fromkeys(infos))
         if "OCLBN_DEVICE" in os.environ or "PYOPENCL_CTX" in os.environ:
             return [oclbn.device.select()]
@@ -148,6 +149,23 @@ def chosen(specs: list[str]) -> list[DeviceInfo]:
     if wheel := pocl_wheel():
         return [wheel]
     return [oclbn.device.select()] if oclbn.device.devices() else []
+
+
+def named(spec: str) -> list[DeviceInfo]:
+    """The devices that one specification means; DeviceNotFoundError where there is none."""
+    listed = oclbn.device.devices()
+    if spec == "all":
+        return [info for info in listed if not info.simulator]
+    if spec == "pocl-wheel":
+        found = pocl_wheel()
+    elif spec == "pocl-system":
+        wheel = pocl_wheel()
+        found = next((info for info in listed if short_name(info) == "pocl" and info != wheel), None)
+    else:
+        return [oclbn.device.select(spec)]
+    if found is None:
+        raise DeviceNotFoundError(f"there is no {spec} among {', '.join(i.platform_version for i in listed) or 'none'}")
+    return [found]
 
 
 def pocl_wheel() -> DeviceInfo | None:

@@ -1,9 +1,9 @@
 """The compiler matrix: the device tests on every OpenCL runtime, and `oclbn check --all` with all of them in sight.
 
     python tests/matrix.py                      # what is installed; what is missing is said, with how to get it
-    python tests/matrix.py --only intel         # one row of the list below
+    python tests/matrix.py --only intel         # one row of the list below; `check` is the last part
     python tests/matrix.py --require-all        # a missing runtime is a failure (CI)
-    python tests/matrix.py --told pocl-3.0=FILE # its tests were run before, by `pytest --launches FILE`
+    python tests/matrix.py --told pocl-wheel=FILE # its tests were run before, by `pytest --launches FILE`
 
 Prints kernels by runtimes: how many tests launched a kernel with groups of one work-item and of several, and how many
 of those failed. A kernel that was not launched in both ways is a failure: nothing is known of it. The exit status is 1
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,8 +33,11 @@ from rich.text import Text
 
 from oclbn.plan import OPERATIONS
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+FIND = "import sys, conftest; print(*(info.platform_version for info in conftest.named(sys.argv[1])))"
 PLANNED = tuple(dict.fromkeys(k for op in OPERATIONS.values() for k in (op.resident, *op.split) if k))
+CHECK = "check"  # the part that is no runtime: `oclbn check --all`
 OTHERS = ("accumulate", "copy")  # whose groups are of one size on a device
 VENDORS = Path("/etc/OpenCL/vendors")
 _WIDTH = 100  # of the table of five runtimes, whatever the terminal's
@@ -46,7 +50,7 @@ class Runtime:
     """One OpenCL implementation: how to select it, how to get it, and the tests that it is given."""
 
     name: str
-    device: str  # a specification of oclbn.device
+    device: str  # as `pytest --device` takes it
     get: str
     environment: Mapping[str, str] = field(default_factory=dict)
     tests: tuple[str, ...] = ("--only-device",)
@@ -55,8 +59,8 @@ class Runtime:
 RUSTICL = {"RUSTICL_ENABLE": "llvmpipe"}
 RUNTIMES = (  # the slowest first: two at a time, the others then end with it
     Runtime("rusticl", "rusticl", "apt-get install mesa-opencl-icd", RUSTICL),
-    Runtime("pocl-3.0", "PoCL 3.0", "python -m pip install 'pyopencl[pocl]'"),
-    Runtime("pocl-3.1", "PoCL 3.1", "apt-get install pocl-opencl-icd"),
+    Runtime("pocl-wheel", "pocl-wheel", "python -m pip install 'pyopencl[pocl]'"),
+    Runtime("pocl-system", "pocl-system", "apt-get install pocl-opencl-icd"),
     Runtime("intel", "Intel(R) OpenCL", "python -m pip install intel-opencl-rt intel-cmplr-lib-rt"),
     Runtime(  # a simulator that finds races and accesses out of bounds is slow: it gets every form of every kernel
         "oclgrind",
@@ -78,6 +82,7 @@ class Row:
 
     runtime: Runtime
     present: bool = True
+    version: str = ""  # the platform's
     status: int = 0
     seconds: float = 0.0
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -126,10 +131,13 @@ def run(runtime: Runtime, scratch: Path) -> Row:
     environment = (
         os.environ | settings(runtime, folder) | {"POCL_CACHE_DIR": str(folder), "XDG_CACHE_HOME": str(folder)}
     )
-    found = (sys.executable, "-c", f"import oclbn.device as d; d.select({runtime.device!r})")
-    if subprocess.run(found, env=environment, cwd=ROOT, capture_output=True, check=False).returncode:
+    found = subprocess.run(
+        [sys.executable, "-c", FIND, runtime.device], env=environment, cwd=HERE, capture_output=True, check=False
+    )
+    if found.returncode:
         row.present = False
         return row
+    row.version = found.stdout.decode(errors="replace").strip()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
     command += ["--device", runtime.device, "--launches", str(folder / "launches"), *runtime.tests]
     start = time.monotonic()
@@ -229,7 +237,9 @@ def named(context: click.Context, option: click.Parameter, given: tuple[str, ...
 
 
 @click.command(help=__doc__.partition("\n")[0])
-@click.option("--only", multiple=True, type=click.Choice([r.name for r in RUNTIMES]), help="This runtime; repeatable.")
+@click.option(
+    "--only", multiple=True, type=click.Choice([*(r.name for r in RUNTIMES), CHECK]), help="This part; repeatable."
+)
 @click.option("--require-all", is_flag=True, help="Fail where a runtime is missing.")
 @click.option(
     "--told",
@@ -240,8 +250,13 @@ def named(context: click.Context, option: click.Parameter, given: tuple[str, ...
     help="What tests that were run before told.",
 )
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Runtimes at a time.")
-@click.option("--check/--no-check", default=True, help="Run `oclbn check --all` at the end.")
-def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs: int, check: bool) -> None:
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write what tests tell to FOLDER/RUNTIME, for --told.",
+    metavar="FOLDER",
+)
+def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs: int, keep: Path | None) -> None:
     console = Console(highlight=False, width=max(_WIDTH, Console().width))
     chosen = [runtime for runtime in RUNTIMES if not only or runtime.name in only]
     with folder() as scratch:
@@ -253,9 +268,13 @@ def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs:
             for row in pool.map(run, rest, [scratch] * len(rest)):
                 rows.append(row)
                 say(console, row)
-        console.print(table(rows))
+                if keep and (report := scratch / row.runtime.name / "launches").exists():
+                    keep.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(report, keep / row.runtime.name)
+        if rows:
+            console.print(table(rows))
         good = all(row.good for row in rows if row.present or require_all)
-        if check and not only:
+        if not only or CHECK in only:
             console.print("\noclbn check --all, with every runtime in sight", style="bold")
             environment = os.environ | everything_in_sight(scratch)
             command = (sys.executable, "-m", "oclbn", "check", "--all")
@@ -272,7 +291,8 @@ def say(console: Console, row: Row) -> None:
             Text(f"MISSING RUNTIME {row.runtime.name}: {row.runtime.get}", style="bold yellow"), soft_wrap=True
         )
         return
-    console.print(Text(f"{row.runtime.name}: {footer(row).plain}".replace("\n", ", ")), soft_wrap=True)
+    parts = (row.runtime.name, row.version, footer(row).plain.replace("\n", ", "))
+    console.print(Text(": ".join(filter(None, parts))), soft_wrap=True)
     if row.status:
         told = row.printed[-_SHOWN:]
         console.print(Text(told[max(0, told.find("= FAILURES =")) :]), soft_wrap=True)

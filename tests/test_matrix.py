@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import conftest
 import matrix
 import pyopencl as cl
 import pytest
@@ -18,6 +20,7 @@ from matrix import OTHERS, PLANNED, RUNTIMES, Row, Runtime
 from rich.console import Console
 
 import oclbn.device
+from oclbn.errors import DeviceNotFoundError
 from oclbn.plan import OPERATIONS
 
 HERE = Path(__file__).resolve().parent
@@ -87,11 +90,11 @@ def test_a_driver_that_aborts_is_told_with_the_test_that_it_died_in(tmp_path: Pa
 
 
 def test_a_missing_runtime_is_loud_and_fails_where_all_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matrix, "RUNTIMES", (Runtime("nobody", "no such device at all", "it cannot be had"),))
-    skipped = CliRunner().invoke(matrix.main, ["--no-check"])
+    monkeypatch.setattr(matrix, "RUNTIMES", (Runtime("oclgrind", "no such device at all", "cannot be had"),))
+    skipped = CliRunner().invoke(matrix.main, ["--only", "oclgrind"])
     assert skipped.exit_code == 0, skipped.output
-    assert "MISSING RUNTIME nobody: it cannot be had" in skipped.output
-    assert CliRunner().invoke(matrix.main, ["--no-check", "--require-all"]).exit_code == 1
+    assert "MISSING RUNTIME oclgrind: cannot be had" in skipped.output
+    assert CliRunner().invoke(matrix.main, ["--only", "oclgrind", "--require-all"]).exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,41 @@ def test_what_was_run_before_is_not_run_again(tmp_path: Path, last: list[str], s
     ended = CliRunner().invoke(matrix.main, ["--only", "intel", "--told", f"intel={file}"])
     assert ended.exit_code == status, ended.output
     assert wanted in ended.output
+
+
+def test_what_a_runtime_told_is_kept_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(runtime: Runtime, scratch: Path) -> Row:
+        (scratch / runtime.name).mkdir()
+        row = Row(runtime, version="OpenCL 3.0 of somebody")
+        (scratch / runtime.name / "launches").write_text(line("a", "passed", *complete()) + "\n")
+        row.read(scratch / runtime.name / "launches")
+        return row
+
+    monkeypatch.setattr(matrix, "run", run)
+    ended = CliRunner().invoke(matrix.main, ["--only", "intel", "--keep", str(tmp_path / "told")])
+    assert ended.exit_code == 0, ended.output
+    assert "intel: OpenCL 3.0 of somebody: 1 passed" in ended.output
+    again = CliRunner().invoke(matrix.main, ["--only", "intel", "--told", f"intel={tmp_path / 'told' / 'intel'}"])
+    assert again.exit_code == 0, again.output
+    assert "1 + 1" in again.output
+
+
+@pytest.mark.parametrize("version", ["3.0+debian", "3.1+debian", "6.0+debian", "7.1"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+def test_two_pocls_are_told_apart_whatever_their_versions(
+    monkeypatch: pytest.MonkeyPatch, version: str, first: bool
+) -> None:
+    wheel, system = (
+        SimpleNamespace(platform="Portable Computing Language", platform_version=f"OpenCL 3.0 PoCL {v}  Linux, LLVM")
+        for v in ("3.0-rc2", version)
+    )
+    monkeypatch.setattr(oclbn.device, "devices", lambda: [system, wheel] if first else [wheel, system])
+    monkeypatch.setattr(conftest.importlib.metadata, "version", lambda name: "3.0")
+    assert conftest.named("pocl-wheel") == [wheel]
+    assert conftest.named("pocl-system") == [system]
+    monkeypatch.setattr(oclbn.device, "devices", lambda: [wheel])
+    with pytest.raises(DeviceNotFoundError, match=r"no pocl-system among OpenCL 3.0 PoCL 3.0-rc2"):
+        conftest.named("pocl-system")
 
 
 @pytest.mark.parametrize(
