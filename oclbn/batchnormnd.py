@@ -5,7 +5,7 @@ The computing, and the source of its formulas, is in oclbn.functional; what ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyopencl as cl
 from numpy.typing import DTypeLike, NDArray
 
 from oclbn import functional, gpuarray
-from oclbn.averaging import averaging_factor, settled_count
+from oclbn.averaging import settled_count
 from oclbn.device import driver_errors
 from oclbn.errors import ModuleFileError, ModuleParameterError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
@@ -38,17 +38,20 @@ class Options(TypedDict, total=False):
 class BatchNormND(Module):
     """Batch normalization over axis 1 of (batch, maps, *spatial) with `nd` spatial axes.
 
-    maps: channels. epsilon >= 0: added to the variance. initFactor, minFactor in [0, 1]: batch n, counted from 1,
-    enters the running statistics with max(initFactor / n, minFactor). sscale: the initial scale is drawn from
+    maps: channels. epsilon >= 0: added to the variance. initFactor, minFactor in [0, 1]: the batch that is number n,
+    counted from 1, of those that entered a channel's running statistics has the factor max(initFactor / n, minFactor)
+    there. sscale: the initial scale is drawn from
     N(1, sscale). affine: scale and bias are trained; off, they stay 1 and 0. name: in files and messages. empty:
     tensors are not created until `load`. inplace: evaluation writes over its input.
 
     queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
     the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator does.
-    guard: channels whose batch statistics are not finite keep their running statistics; `skipped` counts them.
+    guard: channels whose batch statistics are not finite keep their running statistics: for them it is as if there had
+    been no such batch. `skipped` counts the updates that were left out.
 
     `scale`, `bias`, `mean`, `var` have shape (1, maps) + (1,) * nd, and so have `savemean`, `saveinvvar`, `scalegrad`
-    and `biasgrad`, which the last call and its gradient leave. `numOfProps` counts the training batches.
+    and `biasgrad`, which the last call and its gradient leave. `numOfProps` counts all training batches; setting it
+    says how many the statistics of every channel stand for, and `skipped` is 0 again.
     ModuleParameterError, ModuleDtypeError: an argument that is not wanted. ModuleShapeError: data of another rank or
     number of channels, or in training of one value per channel. Module tells of the other errors.
 
@@ -90,7 +93,7 @@ class BatchNormND(Module):
         self.affine = bool(affine)
         self.inplace = bool(inplace)
         self.guard = bool(guard)
-        self.numOfProps = 0
+        self._batches = 0
         self.blueprint = {
             "nd": nd,
             "maps": self.maps,
@@ -121,8 +124,21 @@ class BatchNormND(Module):
     @property
     @driver_errors("skipped")
     def skipped(self) -> int:
-        """How many updates of a channel's running statistics the guard left out; reading it waits for the device."""
-        return 0 if self._skipped is None else int(self._skipped.get().sum(dtype=np.int64))
+        """How many updates of a channel's running statistics the guard left out; reading it waits for the device.
+
+        Counted along with `numOfProps`: files keep it, for each channel.
+        """
+        return int(self._skips().sum(dtype=np.int64))
+
+    @property
+    def numOfProps(self) -> int:
+        """How many training batches there were."""
+        return self._batches
+
+    @numOfProps.setter
+    def numOfProps(self, count: int) -> None:
+        self._batches = self._whole_number("numOfProps", count, 0)
+        self._skipped = None
 
     def reset(self) -> None:
         """Drop the arrays that the last call and its gradient left."""
@@ -172,9 +188,8 @@ class BatchNormND(Module):
             raise ModuleShapeError(
                 f"{self}: data has shape {data.shape}: one value per channel has no variance; training needs two"
             )
-        count = self.numOfProps + 1
         if self.guard and self._skipped is None:
-            self._skipped = gpuarray.zeros(self.maps, np.uint32, queue=self.queue)
+            self._skipped = gpuarray.zeros(self._shape, np.uint32, queue=self.queue)
         y, self.savemean, self.saveinvvar = functional.batch_norm_train(
             data,
             scale,
@@ -182,12 +197,14 @@ class BatchNormND(Module):
             mean,
             var,
             epsilon=self.epsilon,
-            factor=averaging_factor(count, self.initFactor, self.minFactor),
+            factor=self.minFactor,
+            init_factor=self.initFactor,
+            batch=self._batches + 1,
             guard=self.guard,
-            skipped=self._skipped if self.guard else None,
+            skipped=self._skipped,
         )
         if data.size:
-            self.numOfProps = count
+            self._batches += 1
         return y
 
     def _backward(self, data: Array, grad: Array, into: Mapping[str, Array], scale: float, momentum: float) -> Array:
@@ -220,15 +237,34 @@ class BatchNormND(Module):
     def _shapes(self) -> tuple[Shapes, Shapes]:
         return {"scale": self._shape, "bias": self._shape}, {"mean": self._shape, "var": self._shape}
 
-    def _counters(self) -> dict[str, int]:
-        return {"numOfProps": self.numOfProps}
+    def _skips(self) -> NDArray[np.uint32]:
+        """For each channel, how many updates the guard left out; waits for the device."""
+        counts: NDArray[np.uint32] = np.zeros(self._shape, np.uint32) if self._skipped is None else self._skipped.get()
+        return counts
 
-    def _set_counters(self, counters: Mapping[str, int]) -> None:
-        self.numOfProps = counters.get("numOfProps", settled_count(self.initFactor, self.minFactor))
+    def _counters(self) -> dict[str, int | NDArray[Any]]:
+        skips = self._skips()
+        return {"numOfProps": self._batches} | ({"skipped": skips} if skips.any() else {})
+
+    def _counter_shapes(self) -> Shapes:
+        return {"numOfProps": (), "skipped": self._shape}
+
+    def _counters_from(self, counters: Mapping[str, Any]) -> Callable[[], None]:
+        batches = counters.get("numOfProps", settled_count(self.initFactor, self.minFactor))
+        skips = counters.get("skipped")
+        skipped = None if skips is None else gpuarray.to_gpu(skips, queue=self.queue)
+
+        def take() -> None:
+            self._batches, self._skipped = batches, skipped
+
+        return take
 
     def _check_stored(self, stored: Stored) -> None:
         if np.any(stored.attributes["var"] < 0):
             raise ModuleFileError(f"{self}: {stored.source} has a variance below 0: {stored.attributes['var'].min():g}")
+        skips, batches = stored.counters.get("skipped"), stored.counters.get("numOfProps", 0)
+        if skips is not None and skips.max() > batches:
+            raise ModuleFileError(f"{self}: {stored.source} left {skips.max()} updates out, of {batches} batches")
         fixed = {"scale": 1.0, "bias": 0.0}
         for name, values in stored.variables.items():
             if not self.affine and not np.all(values == fixed[name]):

@@ -99,10 +99,10 @@ class Bound:
     def m2(self) -> Bounds:
         return self.count * self.var_error
 
-    def running_mean(self, old: ArrayLike, factor: float) -> Bounds:
+    def running_mean(self, old: ArrayLike, factor: float | Bounds) -> Bounds:
         return self._averaged(old, self.mean, self.stored_mean(), factor)
 
-    def running_var(self, old: ArrayLike, var: ArrayLike, factor: float) -> Bounds:
+    def running_var(self, old: ArrayLike, var: ArrayLike, factor: float | Bounds) -> Bounds:
         """var: the unbiased one."""
         return self._averaged(old, var, 2.0 * self.var_error, factor)
 
@@ -134,7 +134,7 @@ class Bound:
         total: Bounds = np.sum(np.broadcast_to(terms, self.shape), axis=others(self.shape, self.axis))
         return total
 
-    def _averaged(self, old: ArrayLike, new: ArrayLike, new_error: Bounds, factor: float) -> Bounds:
+    def _averaged(self, old: ArrayLike, new: ArrayLike, new_error: Bounds, factor: float | Bounds) -> Bounds:
         with np.errstate(all="ignore"):
             terms = (1.0 - factor) * np.abs(_flat(old)) + factor * np.abs(_flat(new))
             return ELEMENT * self.eps * terms + factor * new_error + self.tiny

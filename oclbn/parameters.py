@@ -10,7 +10,7 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -211,7 +211,7 @@ class Parameters(ABC):
             self._prefix(name, assumeUniqueNames),
             {key: shape for key, shape in var_shapes.items() if self.vars.get(key) not in initvars},
             attr_shapes,
-            tuple(self._counters()),
+            self._counter_shapes(),
             np.dtype(self.calctype),
         )
         self._check_stored(stored)
@@ -219,6 +219,7 @@ class Parameters(ABC):
         hosts = stored.variables | stored.attributes
         new = {key: gpuarray.to_gpu(host, queue=self.queue) for key, host in hosts.items() if key not in known}
         variables = {key: Variable(new[key], key) for key in stored.variables if key in new}
+        set_counters = self._counters_from(stored.counters)
         self._finish()
         _overwrite([(known[key], host) for key, host in hosts.items() if key in known])
         self.reset()
@@ -228,7 +229,7 @@ class Parameters(ABC):
             if key in new:
                 self.setAttr(key, new[key])
         initvars.update((self.vars[key], True) for key in stored.variables)
-        self._set_counters(stored.counters)
+        set_counters()
 
     @abstractmethod
     def _finish(self) -> None:
@@ -239,12 +240,16 @@ class Parameters(ABC):
         """Shapes of all variables and of all attributes, those included that are not created yet."""
 
     @abstractmethod
-    def _counters(self) -> dict[str, int]:
-        """Whole numbers that go into files beside the attributes."""
+    def _counters(self) -> dict[str, int | NDArray[Any]]:
+        """Whole numbers that go into files beside the attributes, single ones or arrays."""
 
     @abstractmethod
-    def _set_counters(self, counters: Mapping[str, int]) -> None:
-        """Take the counters that a file had."""
+    def _counter_shapes(self) -> Shapes:
+        """The counters that a file may have; () is a single one's."""
+
+    @abstractmethod
+    def _counters_from(self, counters: Mapping[str, Any]) -> Callable[[], None]:
+        """All that can fail in taking the counters that a file had; what comes back takes them."""
 
     @abstractmethod
     def _check_stored(self, stored: Stored) -> None:

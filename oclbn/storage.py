@@ -2,7 +2,8 @@
 
     params/0, params/1, ...   one dataset per variable, compressed, in the variable's shape
     links/<name>.<variable>   scalar integer: which dataset of params holds it
-    attrs/<name>.<attribute>  the running statistics, and what PuzzleLib does not have and skips: scalar counters
+    attrs/<name>.<attribute>  the running statistics, and what PuzzleLib does not have and skips: counters,
+                              scalar, or one per channel
     blueprint                 scalar string, only when asked for: JSON that says how the module was made
 
 A module without a name writes ".scale" and so on. Damage shows: arrays carry HDF5's Fletcher-32 checksum, and files
@@ -56,7 +57,7 @@ class Content:
 
     variables: Mapping[str, tuple[Hashable, Host]]  # name -> (key, array): the key tells shared variables
     attributes: Mapping[str, Host]
-    counters: Mapping[str, int]
+    counters: Mapping[str, int | Host]
     blueprint: str | None = None
 
 
@@ -66,7 +67,7 @@ class Stored:
 
     variables: dict[str, Host]
     attributes: dict[str, Host]
-    counters: dict[str, int]  # only those that the file has
+    counters: dict[str, Any]  # int or array; only those that the file has
     source: str  # what to call the file in messages
 
 
@@ -114,14 +115,15 @@ def load(
     prefix: str,
     variables: Mapping[str, tuple[int, ...]],
     attributes: Mapping[str, tuple[int, ...]],
-    counters: tuple[str, ...],
+    counters: Mapping[str, tuple[int, ...]],
     dtype: np.dtype[Any],
 ) -> Stored:
     """Read the arrays of one module: all that is asked for, or an error.
 
     hdf: a path, the bytes of a file, or an open file or group (left open). variables, attributes: name -> shape wanted;
     a stored array fits if it has as many elements and no second axis longer than 1, and if its type turns into
-    `dtype` without loss. FileNotFoundError: no such path. ModuleFileError: all else that is wrong with the file.
+    `dtype` without loss. counters: name -> shape, () of a single number, else of uint32; files may lack them.
+    FileNotFoundError: no such path. ModuleFileError: all else that is wrong with the file.
     """
     with _opened(hdf) as (root, label):
         try:
@@ -136,8 +138,8 @@ def load(
                 for name, shape in attributes.items()
             }
             found_counters = {
-                name: _integer(_dataset(attrs, f"{prefix}.{name}", label), label)
-                for name in counters
+                name: _counter(_dataset(attrs, f"{prefix}.{name}", label), shape, label)
+                for name, shape in counters.items()
                 if attrs is not None and _found(attrs, f"{prefix}.{name}", label) is not None
             }
         except ModuleError:
@@ -192,7 +194,10 @@ def _write(
     for name, array in content.attributes.items():
         attrs.create_dataset(f"{prefix}.{name}", data=array, compression=compress, fletcher32=True)
     for name, count in content.counters.items():
-        _write_integer(attrs, f"{prefix}.{name}", count)
+        if isinstance(count, int):
+            _write_integer(attrs, f"{prefix}.{name}", count)
+        else:
+            attrs.create_dataset(f"{prefix}.{name}", data=count, compression=compress, fletcher32=True)
     if content.blueprint is not None:
         root.create_dataset("blueprint", (), dtype=h5py.string_dtype(), data=content.blueprint)
     return known
@@ -298,6 +303,10 @@ def _array(dataset: h5py.Dataset, shape: tuple[int, ...], dtype: np.dtype[Any], 
     _check_pieces(dataset, label)
     values: Host = dataset[...]
     return np.ascontiguousarray(values.astype(dtype, casting="safe").reshape(shape))
+
+
+def _counter(dataset: h5py.Dataset, shape: tuple[int, ...], label: str) -> int | Host:
+    return _array(dataset, shape, np.dtype(np.uint32), label) if shape else _integer(dataset, label)
 
 
 def _integer(dataset: h5py.Dataset, label: str) -> int:

@@ -46,7 +46,7 @@ def save(folder: Path, number: int) -> None:
 def saved(folder: Path) -> tuple[int, int]:
     """The numbers of the two files; an error where one is not whole."""
     shape = {"scale": (CHANNELS,)}, {"var": (CHANNELS,)}
-    found = storage.load(folder / "bn.hdf", "bn", *shape, ("numOfProps",), np.dtype(np.float32))
+    found = storage.load(folder / "bn.hdf", "bn", *shape, {"numOfProps": ()}, np.dtype(np.float32))
     (number,) = {*found.variables["scale"].tolist(), *found.attributes["var"].tolist(), *found.counters.values()}
     (entry,) = usertable.read(folder / "tuning.toml")
     return int(number), entry.choices["vec"]

@@ -547,6 +547,40 @@ def test_the_guard_keeps_statistics_finite(queue: cl.CommandQueue, value: float)
     assert not np.isclose(host_of(bn.mean).ravel()[bad.good], mean[bad.good]).any()
 
 
+@pytest.mark.parametrize("least", [0.1, 0.0, 0.5], ids=lambda value: f"minFactor {value}")
+@pytest.mark.parametrize("bad", ["111000", "100110", "011000"])
+def test_batches_that_were_left_out_do_not_weigh(queue: cl.CommandQueue, bad: str, least: float) -> None:
+    """A channel's running mean is that of the batches that entered it: an average, until minFactor is reached."""
+    bn, whole = (BatchNorm2D(C, minFactor=least, queue=queue) for _ in range(2))
+    for n, spoiled in enumerate(bad, start=1):
+        host = make((4, C, 3, 3), 1, seed=n).x + np.float32(5)
+        if spoiled == "0":
+            whole(put(queue, host))
+        else:
+            host[1, 1:3, 0, 2] = np.nan
+        bn(put(queue, host))
+        entered = bad[:n].count("0")
+        assert bn.numOfProps == n
+        assert bn.skipped == 2 * (n - entered)
+        for mine, wanted in ((bn.mean, whole.mean), (bn.var, whole.var)):  # of another count where some were left out
+            np.testing.assert_allclose(host_of(mine)[0, 1:3], host_of(wanted)[0, 1:3], rtol=1e-6)
+
+
+def test_setting_the_number_of_batches_begins_anew(queue: cl.CommandQueue) -> None:
+    bn, host, _ = trained(queue)
+    spoiled = make(host.x.shape, 1, np.float32, Spoiled(np.nan), seed=1)
+    for _ in range(3):
+        bn(put(queue, spoiled.x))
+    assert bn.skipped == 3
+    bn.numOfProps = 0
+    assert bn.skipped == 0
+    bn(put(queue, host.x))
+    np.testing.assert_allclose(host_of(bn.mean).ravel(), host.x.mean(axis=(0, 2, 3)), rtol=1e-4, atol=1e-6)
+    for wrong in (-1, 1.5, True, "1"):
+        with pytest.raises(ModuleParameterError, match=r"numOfProps is .*; wanted a whole number from 0 on"):
+            bn.numOfProps = wrong  # type: ignore[assignment]
+
+
 def test_the_guard_can_be_switched_off(queue: cl.CommandQueue) -> None:
     bn = BatchNorm2D(C, queue=queue, guard=False)
     bad = make((4, C, 3, 3), 1, np.float32, Spoiled(np.nan))

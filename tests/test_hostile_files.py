@@ -336,7 +336,7 @@ def test_a_million_channels_in_small_pieces_are_no_bomb(tmp_path: Path) -> None:
             options: Any = {"chunks": (1, chunk, 1, 1), "compression": "gzip", "fletcher32": True}
             file.create_dataset(f"attrs/bn.{key}", data=arrays[key], **options)
     shapes = dict.fromkeys(arrays, (1, count, 1, 1))
-    stored = storage.load(path, "bn", {}, shapes, (), np.dtype(np.float32))
+    stored = storage.load(path, "bn", {}, shapes, {}, np.dtype(np.float32))
     for key, array in arrays.items():
         np.testing.assert_array_equal(stored.attributes[key], array)
 

@@ -72,13 +72,13 @@ class Model:
         self.epsilon, self.init, self.least, self.affine = epsilon, init, least, affine
         self.scale, self.bias, self.mean, self.var = Number.of(scale), Number.of(0), Number.of(0), Number.of(1)
         self.grads = {"scale": Number.of(0), "bias": Number.of(0)}
-        self.train, self.guard, self.batches, self.skipped = True, True, 0, 0
+        self.train, self.guard, self.batches, self.skips = True, True, 0, np.zeros(C, int)
         self.dtype: Any = np.float32
         self.last: Call | None = None
 
     def file(self) -> dict[str, Any]:
         """What save keeps."""
-        names = ("scale", "bias", "mean", "var", "batches", "dtype")
+        names = ("scale", "bias", "mean", "var", "batches", "skips", "dtype")
         return copy.deepcopy({name: getattr(self, name) for name in names})
 
     def load(self, file: dict[str, Any]) -> None:
@@ -105,7 +105,6 @@ class Model:
         """y and its tolerance."""
         if not self.train:
             return self._infer(x)
-        factor = averaging_factor(self.batches + 1, self.init, self.least)
         found = reference.train(
             x,
             self.scale.value,
@@ -113,16 +112,21 @@ class Model:
             self.mean.value,
             self.var.value,
             epsilon=self.epsilon,
-            factor=factor,
+            factor=self.least,
+            init_factor=self.init,
+            batch=self.batches + 1,
             guard=self.guard,
+            skipped=self.skips,
         )
+        entered = np.maximum(self.batches + 1 - self.skips, 1)
+        factor = np.array([averaging_factor(int(n), self.init, self.least) for n in entered])
         bound = Bound(x, found.mean, found.invstd, self.scale.value, self.bias.value, axis=1, dtype=self.dtype)
         shape = x.shape
         room = bound.y() + MORE * (bound.xhat * along(self.scale.error, shape, 1) + along(self.bias.error, shape, 1))
         count = x.size // C
         if count:
             kept = self.guard & ~(np.isfinite(found.mean) & np.isfinite(found.var))
-            self.skipped += int(kept.sum())
+            self.skips = self.skips + kept
             unbiased = found.var * count / (count - 1)
             news = (
                 (self.mean, found.running_mean, bound.running_mean(self.mean.value, factor)),
@@ -435,7 +439,7 @@ class Machine(RuleBasedStateMachine):
         for name, number in model.numbers().items():
             assert found[name].dtype == model.dtype
             assert_within(found[name].get().ravel(), number.value, np.nan_to_num(number.error, nan=0.0), name)
-        assert (bn.numOfProps, bn.train, bn.skipped) == (model.batches, model.train, model.skipped)
+        assert (bn.numOfProps, bn.train, bn.skipped) == (model.batches, model.train, int(model.skips.sum()))
         assert (bn.inData is None) == (model.last is None)
         assert bn.scale is bn.vars["scale"].data
         self.tally["states compared with the model"] += 1

@@ -104,6 +104,38 @@ def test_training_goes_on_as_if_nothing_had_happened(queue: cl.CommandQueue) -> 
     assert bn.numOfProps == other.numOfProps == 4
 
 
+def test_training_goes_on_where_batches_were_left_out(queue: cl.CommandQueue) -> None:
+    bn, other, again = fresh(queue), fresh(queue), fresh(queue)
+    host = make((4, C, 3, 3), 1)
+    host.x[1, 2, 1, 1] = np.nan
+    bn(cla.to_device(queue, host.x))
+    image = bn.save() or b""
+    assert "skipped" not in str(trained(queue).save()), "a file without any is as PuzzleLib writes it"
+    other.load(image)
+    assert (other.numOfProps, other.skipped) == (1, 1)
+    assert other.save(name="other") == bn.save(name="other")
+    for seed in (7, 8):
+        for each in (bn, other):
+            each(cla.to_device(queue, make((4, C, 3, 3), 1, seed=seed).x))
+    other.scale.set(bn.scale.get())  # type: ignore[union-attr]
+    assert values(other) == values(bn)
+    again.load(image)
+    again.load(trained(queue).save() or b"")
+    assert (again.numOfProps, again.skipped) == (3, 0), "counters are those of the file"
+
+
+def test_more_left_out_than_there_were_is_refused(queue: cl.CommandQueue, tmp_path: Path) -> None:
+    path = tmp_path / "bn.hdf"
+    trained(queue).save(path)
+    with h5py.File(path, "r+") as file:
+        file["attrs/.skipped"] = np.array([0, 4, 0, 0, 0], np.uint32)
+    refused(fresh(queue), path, "left 4 updates out, of 3 batches")
+    with h5py.File(path, "r+") as file:
+        del file["attrs/.skipped"]
+        file["attrs/.skipped"] = np.array([0, -4, 0, 0, 0], np.int32)
+    refused(fresh(queue), path, "holds int32, which does not fit into uint32")
+
+
 def test_float64_keeps_all_its_digits(queue: cl.CommandQueue, needs_fp64: None) -> None:
     bn = trained(queue, dtype=np.float64)
     other = fresh(queue, dtype=np.float64)
@@ -578,7 +610,7 @@ def sample() -> Any:
     shapes = {"scale": SHAPE, "bias": SHAPE}, {"mean": SHAPE, "var": SHAPE}
 
     def load(hdf: Any) -> tuple[Any, ...]:
-        stored = storage.load(hdf, "bn", *shapes, ("numOfProps",), np.dtype(np.float32))
+        stored = storage.load(hdf, "bn", *shapes, {"numOfProps": ()}, np.dtype(np.float32))
         return {key: a.tobytes() for key, a in (stored.variables | stored.attributes).items()}, stored.counters
 
     return content, load

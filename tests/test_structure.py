@@ -30,7 +30,6 @@ LAYERS = [
     "module",
     "parameters",
     "storage",
-    "averaging",
     "profiling",
     "checks",
     "benchmark",
@@ -51,6 +50,7 @@ LAYERS = [
     "forks",
     "selection",
     "advice",
+    "averaging",
     "tuning",
     "childprocess",
     "usertable",
@@ -70,6 +70,7 @@ LAYERS = [
     "errors",
 ]
 PURE = [
+    "averaging",
     "suites",
     "checklist",
     "miniature",

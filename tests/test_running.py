@@ -1,0 +1,71 @@
+"""Running statistics: how much each batch weighs in them, channel by channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pytest
+from data import FEW_SHAPES
+from test_functional import put
+from tolerances import assert_within
+
+from oclbn import reference
+from oclbn.bounds import Bound
+from oclbn.errors import ParameterError
+from oclbn.functional import batch_norm_train
+from oclbn.hostile import Spoiled, gaussian, make
+from oclbn.tuning import using
+
+WAYS = [
+    pytest.param({}, id="as planned"),
+    pytest.param({"variant": "split"}, id="split"),
+    pytest.param({"variant": "serial"}, id="serial"),
+    pytest.param({"lanes": 16, "vec": 1, "blocks": 1}, id="groups of 16"),
+    pytest.param({"lanes": 1, "vec": 4, "blocks": 2}, id="vectors of 4"),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+def test_an_average_over_the_batches_that_entered(
+    queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, way: dict[str, Any]
+) -> None:
+    channels = shape[axis]
+    mean, var, skipped = np.zeros(channels), np.ones(channels), np.zeros(channels, np.uint32)
+    skipped[-1] = 7
+    state = [put(queue, a) for a in (mean.astype(np.float32), var.astype(np.float32), skipped)]
+    with using(**way):
+        for n in range(9, 13):
+            host = make(shape, axis, maker=Spoiled(np.nan) if n % 2 else gaussian, seed=n)
+            options: dict[str, Any] = {"axis": axis, "batch": n, "init_factor": 0.75, "factor": 0.08}
+            given = state[0].get(), state[1].get()
+            batch_norm_train(put(queue, host.x), None, None, *state[:2], skipped=state[2], **options)
+            wanted = reference.train(host.x, None, None, *given, skipped=skipped, **options)
+            assert wanted.skipped is not None
+            bound = Bound(host.x, wanted.mean, wanted.invstd, None, None, axis=axis, dtype=np.float32)
+            factors = np.maximum(0.75 / (n - skipped.astype(int)), 0.08)  # those of the batch
+            unbiased = wanted.var * (host.x.size // channels) / (host.x.size // channels - 1)
+            for found, value, room in (
+                (state[0], wanted.running_mean, bound.running_mean(given[0], factors)),
+                (state[1], wanted.running_var, bound.running_var(given[1], unbiased, factors)),
+            ):
+                assert_within(found, value, np.nan_to_num(room, nan=0.0), f"batch {n}")
+            skipped = wanted.skipped
+            assert state[2].get().tolist() == skipped.tolist()
+
+
+def test_an_average_without_counters(queue: cl.CommandQueue) -> None:
+    host = make((5, 4, 6), 1)
+    means = []
+    for options in ({"batch": 4}, {"factor": 0.25}, {"batch": 100, "factor": 0.25}, {"batch": 2, "init_factor": 0.5}):
+        mean = put(queue, host.running_mean)
+        batch_norm_train(put(queue, host.x), None, None, mean, None, **options)  # type: ignore[arg-type]
+        means.append(mean.get().tobytes())
+    assert len(set(means)) == 1
+    for bad in (0, -1, 1.0, True, "1", 2**63):
+        with pytest.raises(ParameterError, match=f"batch is {bad!r}; a whole number from 1 to 2\\*\\*62 is wanted"):
+            batch_norm_train(put(queue, host.x), None, None, None, None, batch=bad)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="init_factor is 2; a number from 0 to 1 is wanted"):
+        batch_norm_train(put(queue, host.x), None, None, None, None, batch=1, init_factor=2)
