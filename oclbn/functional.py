@@ -93,7 +93,8 @@ def batch_norm_train(
     """Normalise a batch with its own statistics, and move the running ones.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, var being the population variance (divided by m, the number of
-    values per channel); running = (1 - factor) * running + factor * batch, with the sample variance (by m - 1).
+    values per channel); running = (1 - factor) * running + factor * batch, with the sample variance (by m - 1):
+    with factor 1 the batch replaces what was there, NaN included, with factor 0 nothing changes.
 
     x: (N, C, *spatial). scale, bias: C values, or None for 1 and 0. running_mean, running_var: C values that are
     updated in place, or None. epsilon: at least 0. factor: 0 to 1. out: an array of x's shape for y, which must not

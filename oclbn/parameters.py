@@ -194,13 +194,16 @@ class Parameters(ABC):
         name: str | None = None,
         assumeUniqueNames: bool = False,
         isRoot: bool = True,
+        *,
+        check_finite: bool = True,
     ) -> None:
         """Take variables, attributes and counters from a file of oclbn or PuzzleLib: all of them, or none and an error.
 
         hdf: a path, the bytes that `save` returned, or an open h5py.File or Group (left open; isRoot has no effect).
         initvars: Variables that are loaded already; they are passed over, and the ones loaded here added. What the
         last call left is dropped. FileNotFoundError: no such path. ModuleFileError: the file is damaged, foreign or
-        does not fit. float32 files fit float64 modules, not the other way round. MissingExtraError: no h5py.
+        does not fit. float32 files fit float64 modules, not the other way round. check_finite: a file with NaN
+        or infinity among the values does not fit. MissingExtraError: no h5py.
         """
         from oclbn import storage
 
@@ -213,6 +216,7 @@ class Parameters(ABC):
             attr_shapes,
             self._counter_shapes(),
             np.dtype(self.calctype),
+            check_finite=check_finite,
         )
         self._check_stored(stored)
         known = {key: var.data for key, var in self.vars.items()} | self.attrs

@@ -68,10 +68,11 @@ def train(
 
     x: rank >= 2, channels on `axis`; the other arrays hold C elements of any shape, and any may be None
     (scale 1, bias 0, nothing to update). running = (1 - factor) * running + factor * batch, where the batch's
-    variance is the unbiased one, M2 / (m - 1). With `guard`, a channel whose batch statistics are not finite
-    keeps its running statistics, and its counter in `skipped` goes up by one; an empty batch changes none. With
-    `batch`, the number of this batch counted from 1, a channel's factor is max(init_factor / n, factor), n being
-    `batch` less what `skipped` counts for the channel, at least 1. ShapeError: ranks or channel counts do not fit.
+    variance is the unbiased one, M2 / (m - 1); what weighs nothing does not count, NaN included. With `guard`, a
+    channel whose batch statistics are not finite keeps its running statistics, and its counter in `skipped` goes up by
+    one; an empty batch changes none. With `batch`, the number of this batch counted from 1, a channel's factor is
+    max(init_factor / n, factor), n being `batch` less what `skipped` counts for the channel, at least 1.
+    ShapeError: ranks or channel counts do not fit.
     """
     rows, shape = _as_rows(x, axis, "x")
     channels, count = rows.shape
@@ -186,7 +187,8 @@ def _averaged(
     if running is None:
         return None
     old = _column(running, batch.size, 0.0, name)
-    return np.where(keep, old, (1.0 - factor) * old + factor * batch)
+    new = np.where(factor == 1.0, 0.0, (1.0 - factor) * old) + np.where(factor == 0.0, 0.0, factor * batch)
+    return np.where(keep, old, new)
 
 
 def _as_rows(array: ArrayLike, axis: int, name: str) -> tuple[Float64s, tuple[int, ...]]:

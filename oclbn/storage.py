@@ -43,6 +43,7 @@ except ImportError as error:
 
 Host = NDArray[Any]
 _NAMES_SHOWN = 8
+_NUMBERS_SHOWN = 3
 _MOST_COUNT = 2**53  # batches, and datasets of a file
 _ROOM = 1 << 24  # bytes that a piece of a stored array may have, however small the array
 _OVERHEAD = 64  # bytes that a stored piece may take beyond twice what it unpacks to
@@ -117,13 +118,16 @@ def load(
     attributes: Mapping[str, tuple[int, ...]],
     counters: Mapping[str, tuple[int, ...]],
     dtype: np.dtype[Any],
+    *,
+    check_finite: bool = True,
 ) -> Stored:
     """Read the arrays of one module: all that is asked for, or an error.
 
     hdf: a path, the bytes of a file, or an open file or group (left open). variables, attributes: name -> shape wanted;
     a stored array fits if it has as many elements and no second axis longer than 1, and if its type turns into
     `dtype` without loss. counters: name -> shape, () of a single number, else of uint32; files may lack them.
-    FileNotFoundError: no such path. ModuleFileError: all else that is wrong with the file.
+    check_finite: an array that holds NaN or infinity does not fit. FileNotFoundError: no such path. ModuleFileError:
+    all else that is wrong with the file.
     """
     with _opened(hdf) as (root, label):
         try:
@@ -132,9 +136,9 @@ def load(
             found_variables = {}
             for name, shape in variables.items():
                 index = _integer(_dataset(links, f"{prefix}.{name}", label, _other_names(links, name)), label)
-                found_variables[name] = _array(_dataset(params, str(index), label), shape, dtype, label)
+                found_variables[name] = _array(_dataset(params, str(index), label), shape, dtype, label, check_finite)
             found_attributes = {
-                name: _array(_dataset(attrs, f"{prefix}.{name}", label), shape, dtype, label)
+                name: _array(_dataset(attrs, f"{prefix}.{name}", label), shape, dtype, label, check_finite)
                 for name, shape in attributes.items()
             }
             found_counters = {
@@ -294,7 +298,9 @@ def _dataset(group: h5py.Group, key: str, label: str, hint: str = "") -> h5py.Da
     return found
 
 
-def _array(dataset: h5py.Dataset, shape: tuple[int, ...], dtype: np.dtype[Any], label: str) -> Host:
+def _array(
+    dataset: h5py.Dataset, shape: tuple[int, ...], dtype: np.dtype[Any], label: str, check_finite: bool = False
+) -> Host:
     stored = dataset.shape  # None for HDF5's null dataspace
     if stored is None or math.prod(stored) != math.prod(shape) or sum(extent != 1 for extent in stored) > 1:
         raise ModuleFileError(f"{label}: {dataset.name} has shape {stored}; the module wants {shape}")
@@ -302,6 +308,13 @@ def _array(dataset: h5py.Dataset, shape: tuple[int, ...], dtype: np.dtype[Any], 
         raise ModuleFileError(f"{label}: {dataset.name} holds {dataset.dtype}, which does not fit into {dtype}")
     _check_pieces(dataset, label)
     values: Host = dataset[...]
+    bad = np.flatnonzero(~np.isfinite(values)) if check_finite else ()
+    if len(bad):
+        shown = ", ".join(f"{index}: {values.flat[index]}" for index in bad[:_NUMBERS_SHOWN])
+        raise ModuleFileError(
+            f"{label}: {dataset.name} has {len(bad)} of {values.size} values that are not finite ({shown}"
+            f"{', ...' if len(bad) > _NUMBERS_SHOWN else ''}); load with check_finite=False takes them"
+        )
     return np.ascontiguousarray(values.astype(dtype, casting="safe").reshape(shape))
 
 

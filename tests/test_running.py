@@ -69,3 +69,21 @@ def test_an_average_without_counters(queue: cl.CommandQueue) -> None:
             batch_norm_train(put(queue, host.x), None, None, None, None, batch=bad)  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="init_factor is 2; a number from 0 to 1 is wanted"):
         batch_norm_train(put(queue, host.x), None, None, None, None, batch=1, init_factor=2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_weighs_nothing_does_not_count(queue: cl.CommandQueue, way: dict[str, Any], dtype: np.dtype[Any]) -> None:
+    """Factor 1 replaces what was there, and factor 0 keeps it, NaN and infinity included."""
+    host = make((7, 5, 30), 1, dtype, Spoiled(np.nan))
+    (bad,) = host.bad
+    for old, factor in ((np.nan, 1.0), (np.inf, 1.0), (2.5, 0.0)):
+        state = [put(queue, np.full(5, old, dtype)) for _ in range(2)]
+        with using(**way):
+            batch_norm_train(put(queue, host.x), None, None, *state, factor=factor, guard=False)
+        given = np.full(5, old), np.full(5, old)
+        wanted = reference.train(host.x, None, None, *given, factor=factor, guard=False)
+        assert wanted.running_mean is not None
+        assert np.isnan(wanted.running_mean[bad]) == (factor == 1)
+        for found, value in zip(state, (wanted.running_mean, wanted.running_var), strict=True):
+            np.testing.assert_allclose(found.get(), value, rtol=1e-5, atol=1e-5)
+        assert np.isfinite(state[0].get()[host.good]).all()

@@ -348,8 +348,11 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 4))
     def load(self, which: int) -> None:
         image, file = self.files[which % len(self.files)]
+        finite = all(np.isfinite(file[name].value).all() for name in ("scale", "bias", "mean", "var"))
+        if not finite:
+            self._refused(ModuleFileError, lambda: self.bn.load(image))
         if np.can_cast(file["dtype"], self.model.dtype, "safe"):
-            self.bn.load(image)
+            self.bn.load(image, check_finite=finite)
             self.model.load(file)
             assert self.bn.inData is None
         else:

@@ -670,7 +670,7 @@ def test_a_variance_below_zero_is_refused(queue: cl.CommandQueue, tmp_path: Path
     refused(fresh(queue), tmp_path / "p.hdf", r"has a variance below 0: -0\.25")
     refused(fresh(queue, empty=True), tmp_path / "p.hdf", "has a variance below 0")
     as_puzzlelib(tmp_path / "q.hdf", var=np.array([[0.0, -0.0, np.nan, 1.0, np.inf]], np.float32))
-    fresh(queue).load(tmp_path / "q.hdf")
+    fresh(queue).load(tmp_path / "q.hdf", check_finite=False)
 
 
 MISSING = [
@@ -760,12 +760,27 @@ def test_numbers_that_are_none(queue: cl.CommandQueue, tmp_path: Path, place: st
     refused(fresh(queue), path, f"/{place} is no single whole number from 0 on")
 
 
-def test_statistics_that_are_not_finite_are_loaded(queue: cl.CommandQueue, tmp_path: Path) -> None:
-    as_puzzlelib(tmp_path / "p.hdf", mean=np.full(SHAPE, np.nan, np.float32))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("key", TENSORS)
+def test_values_that_are_not_finite(queue: cl.CommandQueue, tmp_path: Path, key: str, value: float) -> None:
+    """Refused, naming the dataset, unless they are asked for."""
+    array = np.linspace(1, 2, C, dtype=np.float32).reshape(SHAPE)
+    array[0, 3] = value
+    path = tmp_path / "p.hdf"
+    as_puzzlelib(path, **{key: array})
+    dataset = {"scale": "/params/0", "bias": "/params/1"}.get(key, f"/attrs/.{key}")
+    message = (
+        rf"{dataset} has 1 of 5 values that are not finite \(3: {value}\); load with check_finite=False takes them"
+    )
+    for empty in (False, True):
+        refused(fresh(queue, empty=empty), path, message)
     bn = fresh(queue)
-    bn.load(tmp_path / "p.hdf")
-    assert bn.mean is not None
-    assert np.isnan(bn.mean.get()).all()
+    if key == "var" and value < 0:
+        with pytest.raises(ModuleFileError, match="variance below 0"):
+            bn.load(path, check_finite=False)
+    else:
+        bn.load(path, check_finite=False)
+        np.testing.assert_array_equal(getattr(bn, key).get(), array)
 
 
 def test_trained_parameters_do_not_fit_where_they_are_fixed(queue: cl.CommandQueue, tmp_path: Path) -> None:
