@@ -87,7 +87,9 @@ def axis_of(axis: Any, x: Array) -> int:
     try:
         index = operator.index(axis)
     except TypeError:
-        raise ParameterError(f"axis is {axis!r}; an integer is wanted") from None
+        index = None
+    if index is None or isinstance(axis, bool):
+        raise ParameterError(f"axis is {axis!r}; an integer is wanted")
     rank = len(x.shape)
     if not -rank <= index < rank:
         raise ParameterError(f"axis is {index}; x has {rank} dimensions, so {-rank} to {rank - 1} are wanted")
@@ -131,12 +133,29 @@ def like(name: str, value: Any, x: Array) -> Array:
     return a
 
 
+def real(value: Any) -> float | None:
+    """`value` as a float if it is one real number, of any type: NumPy's, a fraction, an array of no axes; else None.
+
+    True and False are none here: as an epsilon or a factor they are a slip. Nor is text.
+    """
+    array_like = isinstance(value, (np.generic, np.ndarray))
+    if isinstance(value, (bool, str, bytes, bytearray)) or (
+        array_like and (value.ndim or value.dtype.kind not in "iuf")
+    ):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer, or a fraction
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        return None
+
+
 def number(name: str, value: Any, low: float, high: float) -> float:
     """`value` as a float from low to high, both included; infinities and NaN are refused."""
-    try:
-        converted = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
-        raise ParameterError(f"{name} is {value!r}; a number is wanted") from None
+    converted = real(value)
+    if converted is None:
+        raise ParameterError(f"{name} is {value!r}; a number is wanted")
     if not (low <= converted <= high and math.isfinite(converted)):
         wanted = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
         raise ParameterError(f"{name} is {value!r}; {wanted} is wanted")

@@ -17,7 +17,7 @@ import numpy as np
 import pyopencl as cl
 from numpy.typing import DTypeLike, NDArray
 
-from oclbn import device, functional, gpuarray
+from oclbn import arguments, device, functional, gpuarray
 from oclbn.device import driver_errors
 from oclbn.errors import ModuleDtypeError, ModuleParameterError, ModuleStateError, OclbnError
 from oclbn.gpuarray import Array
@@ -280,12 +280,12 @@ class Parameters(ABC):
         return int(value)
 
     def _real_number(self, argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-        number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        if not number or not low <= value <= high or math.isinf(value):
+        number = arguments.real(value)
+        if number is None or not low <= number <= high or math.isinf(number):
             wanted = "a finite number" if math.isinf(low) else f"a finite number from {low:g} on"
             wanted = wanted if math.isinf(high) else f"a number from {low:g} to {high:g}"
             raise ModuleParameterError(f"{self}: {argument} is {value!r}; wanted {wanted}")
-        return float(value)
+        return number
 
     def _prefix(self, name: str | None, shorten: bool) -> str:
         prefix = self.name or "" if name is None else name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,13 @@ import pyopencl.array as cla
 import pytest
 from data import ONE_PER_CHANNEL
 
-from oclbn import functional
+from oclbn import BatchNorm, functional
 from oclbn.errors import (
     ArrayTypeError,
     ContextError,
     DtypeError,
     LayoutError,
+    ModuleParameterError,
     OclbnError,
     OverlapError,
     ParameterError,
@@ -438,6 +441,60 @@ def test_numpy_numbers_are_numbers(queue: cl.CommandQueue) -> None:
     plain = {"epsilon": float(np.float32(1e-3)), "factor": 0.5, "axis": 1}
     y, *_ = invoke("train", valid(queue, "train") | options)
     assert y.get().tobytes() == invoke("train", valid(queue, "train") | plain)[0].get().tobytes()
+
+
+NUMBERS = [
+    pytest.param(1, id="int"),
+    pytest.param(0.5, id="float"),
+    pytest.param(np.float32(0.5), id="NumPy's float"),
+    pytest.param(np.uint8(1), id="NumPy's int"),
+    pytest.param(np.array(0.5), id="array of no axes"),
+    pytest.param(Fraction(1, 3), id="fraction"),
+    pytest.param(Decimal("0.1"), id="decimal"),
+]
+NO_NUMBERS = [
+    pytest.param(True, id="True"),
+    pytest.param(np.False_, id="NumPy's False"),
+    pytest.param(np.array(True), id="array of no axes that is True"),
+    pytest.param(None, id="None"),
+    pytest.param("0.1", id="text"),
+    pytest.param(b"1", id="bytes"),
+    pytest.param([0.1], id="list"),
+    pytest.param(np.array([0.1]), id="array with an axis"),
+    pytest.param(0.1j, id="complex"),
+    pytest.param(np.complex64(0.1), id="NumPy's complex"),
+    pytest.param(10**400, id="too long"),
+    pytest.param(-(10**400), id="too long, below zero"),
+    pytest.param(Fraction(10**400, 3), id="too large a fraction"),
+    pytest.param(Decimal("NaN"), id="decimal NaN"),
+]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_functions_and_modules_take_the_same_numbers(queue: cl.CommandQueue, value: Any) -> None:
+    y, *_ = invoke("train", valid(queue, "train") | {"epsilon": value, "factor": value})
+    assert np.isfinite(y.get()).all()
+    bn = BatchNorm(5, epsilon=value, initFactor=value, minFactor=value, queue=queue)
+    assert bn.epsilon == bn.initFactor == bn.minFactor == float(value)
+    bn.updateParams(value)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_functions_and_modules_refuse_the_same(queue: cl.CommandQueue, value: Any) -> None:
+    for name in ("epsilon", "factor", "init_factor"):
+        rejects("train", valid(queue, "train") | {name: value}, ParameterError, ValueError, name)
+    for name in ("grad_scale", "grad_momentum"):
+        rejects("backward", valid(queue, "backward") | {name: value}, ParameterError, ValueError, name)
+    for name in ("epsilon", "initFactor", "minFactor", "sscale"):
+        with pytest.raises(ModuleParameterError, match=rf"{name} is .*; wanted"):
+            BatchNorm(5, queue=queue, **{name: value})
+    with pytest.raises(ModuleParameterError, match=r"learnRate is .*; wanted"):
+        BatchNorm(5, queue=queue).updateParams(value)
+
+
+@pytest.mark.parametrize("axis", [True, np.True_, 1.0, "1", None], ids=repr)
+def test_an_axis_is_an_integer(queue: cl.CommandQueue, axis: Any) -> None:
+    rejects("train", valid(queue, "train") | {"axis": axis}, ParameterError, ValueError, "axis", "an integer is wanted")
 
 
 # --- order
