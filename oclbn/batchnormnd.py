@@ -6,7 +6,7 @@ The computing, and the source of its formulas, is in oclbn.functional; what ever
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import pyopencl as cl
@@ -18,10 +18,8 @@ from oclbn.device import driver_errors
 from oclbn.errors import ModuleFileError, ModuleParameterError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.module import Module
-from oclbn.parameters import Shapes, Variable
-
-if TYPE_CHECKING:
-    from oclbn.storage import Stored
+from oclbn.parameters import Shapes
+from oclbn.variable import Tensor, Variable
 
 __all__ = ["BatchNormND", "Options"]
 
@@ -63,6 +61,7 @@ class BatchNormND(Module):
     array([1., 1., 1.], dtype=float32)
     """
 
+    scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
     _maps_argument: ClassVar[str] = "maps"
 
     def __init__(
@@ -108,10 +107,6 @@ class BatchNormND(Module):
         }
         self._shape = (1, self.maps) + (1,) * nd
         self._skipped: Array | None = None
-        self.scale: Array | None = None
-        self.bias: Array | None = None
-        self.mean: Array | None = None
-        self.var: Array | None = None
         self.savemean: Array | None = None
         self.saveinvvar: Array | None = None
         self.scalegrad: Array | None = None
@@ -249,9 +244,11 @@ class BatchNormND(Module):
     def _counter_shapes(self) -> Shapes:
         return {"numOfProps": (), "skipped": self._shape}
 
-    def _counters_from(self, counters: Mapping[str, Any]) -> Callable[[], None]:
+    def _counters_from(self, counters: Mapping[str, Any], source: str) -> Callable[[], None]:
         batches = counters.get("numOfProps", settled_count(self.initFactor, self.minFactor))
         skips = counters.get("skipped")
+        if skips is not None and skips.max() > counters.get("numOfProps", 0):
+            raise ModuleFileError(f"{self}: {source} has {skips.max()} updates left out, more than batches")
         skipped = None if skips is None else gpuarray.to_gpu(skips, queue=self.queue)
 
         def take() -> None:
@@ -259,15 +256,10 @@ class BatchNormND(Module):
 
         return take
 
-    def _check_stored(self, stored: Stored) -> None:
-        if np.any(stored.attributes["var"] < 0):
-            raise ModuleFileError(f"{self}: {stored.source} has a variance below 0: {stored.attributes['var'].min():g}")
-        skips, batches = stored.counters.get("skipped"), stored.counters.get("numOfProps", 0)
-        if skips is not None and skips.max() > batches:
-            raise ModuleFileError(f"{self}: {stored.source} left {skips.max()} updates out, of {batches} batches")
+    def _fault(self, name: str, values: NDArray[Any]) -> str | None:
+        if name == "var" and np.any(values < 0):
+            return f"a variance below 0: {values.min():g}"
         fixed = {"scale": 1.0, "bias": 0.0}
-        for name, values in stored.variables.items():
-            if not self.affine and not np.all(values == fixed[name]):
-                raise ModuleFileError(
-                    f"{self}: {stored.source} has a trained {name}; affine=False fixes it at {fixed[name]:g}"
-                )
+        if not self.affine and name in fixed and not np.all(values == fixed[name]):
+            return f"a trained {name}; affine=False fixes it at {fixed[name]:g}"
+        return None

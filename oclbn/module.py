@@ -74,7 +74,7 @@ class Module(Parameters):
         if not (updGrad or updParamGrads):
             self.grad = None
             return None
-        into = {name: var.grad for name, var in self.vars.items()} if updParamGrads and self.train else {}
+        into = {name: var.grad for name, var in self._vars.items()} if updParamGrads and self.train else {}
         result = self._backward(self.inData, grad, into, scale, momentum)
         self.grad = result if updGrad else None
         return self.grad

@@ -10,22 +10,30 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyopencl as cl
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from oclbn import arguments, device, functional, gpuarray
 from oclbn.device import driver_errors
-from oclbn.errors import ModuleDtypeError, ModuleParameterError, ModuleStateError, OclbnError
+from oclbn.errors import (
+    LayoutError,
+    ModuleDtypeError,
+    ModuleFileError,
+    ModuleParameterError,
+    ModuleShapeError,
+    ModuleStateError,
+    OclbnError,
+)
 from oclbn.gpuarray import Array
+from oclbn.variable import Named, Variable, fitting
 
 if TYPE_CHECKING:
     import h5py
 
-    from oclbn.storage import Stored
 
 __all__ = ["Parameters", "Variable"]
 
@@ -34,19 +42,11 @@ Calctype = type[np.float32] | type[np.float64]
 _UNITS = {"kb": 1024, "mb": 1024**2}
 
 
-class Variable:
-    """A trained tensor: `data`, its gradient `grad` (same shape, zeros at first) and a `name`."""
-
-    def __init__(self, data: Array, name: str | None = None) -> None:
-        self.data = data
-        self.grad = gpuarray.zeros_like(data)
-        self.name = name
-
-
 class Parameters(ABC):
     """Base of Module: `vars` (name -> Variable), `attrs` (name -> Array), `calctype`, `queue`, `name`, `blueprint`.
 
-    Variables are trained, attributes are not; each is also an attribute of the module under its own name.
+    Variables are trained, attributes are not; each is also an attribute of the module under its own name, always the
+    same array. Assigning there copies values in (a NumPy array, a device array, a list; as many elements, any shape).
     Errors are raised before anything changes: ModuleErrors, but for the system's own (OSError) and MissingExtraError in
     `save` and `load`, and those of oclbn.functional where a variable's own arrays do not go together.
     """
@@ -60,8 +60,8 @@ class Parameters(ABC):
         self.queue = device.default_queue() if queue is None else queue
         self.calctype = self._calculation_type("dtype", dtype)
         self.blueprint: dict[str, Any] = {"name": name}
-        self.vars: dict[str, Variable] = {}
-        self.attrs: dict[str, Array] = {}
+        self._vars: dict[str, Variable] = {}
+        self._attrs: dict[str, Array] = {}
 
     def __str__(self) -> str:
         return type(self).__name__ if self.name is None else f"{type(self).__name__} {self.name!r}"
@@ -70,15 +70,92 @@ class Parameters(ABC):
         """The class's name and PuzzleLib's constructor arguments, as JSON can hold them; our own options stay out."""
         return {"classname": type(self).__name__, "scheme": dict(self.blueprint)}
 
+    @property
+    def vars(self) -> MutableMapping[str, Variable]:
+        """The variables by name. `vars[name] = var` is `setVar`."""
+        return Named(self._vars, self._fitting_variable)
+
+    @property
+    def attrs(self) -> MutableMapping[str, Array]:
+        """The attributes by name. `attrs[name] = array` is `setAttr`."""
+        return Named(self._attrs, self._fitting_attribute)
+
     def setVar(self, name: str, var: Variable) -> None:
-        """Make `var` the variable `name`; its data is also the attribute of that name."""
+        """Make `var` the variable `name`, which modules may share; its data is the attribute of that name.
+
+        Its data has the shape and dtype of what it replaces. ModuleParameterError: the module has no such variable.
+        ModuleDtypeError, ModuleShapeError, ContextError: `var` is no Variable, or its data does not fit.
+        """
         self.vars[name] = var
-        setattr(self, name, var.data)
 
     def setAttr(self, name: str, attr: Array) -> None:
-        """Make `attr` the untrained tensor `name`, also as an attribute of that name."""
+        """Make the device array `attr` the untrained tensor `name`, also as an attribute of that name.
+
+        It has the shape and dtype of what it replaces; the errors are those of `setVar`.
+        """
         self.attrs[name] = attr
-        setattr(self, name, attr)
+
+    def _fitting_variable(self, name: str, var: Any) -> Variable:
+        shape = self._shape_of("variable", name, self._shapes()[0])
+        if not isinstance(var, Variable):
+            came = f"{type(var).__module__}.{type(var).__name__}"
+            raise ModuleDtypeError(
+                f"{self}: variable {name} is a {came}; wanted an oclbn.parameters.Variable, or assign values to the "
+                f"module's attribute {name}"
+            )
+        fitting(f"{self}: data of variable {name}", var.data, shape, self.calctype, self.queue.context)
+        return var
+
+    def _fitting_attribute(self, name: str, attr: Any) -> Array:
+        shape = self._shape_of("attribute", name, self._shapes()[1])
+        return fitting(f"{self}: attribute {name}", attr, shape, self.calctype, self.queue.context)
+
+    def _shape_of(self, kind: str, name: str, shapes: Shapes) -> tuple[int, ...]:
+        if name not in shapes:
+            raise ModuleParameterError(f"{self}: {kind} is {name!r}; wanted one of {', '.join(shapes)}")
+        return shapes[name]
+
+    def _tensor(self, name: str) -> Array | None:
+        """The array of the variable or attribute `name`, None where there is none yet."""
+        return self._vars[name].data if name in self._vars else self._attrs.get(name)
+
+    @driver_errors("assigning")
+    def _assign(self, name: str, values: ArrayLike | Array) -> None:
+        """Copy values into a variable or an attribute, which is made where there is none yet."""
+        array, (var_shapes, attr_shapes) = self._tensor(name), self._shapes()
+        if values is array is not None:
+            return  # bn.scale *= 2 has changed it already
+        host = self._host_of(name, values, (var_shapes | attr_shapes)[name])
+        fault = self._fault(name, host)
+        if fault:
+            raise ModuleParameterError(f"{self}: {name} is given {fault}")
+        if array is not None:
+            self._finish()
+            _overwrite([(array, host)])
+        elif name in var_shapes:
+            self.setVar(name, Variable(gpuarray.to_gpu(host, queue=self.queue), name))
+        else:
+            self.setAttr(name, gpuarray.to_gpu(host, queue=self.queue))
+
+    def _host_of(self, name: str, values: ArrayLike | Array, shape: tuple[int, ...]) -> NDArray[Any]:
+        if isinstance(values, Array):
+            if not values.flags.forc:
+                raise LayoutError(
+                    f"{self}: {name} is given an array of shape {values.shape} and strides {values.strides}; its "
+                    "elements must lie side by side"
+                )
+            values = (values if values.queue is not None else values.with_queue(self.queue)).get()
+        try:
+            host = np.asarray(values)
+        except ValueError as error:  # lists of unequal lengths
+            raise ModuleShapeError(f"{self}: {name} is given what is no array: {error}") from None
+        if host.dtype.kind not in "iuf":
+            raise ModuleDtypeError(f"{self}: {name} is given elements of type {host.dtype}; wanted real numbers")
+        if host.size != math.prod(shape):
+            came = f"{host.size} elements (shape {host.shape})"
+            raise ModuleShapeError(f"{self}: {name} is given {came}; wanted {math.prod(shape)}, in any shape")
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
+            return np.ascontiguousarray(host.astype(self.calctype).reshape(shape))
 
     @abstractmethod
     def reset(self) -> None:
@@ -95,21 +172,19 @@ class Parameters(ABC):
             return
         variables = {
             name: (self._converted(var.data, calctype), self._converted(var.grad, calctype))
-            for name, var in self.vars.items()
+            for name, var in self._vars.items()
         }
-        attributes = {name: self._converted(attr, calctype) for name, attr in self.attrs.items()}
+        attributes = {name: self._converted(attr, calctype) for name, attr in self._attrs.items()}
         self.reset()
         self.calctype = calctype
         for name, (data, grad) in variables.items():
-            self.vars[name].data, self.vars[name].grad = data, grad
-            self.setVar(name, self.vars[name])
-        for name, attr in attributes.items():
-            self.setAttr(name, attr)
+            self._vars[name].replace(data, grad)
+        self._attrs |= attributes
 
     @driver_errors("zeroGradParams")
     def zeroGradParams(self) -> None:
         """Fill the gradients of all variables with 0."""
-        for grad in (var.grad for var in self.vars.values()):
+        for grad in (var.grad for var in self._vars.values()):
             if grad.base_data is not None:
                 zero = grad.dtype.type(0)
                 queue = grad.queue or self.queue
@@ -122,7 +197,7 @@ class Parameters(ABC):
         rate = self._real_number("learnRate", learnRate)
         steps = {  # all are checked before the first is taken
             name: functional.accumulation(var.data, var.grad, scale=rate, momentum=1.0)
-            for name, var in self.vars.items()
+            for name, var in self._vars.items()
         }
         taken: list[str] = []
         for name, step in steps.items():
@@ -137,13 +212,13 @@ class Parameters(ABC):
 
     def numOfParams(self) -> int:
         """Number of elements of all variables."""
-        return sum(int(var.data.size) for var in self.vars.values())
+        return sum(int(var.data.size) for var in self._vars.values())
 
     def paramSize(self, unit: str | None = None) -> float:
         """Size of all variables in bytes, or divided by 1024 ("kb") or 1024**2 ("mb")."""
         if unit is not None and unit not in _UNITS:
             raise ModuleParameterError(f"{self}: unit is {unit!r}; wanted None, 'kb' or 'mb'")
-        size = sum(int(var.data.nbytes) for var in self.vars.values())
+        size = sum(int(var.data.nbytes) for var in self._vars.values())
         return size if unit is None else size / _UNITS[unit]
 
     @driver_errors("save")
@@ -169,11 +244,11 @@ class Parameters(ABC):
         from oclbn import storage
 
         var_shapes, attr_shapes = self._shapes()
-        if var_shapes.keys() - self.vars.keys() or attr_shapes.keys() - self.attrs.keys():
+        if var_shapes.keys() - self._vars.keys() or attr_shapes.keys() - self._attrs.keys():
             raise self._incomplete()
         content = storage.Content(
-            variables={key: (var, var.data.get()) for key, var in self.vars.items()},
-            attributes={key: attr.get() for key, attr in self.attrs.items()},
+            variables={key: (var, var.data.get()) for key, var in self._vars.items()},
+            attributes={key: attr.get() for key, attr in self._attrs.items()},
             counters=self._counters(),
             blueprint=json.dumps(self.getBlueprint(), indent=4, sort_keys=True) if withBlueprint else None,
         )
@@ -212,18 +287,21 @@ class Parameters(ABC):
         stored = storage.load(
             hdf,
             self._prefix(name, assumeUniqueNames),
-            {key: shape for key, shape in var_shapes.items() if self.vars.get(key) not in initvars},
+            {key: shape for key, shape in var_shapes.items() if self._vars.get(key) not in initvars},
             attr_shapes,
             self._counter_shapes(),
             np.dtype(self.calctype),
             check_finite=check_finite,
         )
-        self._check_stored(stored)
-        known = {key: var.data for key, var in self.vars.items()} | self.attrs
+        for key, host in (stored.variables | stored.attributes).items():
+            fault = self._fault(key, host)
+            if fault:
+                raise ModuleFileError(f"{self}: {stored.source} has {fault}")
+        known = {key: var.data for key, var in self._vars.items()} | self._attrs
         hosts = stored.variables | stored.attributes
         new = {key: gpuarray.to_gpu(host, queue=self.queue) for key, host in hosts.items() if key not in known}
         variables = {key: Variable(new[key], key) for key in stored.variables if key in new}
-        set_counters = self._counters_from(stored.counters)
+        set_counters = self._counters_from(stored.counters, stored.source)
         self._finish()
         _overwrite([(known[key], host) for key, host in hosts.items() if key in known])
         self.reset()
@@ -232,7 +310,7 @@ class Parameters(ABC):
         for key in stored.attributes:
             if key in new:
                 self.setAttr(key, new[key])
-        initvars.update((self.vars[key], True) for key in stored.variables)
+        initvars.update((self._vars[key], True) for key in stored.variables)
         set_counters()
 
     @abstractmethod
@@ -252,15 +330,19 @@ class Parameters(ABC):
         """The counters that a file may have; () is a single one's."""
 
     @abstractmethod
-    def _counters_from(self, counters: Mapping[str, Any]) -> Callable[[], None]:
-        """All that can fail in taking the counters that a file had; what comes back takes them."""
+    def _counters_from(self, counters: Mapping[str, Any], source: str) -> Callable[[], None]:
+        """All that can fail in taking the counters of the file `source`; what comes back takes them."""
 
     @abstractmethod
-    def _check_stored(self, stored: Stored) -> None:
-        """Raise ModuleFileError if what a file holds has the right shapes but does not fit all the same."""
+    def _fault(self, name: str, values: NDArray[Any]) -> str | None:
+        """What is wrong with such values of a variable or attribute, as "a negative number", or None."""
 
     def _incomplete(self) -> ModuleStateError:
-        return ModuleStateError(f"{self}: made with empty=True, it has no tensors yet; load() brings them")
+        return ModuleStateError(f"{self}: made with empty=True, it lacks {self._lacking()}; load() brings them")
+
+    def _lacking(self) -> str:
+        variables, attributes = self._shapes()
+        return ", ".join(name for name in variables | attributes if self._tensor(name) is None)
 
     def _calculation_type(self, argument: str, value: DTypeLike) -> Calctype:
         fp64 = device.limits(self.queue.device).fp64

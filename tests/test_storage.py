@@ -129,7 +129,7 @@ def test_more_left_out_than_there_were_is_refused(queue: cl.CommandQueue, tmp_pa
     trained(queue).save(path)
     with h5py.File(path, "r+") as file:
         file["attrs/.skipped"] = np.array([0, 4, 0, 0, 0], np.uint32)
-    refused(fresh(queue), path, "left 4 updates out, of 3 batches")
+    refused(fresh(queue), path, "has 4 updates left out, more than batches")
     with h5py.File(path, "r+") as file:
         del file["attrs/.skipped"]
         file["attrs/.skipped"] = np.array([0, -4, 0, 0, 0], np.int32)

@@ -29,6 +29,7 @@ LAYERS = [
     "batchnormnd",
     "module",
     "parameters",
+    "variable",
     "storage",
     "profiling",
     "checks",

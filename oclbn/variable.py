@@ -1,0 +1,113 @@
+"""A module's tensors under all their names: `bn.scale`, `bn.vars["scale"].data` and what files keep are one array.
+
+Each is kept in one place, and the others look there. What is put there is checked first, so that a module never keeps
+what it cannot compute with, or save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any, Generic, Protocol, TypeVar, overload
+
+import numpy as np
+import pyopencl as cl
+from numpy.typing import ArrayLike
+
+from oclbn import gpuarray
+from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
+from oclbn.gpuarray import Array
+
+__all__ = ["Named", "Tensor", "Variable"]
+
+T = TypeVar("T")
+
+
+class Variable:
+    """A trained tensor: `data`, its gradient `grad` (same shape, zeros at first) and a `name`.
+
+    Another array may take the place of `data` if it has the same shape, dtype and context: ModuleShapeError,
+    ModuleDtypeError or ContextError otherwise. To change the values alone, assign to the module: `bn.scale = values`.
+    """
+
+    def __init__(self, data: Array, name: str | None = None) -> None:
+        self._data = data
+        self.grad = gpuarray.zeros_like(data)
+        self.name = name
+
+    @property
+    def data(self) -> Array:
+        """The tensor itself."""
+        return self._data
+
+    @data.setter
+    def data(self, data: Array) -> None:
+        label = "data of a variable" if self.name is None else f"data of variable {self.name!r}"
+        self._data = fitting(label, data, self._data.shape, self._data.dtype, self._data.context)
+
+    def replace(self, data: Array, grad: Array) -> None:
+        """Another tensor and its gradient, of whatever type."""
+        self._data, self.grad = data, grad
+
+
+def fitting(label: str, array: Any, shape: tuple[int, ...], dtype: Any, context: cl.Context | None) -> Array:
+    """`array`, if it is a device array of this shape, dtype and context; `label` is what errors call it."""
+    if not isinstance(array, Array):
+        came = f"{type(array).__module__}.{type(array).__name__}"
+        raise ModuleDtypeError(f"{label} is a {came}; wanted a pyopencl.array.Array of shape {shape}")
+    if array.shape != shape:
+        raise ModuleShapeError(f"{label} has shape {array.shape}; wanted {shape}")
+    if array.dtype != dtype:
+        raise ModuleDtypeError(f"{label} has dtype {array.dtype}; wanted {np.dtype(dtype)}")
+    if array.context != context:
+        raise ContextError(f"{label} is in another OpenCL context; wanted that of the array whose place it takes")
+    return array
+
+
+class Named(MutableMapping[str, T], Generic[T]):
+    """Variables or attributes by name: what is put in is checked by `check(name, value)`, and none is taken out."""
+
+    def __init__(self, kept: dict[str, T], check: Callable[[str, Any], T]) -> None:
+        self._kept, self._check = kept, check
+
+    def __getitem__(self, name: str) -> T:
+        return self._kept[name]
+
+    def __setitem__(self, name: str, value: T) -> None:
+        self._kept[name] = self._check(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        raise ModuleStateError(f"{name} cannot be taken out of a module, which needs it; put another one in its place")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __repr__(self) -> str:
+        return repr(self._kept)
+
+
+class _Keeper(Protocol):
+    def _tensor(self, name: str) -> Array | None: ...
+
+    def _assign(self, name: str, values: ArrayLike | Array) -> None: ...
+
+
+class Tensor:
+    """Of a module's class: the array of the variable or attribute of that name, or None; assigning copies values in."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, module: None, owner: type) -> Tensor: ...
+
+    @overload
+    def __get__(self, module: _Keeper, owner: type) -> Array | None: ...
+
+    def __get__(self, module: _Keeper | None, owner: type) -> Tensor | Array | None:
+        return self if module is None else module._tensor(self._name)
+
+    def __set__(self, module: _Keeper, values: ArrayLike | Array) -> None:
+        module._assign(self._name, values)
