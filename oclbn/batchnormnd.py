@@ -18,7 +18,7 @@ from oclbn.device import driver_errors
 from oclbn.errors import ModuleFileError, ModuleParameterError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.module import Module
-from oclbn.parameters import Shapes
+from oclbn.parameters import Shapes, whole
 from oclbn.variable import Tensor, Variable
 
 __all__ = ["BatchNormND", "Options"]
@@ -118,6 +118,7 @@ class BatchNormND(Module):
 
     @property
     @driver_errors("skipped")
+    @whole
     def skipped(self) -> int:
         """How many updates of a channel's running statistics the guard left out; reading it waits for the device.
 
@@ -131,15 +132,18 @@ class BatchNormND(Module):
         return self._batches
 
     @numOfProps.setter
+    @whole
     def numOfProps(self, count: int) -> None:
         self._batches = self._whole_number("numOfProps", count, 0)
         self._skipped = None
 
+    @whole
     def reset(self) -> None:
         """Drop the arrays that the last call and its gradient left."""
         super().reset()
         self.savemean = self.saveinvvar = self.scalegrad = self.biasgrad = None
 
+    @whole
     def updateParams(self, learnRate: float) -> None:
         """One step: data += learnRate * grad, in place (to descend, learnRate is negative); nothing without affine."""
         rate = self._real_number("learnRate", learnRate)

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
-from oclbn.parameters import Parameters
+from oclbn.parameters import Parameters, whole
 
 __all__ = ["Module"]
 
@@ -45,6 +45,7 @@ class Module(Parameters):
         self.grad: Array | None = None
 
     @driver_errors("calling a module")
+    @whole
     def __call__(self, data: Array) -> Array:
         """Compute the output for `data`; it is returned and kept as `self.data`, the input as `self.inData`."""
         self._check(data, "data")
@@ -55,6 +56,7 @@ class Module(Parameters):
         return result
 
     @driver_errors("backward")
+    @whole
     def backward(
         self, grad: Array, updParamGrads: bool = True, updGrad: bool = True, scale: float = 1.0, momentum: float = 0.0
     ) -> Array | None:
@@ -79,16 +81,19 @@ class Module(Parameters):
         self.grad = result if updGrad else None
         return self.grad
 
+    @whole
     def trainMode(self) -> None:
         """Compute with the batch's own statistics from now on; drops what the last call left."""
         self.train = True
         self.reset()
 
+    @whole
     def evalMode(self) -> None:
         """Compute with the running statistics from now on; drops what the last call left."""
         self.train = False
         self.reset()
 
+    @whole
     def reset(self) -> None:
         """Drop the arrays that the last call left."""
         self.inData = self.data = self.grad = None

@@ -6,12 +6,14 @@ The camelCase names are PuzzleLib's, so that code written for its modules runs o
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pyopencl as cl
@@ -39,7 +41,21 @@ __all__ = ["Parameters", "Variable"]
 
 Shapes = dict[str, tuple[int, ...]]
 Calctype = type[np.float32] | type[np.float64]
+_Own = TypeVar("_Own", bound="Parameters")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _UNITS = {"kb": 1024, "mb": 1024**2}
+
+
+def whole(method: Callable[Concatenate[_Own, _P], _R]) -> Callable[Concatenate[_Own, _P], _R]:
+    """Makes a method one step: while it runs, no other thread's begins."""
+
+    @functools.wraps(method)
+    def held(self: _Own, /, *given: _P.args, **options: _P.kwargs) -> _R:
+        with self.lock:
+            return method(self, *given, **options)
+
+    return held
 
 
 class Parameters(ABC):
@@ -47,6 +63,10 @@ class Parameters(ABC):
 
     Variables are trained, attributes are not; each is also an attribute of the module under its own name, always the
     same array. Assigning there copies values in (a NumPy array, a device array, a list; as many elements, any shape).
+
+    Threads may share a module: each method is one step, and what `save` writes is what whole steps left. `lock`, a
+    reentrant lock, makes several of them one: `with bn.lock: bn(x); bn.backward(grad)`.
+
     Errors are raised before anything changes: ModuleErrors, but for the system's own (OSError) and MissingExtraError in
     `save` and `load`, and those of oclbn.functional where a variable's own arrays do not go together.
     """
@@ -60,6 +80,7 @@ class Parameters(ABC):
         self.queue = device.default_queue() if queue is None else queue
         self.calctype = self._calculation_type("dtype", dtype)
         self.blueprint: dict[str, Any] = {"name": name}
+        self.lock = threading.RLock()
         self._vars: dict[str, Variable] = {}
         self._attrs: dict[str, Array] = {}
 
@@ -80,6 +101,7 @@ class Parameters(ABC):
         """The attributes by name. `attrs[name] = array` is `setAttr`."""
         return Named(self._attrs, self._fitting_attribute)
 
+    @whole
     def setVar(self, name: str, var: Variable) -> None:
         """Make `var` the variable `name`, which modules may share; its data is the attribute of that name.
 
@@ -88,6 +110,7 @@ class Parameters(ABC):
         """
         self.vars[name] = var
 
+    @whole
     def setAttr(self, name: str, attr: Array) -> None:
         """Make the device array `attr` the untrained tensor `name`, also as an attribute of that name.
 
@@ -120,6 +143,7 @@ class Parameters(ABC):
         return self._vars[name].data if name in self._vars else self._attrs.get(name)
 
     @driver_errors("assigning")
+    @whole
     def _assign(self, name: str, values: ArrayLike | Array) -> None:
         """Copy values into a variable or an attribute, which is made where there is none yet."""
         array, (var_shapes, attr_shapes) = self._tensor(name), self._shapes()
@@ -162,6 +186,7 @@ class Parameters(ABC):
         """Drop the arrays that the last call left."""
 
     @driver_errors("calcMode")
+    @whole
     def calcMode(self, T: DTypeLike) -> None:
         """Compute with another type: variables, gradients and attributes are converted, the last call dropped.
 
@@ -182,6 +207,7 @@ class Parameters(ABC):
         self._attrs |= attributes
 
     @driver_errors("zeroGradParams")
+    @whole
     def zeroGradParams(self) -> None:
         """Fill the gradients of all variables with 0."""
         for grad in (var.grad for var in self._vars.values()):
@@ -192,6 +218,7 @@ class Parameters(ABC):
                     cl.enqueue_fill(queue, grad.base_data, zero, grad.nbytes, offset=grad.offset, wait_for=grad.events)
                 )
 
+    @whole
     def updateParams(self, learnRate: float) -> None:
         """One step: data += learnRate * grad for every variable, in place (to descend, learnRate is negative)."""
         rate = self._real_number("learnRate", learnRate)
@@ -246,12 +273,13 @@ class Parameters(ABC):
         var_shapes, attr_shapes = self._shapes()
         if var_shapes.keys() - self._vars.keys() or attr_shapes.keys() - self._attrs.keys():
             raise self._incomplete()
-        content = storage.Content(
-            variables={key: (var, var.data.get()) for key, var in self._vars.items()},
-            attributes={key: attr.get() for key, attr in self._attrs.items()},
-            counters=self._counters(),
-            blueprint=json.dumps(self.getBlueprint(), indent=4, sort_keys=True) if withBlueprint else None,
-        )
+        with self.lock:  # until everything is on the host, not while it is written
+            content = storage.Content(
+                variables={key: (var, var.data.get()) for key, var in self._vars.items()},
+                attributes={key: attr.get() for key, attr in self._attrs.items()},
+                counters=self._counters(),
+                blueprint=json.dumps(self.getBlueprint(), indent=4, sort_keys=True) if withBlueprint else None,
+            )
         return storage.save(
             hdf,
             self._prefix(name, assumeUniqueNames),
@@ -262,6 +290,7 @@ class Parameters(ABC):
         )
 
     @driver_errors("load")
+    @whole
     def load(
         self,
         hdf: str | os.PathLike[str] | bytes | h5py.Group,
