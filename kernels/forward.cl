@@ -26,15 +26,17 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     const long running_mean_start,
     __global ACC *running_var,                  // [channels], or null; moved in place
     const long running_var_start,
-    __global uint *skipped,                     // [channels], or null; counts updates left out, of batches before this one too
+    __global uint *skipped,                     // [channels], or null; counts updates left out
     const long skipped_start,
+    __global uint *entered,                     // [channels], or null; counts updates, before this one too
+    const long entered_start,
     __global ACC *save_mean,                    // [channels]
     __global ACC *save_invstd,                  // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
     const int share, const int chain,
-    const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const long batch, const ACC init_factor,
-    const ACC least_factor, const int guard)
+    const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const ACC init_factor,
+    const int guard)
 {
     SCRATCH(MomentsC, scratch);
     Region g;
@@ -49,9 +51,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
         {
             GROUP_MOMENTS(&set[u], scratch, &g);
             train_finish(&set[u], &g, u, scale, scale_start, bias, bias_start, running_mean,
-                         running_mean_start, running_var, running_var_start, skipped, skipped_start, save_mean, save_invstd,
-                         count, unbiased, epsilon, factor, batch, init_factor, least_factor, guard, &out.mean[u], &out.gain[u],
-                         &out.shift[u]);
+                         running_mean_start, running_var, running_var_start, skipped, skipped_start, entered, entered_start,
+                         save_mean, save_invstd, count, unbiased, epsilon, factor, init_factor, guard, &out.mean[u],
+                         &out.gain[u], &out.shift[u]);
         }
         output_of(&out, &g, from, x_row, x_channel, y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
         more = chain_goes_on(&g, done + 1, chain, channels);
@@ -73,15 +75,17 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     const long running_mean_start,
     __global ACC *running_var,                  // [channels], or null; moved in place
     const long running_var_start,
-    __global uint *skipped,                     // [channels], or null; counts updates left out, of batches before this one too
+    __global uint *skipped,                     // [channels], or null; counts updates left out
     const long skipped_start,
+    __global uint *entered,                     // [channels], or null; counts updates, before this one too
+    const long entered_start,
     __global ACC *save_mean,                    // [channels]
     __global ACC *save_invstd,                  // [channels]
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
     const int share,
-    const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const long batch, const ACC init_factor,
-    const ACC least_factor, const int guard)
+    const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const ACC init_factor,
+    const int guard)
 {
     Region g;
     REGION_OF_GROUP(g, GROUP_BACK);
@@ -91,8 +95,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
         MomentsC set;
         moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
         train_finish(&set, &g, u, scale, scale_start, bias, bias_start, running_mean, running_mean_start, running_var,
-                     running_var_start, skipped, skipped_start, save_mean, save_invstd, count, unbiased, epsilon, factor,
-                     batch, init_factor, least_factor, guard, &out.mean[u], &out.gain[u], &out.shift[u]);
+                     running_var_start, skipped, skipped_start, entered, entered_start, save_mean, save_invstd, count, unbiased,
+                     epsilon, factor, init_factor, guard, &out.mean[u], &out.gain[u], &out.shift[u]);
     }
     output_of(&out, &g, x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
               y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);

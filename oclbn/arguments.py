@@ -30,9 +30,8 @@ from .errors import (
 from .plan import Problem
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-_COUNTERS = {"skipped": np.dtype(np.uint32)}
+_COUNTERS = dict.fromkeys(("skipped", "entered"), np.dtype(np.uint32))
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
-_LARGEST_COUNT = 2**62  # and what comes after it fits into 64 bits
 _READ_ONLY = cl.mem_flags.READ_ONLY
 _MEMORY = (cl.Buffer, cl.MemoryObjectHolder)  # the class of most first, as being of a base takes longer to find out
 _PARENT, _OFFSET = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET
@@ -159,17 +158,6 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     if not (low <= converted <= high and math.isfinite(converted)):
         wanted = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
         raise ParameterError(f"{name} is {value!r}; {wanted} is wanted")
-    return converted
-
-
-def whole(name: str, value: Any, low: int) -> int:
-    """`value` as a whole number from `low` to 2**62, both included."""
-    try:
-        converted = low - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        converted = low - 1
-    if not low <= converted <= _LARGEST_COUNT:
-        raise ParameterError(f"{name} is {value!r}; a whole number from {low} to 2**62 is wanted")
     return converted
 
 

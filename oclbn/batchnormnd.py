@@ -23,6 +23,8 @@ from oclbn.variable import Tensor, Variable
 
 __all__ = ["BatchNormND", "Options"]
 
+_MOST_COUNTED = 2**31  # batches of a file that counters of 32 bits begin with; beyond that no factor shows one more
+
 
 class Options(TypedDict, total=False):
     """What every module takes by keyword, beyond PuzzleLib's options; BatchNormND describes them."""
@@ -106,7 +108,8 @@ class BatchNormND(Module):
             "inplace": self.inplace,
         }
         self._shape = (1, self.maps) + (1,) * nd
-        self._skipped: Array | None = None
+        self._entered: Array | None = None  # for each channel: the batches that moved it, but for those not counted
+        self._uncounted = 0
         self.savemean: Array | None = None
         self.saveinvvar: Array | None = None
         self.scalegrad: Array | None = None
@@ -134,8 +137,8 @@ class BatchNormND(Module):
     @numOfProps.setter
     @whole
     def numOfProps(self, count: int) -> None:
-        self._batches = self._whole_number("numOfProps", count, 0)
-        self._skipped = None
+        count = self._whole_number("numOfProps", count, 0)
+        self._batches, self._uncounted, self._entered = count, max(0, count - _MOST_COUNTED), None
 
     @whole
     def reset(self) -> None:
@@ -187,8 +190,8 @@ class BatchNormND(Module):
             raise ModuleShapeError(
                 f"{self}: data has shape {data.shape}: one value per channel has no variance; training needs two"
             )
-        if self.guard and self._skipped is None:
-            self._skipped = gpuarray.zeros(self._shape, np.uint32, queue=self.queue)
+        if self._entered is None:
+            self._entered = gpuarray.full(self._shape, self._counted(), np.uint32, queue=self.queue)
         y, self.savemean, self.saveinvvar = functional.batch_norm_train(
             data,
             scale,
@@ -198,9 +201,8 @@ class BatchNormND(Module):
             epsilon=self.epsilon,
             factor=self.minFactor,
             init_factor=self.initFactor,
-            batch=self._batches + 1,
+            entered=self._entered,
             guard=self.guard,
-            skipped=self._skipped,
         )
         if data.size:
             self._batches += 1
@@ -238,8 +240,13 @@ class BatchNormND(Module):
 
     def _skips(self) -> NDArray[np.uint32]:
         """For each channel, how many updates the guard left out; waits for the device."""
-        counts: NDArray[np.uint32] = np.zeros(self._shape, np.uint32) if self._skipped is None else self._skipped.get()
-        return counts
+        if self._entered is None:
+            return np.zeros(self._shape, np.uint32)
+        skips: NDArray[np.uint32] = (self._counted() - self._entered.get().astype(np.int64)).astype(np.uint32)
+        return skips
+
+    def _counted(self) -> int:
+        return self._batches - self._uncounted
 
     def _counters(self) -> dict[str, int | NDArray[Any]]:
         skips = self._skips()
@@ -253,10 +260,13 @@ class BatchNormND(Module):
         skips = counters.get("skipped")
         if skips is not None and skips.max() > counters.get("numOfProps", 0):
             raise ModuleFileError(f"{self}: {source} has {skips.max()} updates left out, more than batches")
-        skipped = None if skips is None else gpuarray.to_gpu(skips, queue=self.queue)
+        uncounted, entered = max(0, batches - _MOST_COUNTED), None
+        if skips is not None:
+            counts = np.maximum(batches - uncounted - skips.astype(np.int64), 0).astype(np.uint32)
+            entered = gpuarray.to_gpu(counts, queue=self.queue)
 
         def take() -> None:
-            self._batches, self._skipped = batches, skipped
+            self._batches, self._uncounted, self._entered = batches, uncounted, entered
 
         return take
 

@@ -32,7 +32,6 @@ import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
 from . import arguments, pages, program, proof
-from .averaging import averaging_factor
 from .device import driver_errors, lacks_memory, limits, tuning_names
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
 from .plan import OPERATIONS, Build, DeviceLimits, Launch, Plan, Tuning, fitting_plan
@@ -44,8 +43,7 @@ _ACCUMULATE_GROUPS = 256  # per compute unit: parameters are small, and few work
 _COPY_GROUPS = 64  # per compute unit: enough to share the work evenly, few enough to cost nothing
 _MOST_PREPARED = 2048  # shapes remembered per thread
 _BACKWARD = ("backward", "constant")
-_DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "batch": 1, "init_factor": 0.0, "least_factor": 0.1, "guard": 1}
-_DEFAULTS |= {"grad_scale": 1.0, "grad_momentum": 0.0}
+_DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1, "grad_scale": 1.0, "grad_momentum": 0.0}
 _PROPERTIES, _QUEUE = cl.command_queue_info.PROPERTIES, cl.event_info.COMMAND_QUEUE
 _OUT_OF_ORDER = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
 _calls: dict[Callable[..., Any], Callable[..., _Call[Any]]] = {}  # of each operation, what only prepares it
@@ -87,7 +85,7 @@ def batch_norm_train(
     out: Array | None = None,
     guard: bool = True,
     skipped: Array | None = None,
-    batch: int | None = None,
+    entered: Array | None = None,
     init_factor: float = 1.0,
 ) -> _Call[tuple[Array, Array, Array]]:
     """Normalise a batch with its own statistics, and move the running ones.
@@ -101,9 +99,10 @@ def batch_norm_train(
     overlap x. guard: a channel whose batch statistics are not finite keeps its running statistics; skipped: uint32,
     C counters that then go up by one, in place.
 
-    batch: the number of this batch, counted from 1, for an average over the batches so far, or None. With it the factor
-    of a channel is max(init_factor / n, factor), n being `batch` less what `skipped` has counted of that channel:
-    batches that the guard left out do not weigh. init_factor: 0 to 1. What `bind` makes keeps the number.
+    entered: uint32, C counters of the batches that the running statistics are of, which go up by one where these move:
+    the factor of a channel is then max(init_factor / n, factor), n counting this batch as well. So running statistics
+    are an average over the batches, without those that the guard left out, until 1 / n is below `factor`. init_factor:
+    0 to 1.
 
     Returns (y, save_mean, save_invstd): y like x; the batch's mean and 1 / sqrt(var + epsilon), which
     batch_norm_backward takes. An empty batch gives an empty y and NaN statistics and changes nothing. One value per
@@ -119,13 +118,11 @@ def batch_norm_train(
     axis = arguments.axis_of(axis, x)
     count = _count(x, axis)
     reads = arguments.per_channel(x, axis, {"scale": scale, "bias": bias})
-    state = {"running_mean": running_mean, "running_var": running_var, "skipped": skipped}
+    state = {"running_mean": running_mean, "running_var": running_var, "skipped": skipped, "entered": entered}
     writes = arguments.per_channel(x, axis, state)
     epsilon = arguments.epsilon_of(epsilon, x)
-    least, init = arguments.number("factor", factor, 0.0, 1.0), arguments.number("init_factor", init_factor, 0.0, 1.0)
-    number = 1 if batch is None else arguments.whole("batch", batch, 1)
-    if batch is None:
-        init = 0.0  # max(0 / n, factor) for every n
+    factor = arguments.number("factor", factor, 0.0, 1.0)
+    init_factor = arguments.number("init_factor", init_factor, 0.0, 1.0)
     if out is not None:
         arguments.like("out", out, x)
         writes["out"] = out
@@ -150,19 +147,18 @@ def batch_norm_train(
             "running_mean": running_mean,
             "running_var": running_var,
             "skipped": skipped,
+            "entered": entered,
             "save_mean": save_mean,
             "save_invstd": save_invstd,
         },
         {
             "epsilon": epsilon,
-            "factor": averaging_factor(number, init, least),
-            "batch": number,
-            "init_factor": init,
-            "least_factor": least,
+            "factor": factor,
+            "init_factor": init_factor,
             "guard": int(bool(guard)),
             "unbiased": count - 1,
         },
-        (y, save_mean, save_invstd, running_mean, running_var, skipped),
+        (y, save_mean, save_invstd, running_mean, running_var, skipped, entered),
     )
 
 
@@ -467,7 +463,6 @@ class _Step:
         arguments = program.arguments(launch.build, launch.kernel)
         self._arguments = [name for name, _ in arguments]
         self._buffers = [(index, name) for index, (name, kind) in enumerate(arguments) if kind is None]
-        self._kinds = {name: (index, kind) for index, (name, kind) in enumerate(arguments) if kind is not None}
 
     def set_all(self, values: Mapping[str, Any]) -> None:
         """Set every argument, by name."""
@@ -480,13 +475,6 @@ class _Step:
             buffer = memory[name]
             if buffer is not None:  # null pointers stay, and older pyopencl sets none singly
                 set_argument(index, buffer)
-
-    def set_numbers(self, numbers: Mapping[str, Any]) -> None:
-        """Set some numbers anew, by name; those of other kernels are passed over."""
-        for name, value in numbers.items():
-            if name in self._kinds:
-                index, kind = self._kinds[name]
-                self.kernel.set_arg(index, kind(value))
 
     def enqueue(self, queue: cl.CommandQueue, wait_for: list[cl.Event]) -> cl.Event:
         """Enqueue with the arguments that are set."""
@@ -507,8 +495,7 @@ class _Prepared:
         self.plan, self._context, self._tuning, self.failures = plan, context, tuning, failures
         self._steps = tuple(_Step(launch, context) for launch in plan.launches)
         self._constants = constants
-        self._offsets: list[int | None] | None = None  # None for no array: most calls repeat those
-        self._numbers: Mapping[str, Any] = {}  # and most of these
+        self._changing: list[Any] | None = None  # offsets, None for no array, and numbers: most calls repeat those
 
     def anew(self) -> _Prepared:
         """The same with kernels of its own."""
@@ -519,19 +506,17 @@ class _Prepared:
         memory: dict[str, Any] = {name: None if array is None else array.base_data for name, array in arrays.items()}
         if self.plan.scratch:
             memory["partial"] = _scratch(x, self.plan.scratch)
-        offsets = [None if array is None else array.offset for array in arrays.values()]
-        known, self._offsets = self._offsets, None  # should setting them fail
-        if offsets == known:
-            changed = {} if numbers == self._numbers else _changed(numbers, self._numbers)
+        changing: list[Any] = [None if array is None else array.offset for array in arrays.values()]
+        changing += numbers.values()
+        if changing == self._changing:
             for step in self._steps:
                 step.set_buffers(memory)
-                if changed:
-                    step.set_numbers(changed)
         else:
+            self._changing = None  # should setting them fail
             starts = {f"{name}_start": 0 if array is None else _start(array) for name, array in arrays.items()}
             for step in self._steps:
                 step.set_all({**self._constants, **memory, **starts, **numbers})
-        self._offsets, self._numbers = offsets, numbers
+            self._changing = changing
         return memory
 
     def launch(
@@ -549,10 +534,6 @@ class _Prepared:
                 order.note(event, ())  # it still reads, and writes what the next call may write as well
             raise
         order.note(event, written)
-
-
-def _changed(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in new.items() if value != old[name]}
 
 
 class _Call(Generic[_R]):

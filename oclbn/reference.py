@@ -33,7 +33,7 @@ class TrainReference:
     invstd: Float64s
     running_mean: Float64s | None
     running_var: Float64s | None
-    skipped: NDArray[np.int64] | None  # the counters after the batch
+    entered: NDArray[np.int64] | None  # the counters after the batch
 
 
 def moments(x: ArrayLike, *, axis: int = 1) -> tuple[int, Float64s, Float64s]:
@@ -60,8 +60,7 @@ def train(
     factor: float = 0.1,
     axis: int = 1,
     guard: bool = True,
-    skipped: ArrayLike | None = None,
-    batch: int | None = None,
+    entered: ArrayLike | None = None,
     init_factor: float = 1.0,
 ) -> TrainReference:
     """Normalise a batch with its own statistics and update the running ones.
@@ -69,10 +68,9 @@ def train(
     x: rank >= 2, channels on `axis`; the other arrays hold C elements of any shape, and any may be None
     (scale 1, bias 0, nothing to update). running = (1 - factor) * running + factor * batch, where the batch's
     variance is the unbiased one, M2 / (m - 1); what weighs nothing does not count, NaN included. With `guard`, a
-    channel whose batch statistics are not finite keeps its running statistics, and its counter in `skipped` goes up by
-    one; an empty batch changes none. With `batch`, the number of this batch counted from 1, a channel's factor is
-    max(init_factor / n, factor), n being `batch` less what `skipped` counts for the channel, at least 1.
-    ShapeError: ranks or channel counts do not fit.
+    channel whose batch statistics are not finite keeps its running statistics; an empty batch changes none. With
+    `entered`, for each channel the number of batches that moved it before, its factor is max(init_factor / n, factor),
+    n counting this batch as well. ShapeError: ranks or channel counts do not fit.
     """
     rows, shape = _as_rows(x, axis, "x")
     channels, count = rows.shape
@@ -83,12 +81,9 @@ def train(
         y = centred * (invstd * _column(scale, channels, 1.0, "scale"))[:, None]
         y += _column(bias, channels, 0.0, "bias")[:, None]
         unbiased = m2 / np.float64(count - 1)
-        left_out = guard & (count > 0) & ~(np.isfinite(mean) & np.isfinite(var))
-        keep = np.full(channels, count == 0) | left_out
-        before = None if skipped is None else _column(skipped, channels, 0.0, "skipped").astype(np.int64)
-        weight = np.full(channels, factor)
-        if batch is not None:
-            weight = np.maximum(init_factor / np.maximum(batch - (0 if before is None else before), 1), factor)
+        keep = np.full(channels, count == 0) | (guard & ~(np.isfinite(mean) & np.isfinite(var)))
+        before = None if entered is None else _column(entered, channels, 0.0, "entered").astype(np.int64)
+        weight = np.full(channels, factor) if before is None else np.maximum(init_factor / (before + 1), factor)
         return TrainReference(
             y=_from_rows(y, shape, axis),
             mean=mean,
@@ -96,7 +91,7 @@ def train(
             invstd=invstd,
             running_mean=_averaged(running_mean, mean, weight, keep, "running_mean"),
             running_var=_averaged(running_var, unbiased, weight, keep, "running_var"),
-            skipped=None if before is None else before + left_out,
+            entered=None if before is None else before + ~keep,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oclbn.averaging import averaging_factor, settled_count
-from oclbn.errors import ParameterError
+from oclbn.errors import ModuleParameterError
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_averaging_factor(n: int, init: float, least: float, factor: float) -> N
 
 
 def test_averaging_starts_at_batch_one() -> None:
-    with pytest.raises(ParameterError, match="n is 0; wanted 1 for the first batch"):
+    with pytest.raises(ModuleParameterError, match="n is 0; wanted 1 for the first batch"):
         averaging_factor(0, 1.0, 0.1)
 
 

@@ -17,7 +17,6 @@ from tolerances import assert_within
 
 import oclbn
 from oclbn import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND, device, reference
-from oclbn.averaging import averaging_factor
 from oclbn.bounds import Bound
 from oclbn.errors import (
     ContextError,
@@ -269,7 +268,7 @@ def test_training_against_the_reference(
     mean, var = np.zeros(C), np.ones(C)
     for n in range(1, 4):
         host = make(shape, 1, dtype, data, seed=n)
-        factor = averaging_factor(n, 1.0, 0.1)
+        factor = max(1 / n, 0.1)
         expected = forward(host, bn, mean, var, factor)
         bound = bound_of(host, expected, bn)
         mean_bound = bound.running_mean(mean, factor)
@@ -576,6 +575,9 @@ def test_setting_the_number_of_batches_begins_anew(queue: cl.CommandQueue) -> No
     assert bn.skipped == 0
     bn(put(queue, host.x))
     np.testing.assert_allclose(host_of(bn.mean).ravel(), host.x.mean(axis=(0, 2, 3)), rtol=1e-4, atol=1e-6)
+    bn.numOfProps = 2**53  # the most that a file may say
+    bn(put(queue, spoiled.x))
+    assert (bn.numOfProps, bn.skipped) == (2**53 + 1, 1)
     for wrong in (-1, 1.5, True, "1"):
         with pytest.raises(ModuleParameterError, match=r"numOfProps is .*; wanted a whole number from 0 on"):
             bn.numOfProps = wrong  # type: ignore[assignment]

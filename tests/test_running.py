@@ -33,42 +33,46 @@ def test_an_average_over_the_batches_that_entered(
     queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, way: dict[str, Any]
 ) -> None:
     channels = shape[axis]
-    mean, var, skipped = np.zeros(channels), np.ones(channels), np.zeros(channels, np.uint32)
-    skipped[-1] = 7
-    state = [put(queue, a) for a in (mean.astype(np.float32), var.astype(np.float32), skipped)]
+    mean, var, entered = np.zeros(channels), np.ones(channels), np.full(channels, 8, np.uint32)
+    entered[-1], entered[0] = 1, 0
+    state = [put(queue, a) for a in (mean.astype(np.float32), var.astype(np.float32), entered)]
+    skipped = put(queue, np.zeros(channels, np.uint32))
     with using(**way):
-        for n in range(9, 13):
+        for n in range(5):
             host = make(shape, axis, maker=Spoiled(np.nan) if n % 2 else gaussian, seed=n)
-            options: dict[str, Any] = {"axis": axis, "batch": n, "init_factor": 0.75, "factor": 0.08}
+            options: dict[str, Any] = {"axis": axis, "init_factor": 0.75, "factor": 0.08}
             given = state[0].get(), state[1].get()
-            batch_norm_train(put(queue, host.x), None, None, *state[:2], skipped=state[2], **options)
-            wanted = reference.train(host.x, None, None, *given, skipped=skipped, **options)
-            assert wanted.skipped is not None
+            batch_norm_train(put(queue, host.x), None, None, *state[:2], entered=state[2], skipped=skipped, **options)
+            wanted = reference.train(host.x, None, None, *given, entered=entered, **options)
+            assert wanted.entered is not None
             bound = Bound(host.x, wanted.mean, wanted.invstd, None, None, axis=axis, dtype=np.float32)
-            factors = np.maximum(0.75 / (n - skipped.astype(int)), 0.08)  # those of the batch
+            factors = np.maximum(0.75 / (entered + 1.0), 0.08)  # those of the batch
             unbiased = wanted.var * (host.x.size // channels) / (host.x.size // channels - 1)
             for found, value, room in (
                 (state[0], wanted.running_mean, bound.running_mean(given[0], factors)),
                 (state[1], wanted.running_var, bound.running_var(given[1], unbiased, factors)),
             ):
                 assert_within(found, value, np.nan_to_num(room, nan=0.0), f"batch {n}")
-            skipped = wanted.skipped
-            assert state[2].get().tolist() == skipped.tolist()
+            entered = wanted.entered
+            assert state[2].get().tolist() == entered.tolist()
+    start = np.full(channels, 8)
+    start[-1], start[0] = 1, 0
+    assert (skipped.get() + entered - start).tolist() == [5] * channels
 
 
-def test_an_average_without_counters(queue: cl.CommandQueue) -> None:
-    host = make((5, 4, 6), 1)
-    means = []
-    for options in ({"batch": 4}, {"factor": 0.25}, {"batch": 100, "factor": 0.25}, {"batch": 2, "init_factor": 0.5}):
-        mean = put(queue, host.running_mean)
-        batch_norm_train(put(queue, host.x), None, None, mean, None, **options)  # type: ignore[arg-type]
-        means.append(mean.get().tobytes())
-    assert len(set(means)) == 1
-    for bad in (0, -1, 1.0, True, "1", 2**63):
-        with pytest.raises(ParameterError, match=f"batch is {bad!r}; a whole number from 1 to 2\\*\\*62 is wanted"):
-            batch_norm_train(put(queue, host.x), None, None, None, None, batch=bad)  # type: ignore[arg-type]
+def test_counters_stay_at_their_end(queue: cl.CommandQueue) -> None:
+    """Rather than begin with 0 again, whose factor would wipe the statistics."""
+    for shape in ((5, 4, 6), (9, 4)):
+        most, mean = put(queue, np.full(4, 2**32 - 1, np.uint32)), put(queue, np.full(4, 7, np.float32))
+        for _ in range(2):
+            batch_norm_train(put(queue, make(shape, 1).x), None, None, mean, None, entered=most, factor=0.0)
+        assert most.get().tolist() == [2**32 - 1] * 4
+        np.testing.assert_allclose(mean.get(), 7, rtol=1e-6)
+
+
+def test_an_initial_factor_out_of_range(queue: cl.CommandQueue) -> None:
     with pytest.raises(ParameterError, match="init_factor is 2; a number from 0 to 1 is wanted"):
-        batch_norm_train(put(queue, host.x), None, None, None, None, batch=1, init_factor=2)
+        batch_norm_train(put(queue, make((5, 4, 6), 1).x), None, None, None, None, init_factor=2)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -33,7 +33,6 @@ from test_batchnorm import state_of
 from tolerances import assert_within
 
 from oclbn import BatchNorm, BatchNorm2D, device, reference
-from oclbn.averaging import averaging_factor
 from oclbn.bounds import ELEMENT, Bound
 from oclbn.errors import ModuleError, ModuleFileError, ModuleShapeError, ModuleStateError, OclbnError
 from oclbn.hostile import along
@@ -114,12 +113,11 @@ class Model:
             epsilon=self.epsilon,
             factor=self.least,
             init_factor=self.init,
-            batch=self.batches + 1,
+            entered=self.batches - self.skips,
             guard=self.guard,
-            skipped=self.skips,
         )
-        entered = np.maximum(self.batches + 1 - self.skips, 1)
-        factor = np.array([averaging_factor(int(n), self.init, self.least) for n in entered])
+        entered = self.batches - self.skips + 1
+        factor = np.maximum(self.init / entered, self.least)
         bound = Bound(x, found.mean, found.invstd, self.scale.value, self.bias.value, axis=1, dtype=self.dtype)
         shape = x.shape
         room = bound.y() + MORE * (bound.xhat * along(self.scale.error, shape, 1) + along(self.bias.error, shape, 1))

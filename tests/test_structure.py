@@ -31,6 +31,7 @@ LAYERS = [
     "parameters",
     "variable",
     "storage",
+    "averaging",
     "profiling",
     "checks",
     "benchmark",
@@ -51,7 +52,6 @@ LAYERS = [
     "forks",
     "selection",
     "advice",
-    "averaging",
     "tuning",
     "childprocess",
     "usertable",
@@ -71,7 +71,6 @@ LAYERS = [
     "errors",
 ]
 PURE = [
-    "averaging",
     "suites",
     "checklist",
     "miniature",
