@@ -63,6 +63,7 @@ class BatchNormND(Module):
     array([1., 1., 1.], dtype=float32)
     """
 
+    _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad")
     scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
     _maps_argument: ClassVar[str] = "maps"
 
@@ -139,12 +140,6 @@ class BatchNormND(Module):
     def numOfProps(self, count: int) -> None:
         count = self._whole_number("numOfProps", count, 0)
         self._batches, self._uncounted, self._entered = count, max(0, count - _MOST_COUNTED), None
-
-    @whole
-    def reset(self) -> None:
-        """Drop the arrays that the last call and its gradient left."""
-        super().reset()
-        self.savemean = self.saveinvvar = self.scalegrad = self.biasgrad = None
 
     @whole
     def updateParams(self, learnRate: float) -> None:

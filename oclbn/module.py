@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import pyopencl as cl
@@ -34,6 +35,8 @@ class Module(Parameters):
     gradients of another OpenCL context, or data without a queue; and what oclbn.functional finds in such arrays,
     LayoutError, ReadOnlyError, SizeError and DeviceError.
     """
+
+    _passing: ClassVar[tuple[str, ...]] = ("inData", "data", "grad")
 
     def __init__(
         self, name: str | None = None, *, queue: cl.CommandQueue | None = None, dtype: DTypeLike = np.float32
@@ -92,11 +95,6 @@ class Module(Parameters):
         """Compute with the running statistics from now on; drops what the last call left."""
         self.train = False
         self.reset()
-
-    @whole
-    def reset(self) -> None:
-        """Drop the arrays that the last call left."""
-        self.inData = self.data = self.grad = None
 
     def dataShapeFrom(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the output for data of this shape."""

@@ -6,6 +6,7 @@ The camelCase names are PuzzleLib's, so that code written for its modules runs o
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import math
@@ -13,7 +14,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 import pyopencl as cl
@@ -31,7 +32,7 @@ from oclbn.errors import (
     OclbnError,
 )
 from oclbn.gpuarray import Array
-from oclbn.variable import Named, Variable, fitting
+from oclbn.variable import Named, Variable, duplicate, fitting, to_device, to_host
 
 if TYPE_CHECKING:
     import h5py
@@ -71,6 +72,8 @@ class Parameters(ABC):
     `save` and `load`, and those of oclbn.functional where a variable's own arrays do not go together.
     """
 
+    _passing: ClassVar[tuple[str, ...]] = ()  # attributes that the last call leaves
+
     def __init__(self, name: str | None, queue: cl.CommandQueue | None, dtype: DTypeLike) -> None:
         self.name = name if isinstance(name, str) else None
         if self.name != name:
@@ -83,6 +86,40 @@ class Parameters(ABC):
         self.lock = threading.RLock()
         self._vars: dict[str, Variable] = {}
         self._attrs: dict[str, Array] = {}
+
+    @driver_errors("copying a module")
+    @whole
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A module of its own in the same state, on the same queue; without what the last call left.
+
+        So is what copy.copy makes. A pickled module is in host memory, and loads on the default queue: hold `lock`
+        while it is pickled where other threads use it.
+        """
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__ |= {"queue": self.queue, "lock": threading.RLock()}
+        made.__dict__ |= {name: duplicate(value, memo) for name, value in self._kept()}
+        made.reset()
+        return made
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)
+
+    @driver_errors("pickling a module")
+    @whole
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: to_host(value) for name, value in self._kept()}
+
+    @driver_errors("unpickling a module")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.name, self.queue, self.lock = state["name"], device.default_queue(), threading.RLock()
+        self._calculation_type("dtype", state["calctype"])
+        self.__dict__ |= {name: to_device(value, self.queue) for name, value in state.items()}
+        self.reset()
+
+    def _kept(self) -> list[tuple[str, Any]]:
+        """All that a copy has, by name."""
+        passing = ("queue", "lock", *self._passing)
+        return [(name, value) for name, value in self.__dict__.items() if name not in passing]
 
     def __str__(self) -> str:
         return type(self).__name__ if self.name is None else f"{type(self).__name__} {self.name!r}"
@@ -181,9 +218,11 @@ class Parameters(ABC):
         with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
             return np.ascontiguousarray(host.astype(self.calctype).reshape(shape))
 
-    @abstractmethod
+    @whole
     def reset(self) -> None:
-        """Drop the arrays that the last call left."""
+        """Drop the arrays that the last call and its gradient left."""
+        for name in self._passing:
+            setattr(self, name, None)
 
     @driver_errors("calcMode")
     @whole

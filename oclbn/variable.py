@@ -6,14 +6,16 @@ what it cannot compute with, or save.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 import pyopencl as cl
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from oclbn import gpuarray
+from oclbn import device, gpuarray
+from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 
@@ -44,6 +46,24 @@ class Variable:
         label = "data of a variable" if self.name is None else f"data of variable {self.name!r}"
         self._data = fitting(label, data, self._data.shape, self._data.dtype, self._data.context)
 
+    @driver_errors("copying a variable")
+    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
+        """One with arrays of its own, on the same queues."""
+        made = memo[id(self)] = Variable.__new__(type(self))
+        made.__dict__ |= {name: duplicate(value, memo) for name, value in self.__dict__.items()}
+        return made
+
+    def __copy__(self) -> Variable:
+        return copy.deepcopy(self)
+
+    @driver_errors("pickling a variable")
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: to_host(value) for name, value in self.__dict__.items()}
+
+    @driver_errors("unpickling a variable")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {name: to_device(value, device.default_queue()) for name, value in state.items()}
+
     def replace(self, data: Array, grad: Array) -> None:
         """Another tensor and its gradient, of whatever type."""
         self._data, self.grad = data, grad
@@ -61,6 +81,36 @@ def fitting(label: str, array: Any, shape: tuple[int, ...], dtype: Any, context:
     if array.context != context:
         raise ContextError(f"{label} is in another OpenCL context; wanted that of the array whose place it takes")
     return array
+
+
+class Host:
+    """A device array while it is pickled."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values
+
+
+def duplicate(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy; of a device array one on its own queue."""
+    if isinstance(value, Array):
+        return gpuarray.to_gpu(value.get(), queue=value.queue)
+    if isinstance(value, dict):
+        return {key: duplicate(each, memo) for key, each in value.items()}
+    return copy.deepcopy(value, memo)
+
+
+def to_host(value: Any) -> Any:
+    """What can be pickled in the place of `value`."""
+    if isinstance(value, dict):
+        return {key: to_host(each) for key, each in value.items()}
+    return Host(value.get()) if isinstance(value, Array) else value
+
+
+def to_device(value: Any, queue: cl.CommandQueue) -> Any:
+    """What `to_host` was given, its arrays on `queue`."""
+    if isinstance(value, dict):
+        return {key: to_device(each, queue) for key, each in value.items()}
+    return gpuarray.to_gpu(value.values, queue=queue) if isinstance(value, Host) else value
 
 
 class Named(MutableMapping[str, T], Generic[T]):
