@@ -18,6 +18,7 @@ OclbnError
       ├── ModuleShapeError    (ShapeError)
       ├── ModuleDtypeError    (DtypeError)
       ├── ModuleParameterError (ParameterError)
+      ├── ModuleNameError     (KeyError)     no variable or attribute has this name
       ├── ModuleStateError    (RuntimeError) called in a state that does not allow it
       └── ModuleFileError     (ValueError)   a parameter file that cannot be used
 
@@ -95,6 +96,12 @@ class ModuleDtypeError(ModuleError, DtypeError):
 
 class ModuleParameterError(ModuleError, ParameterError):
     """A constructor or method argument out of its range."""
+
+
+class ModuleNameError(ModuleError, KeyError):
+    """A module has no variable or attribute of this name; the message lists those that there are."""
+
+    __str__ = Exception.__str__  # KeyError's would show the message as a quoted string
 
 
 class ModuleStateError(ModuleError, RuntimeError):

@@ -26,6 +26,7 @@ from oclbn.errors import (
     LayoutError,
     ModuleDtypeError,
     ModuleFileError,
+    ModuleNameError,
     ModuleParameterError,
     ModuleShapeError,
     ModuleStateError,
@@ -154,6 +155,41 @@ class Parameters(ABC):
         It has the shape and dtype of what it replaces; the errors are those of `setVar`.
         """
         self.attrs[name] = attr
+
+    def getVar(self, name: str) -> Variable:
+        """The variable `name`. ModuleNameError, which is a KeyError: the module has none."""
+        return self._named("variable", self._vars, name)
+
+    def getAttr(self, name: str) -> Array:
+        """The attribute `name`. ModuleNameError, which is a KeyError: the module has none."""
+        return self._named("attribute", self._attrs, name)
+
+    def hasVar(self, name: str) -> bool:
+        """Whether the module has a variable `name`."""
+        return name in self._vars
+
+    def hasAttr(self, name: str) -> bool:
+        """Whether the module has an attribute `name`."""
+        return name in self._attrs
+
+    def getVarTable(
+        self, vartable: dict[Variable, list[str]] | None = None, name: str | None = None, root: bool = True
+    ) -> dict[Variable, list[str]]:
+        """For each variable the names that it goes by, a list: modules that share one add to the same list.
+
+        vartable: what other modules' calls gave, which is added to and returned. name: what stands before each
+        variable's own name, as it is ("block."); None: with `root` the module's name, else nothing.
+        """
+        prefix = (self.name or "" if root else "") if name is None else name
+        table = {} if vartable is None else vartable
+        for own, var in self._vars.items():
+            table.setdefault(var, []).append(f"{prefix}{own}")
+        return table
+
+    def _named(self, kind: str, kept: Mapping[str, _R], name: str) -> _R:
+        if name not in kept:
+            raise ModuleNameError(f"{self}: no {kind} is called {name!r}; there is {', '.join(kept) or 'none'}")
+        return kept[name]
 
     def _fitting_variable(self, name: str, var: Any) -> Variable:
         shape = self._shape_of("variable", name, self._shapes()[0])

@@ -17,6 +17,7 @@ from oclbn.errors import (
     LayoutError,
     ModuleDtypeError,
     ModuleError,
+    ModuleNameError,
     ModuleParameterError,
     ModuleShapeError,
     ModuleStateError,
@@ -218,3 +219,41 @@ def test_names_that_a_module_does_not_have(queue: cl.CommandQueue) -> None:
         with pytest.raises(AttributeError):
             setattr(bn, name, {})
     assert state_of(bn) == before
+
+
+# --- PuzzleLib's names for looking
+
+
+def test_looking_up_by_name(queue: cl.CommandQueue) -> None:
+    bn, empty = module(queue, name="layer"), BatchNorm2D(C, empty=True, queue=queue)
+    assert bn.getVar("scale") is bn.vars["scale"]
+    assert bn.getAttr("mean") is bn.mean
+    assert [bn.hasVar(name) for name in (*TENSORS, "gamma")] == [True, True, False, False, False]
+    assert [bn.hasAttr(name) for name in (*TENSORS, "gamma")] == [False, False, True, True, False]
+    assert not empty.hasVar("scale")
+    assert not empty.hasAttr("mean")
+    for call, message in (
+        (lambda: bn.getVar("mean"), "BatchNorm2D 'layer': no variable is called 'mean'; there is scale, bias"),
+        (lambda: bn.getAttr("scale"), "BatchNorm2D 'layer': no attribute is called 'scale'; there is mean, var"),
+        (lambda: empty.getVar("scale"), "BatchNorm2D: no variable is called 'scale'; there is none"),
+    ):
+        with pytest.raises(ModuleNameError) as caught:
+            call()
+        assert str(caught.value) == message
+        assert isinstance(caught.value, KeyError)
+
+
+def test_the_table_of_variables(queue: cl.CommandQueue) -> None:
+    one, two, nameless = module(queue, name="one"), module(queue, name="two"), module(queue)
+    two.setVar("scale", one.vars["scale"])
+    assert one.getVarTable() == {one.vars["scale"]: ["onescale"], one.vars["bias"]: ["onebias"]}
+    assert nameless.getVarTable(root=False) == nameless.getVarTable()
+    assert list(nameless.getVarTable().values()) == [["scale"], ["bias"]]
+    assert list(one.getVarTable(root=False).values()) == [["scale"], ["bias"]]
+    table = one.getVarTable(name="net.one.")
+    assert two.getVarTable(table, name="net.two.", root=False) is table
+    assert table == {
+        one.vars["scale"]: ["net.one.scale", "net.two.scale"],
+        one.vars["bias"]: ["net.one.bias"],
+        two.vars["bias"]: ["net.two.bias"],
+    }
