@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
     dtype: DTypeLike
     seed: Any
     guard: bool
+    frozen_statistics: bool
 
 
 class BatchNormND(Module):
@@ -48,6 +49,9 @@ class BatchNormND(Module):
     the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator does.
     guard: channels whose batch statistics are not finite keep their running statistics: for them it is as if there had
     been no such batch. `skipped` counts the updates that were left out.
+    frozen_statistics: training, too, normalises with the running statistics and leaves them alone, while gradients of
+    scale and bias are gathered, as for fine-tuning; an attribute that may be set at any time. (Evaluation mode uses the
+    running statistics as well, but `backward` gathers no parameter gradients there.)
 
     `scale`, `bias`, `mean`, `var` have shape (1, maps) + (1,) * nd, and so have `savemean`, `saveinvvar`, `scalegrad`
     and `biasgrad`, which the last call and its gradient leave. `numOfProps` counts all training batches; setting it
@@ -84,6 +88,7 @@ class BatchNormND(Module):
         dtype: DTypeLike = np.float32,
         seed: Any = None,
         guard: bool = True,
+        frozen_statistics: bool = False,
     ) -> None:
         super().__init__(name, queue=queue, dtype=dtype)
         nd = self._whole_number("nd", nd, 0)
@@ -95,6 +100,7 @@ class BatchNormND(Module):
         self.affine = bool(affine)
         self.inplace = bool(inplace)
         self.guard = bool(guard)
+        self.frozen_statistics = bool(frozen_statistics)
         self._batches = 0
         self.blueprint = {
             "nd": nd,
@@ -174,13 +180,13 @@ class BatchNormND(Module):
 
     def _forward(self, data: Array) -> Array:
         scale, bias, mean, var = self._tensors()
-        if not self.train:
+        if self.inplace and self.train:
+            raise ModuleStateError(f"{self}: inplace is for evaluation: training needs the input for its gradient")
+        if not self.train or self.frozen_statistics:
             out = data if self.inplace else None
             y = functional.batch_norm_infer(data, scale, bias, mean, var, epsilon=self.epsilon, out=out)
             self.savemean = self.saveinvvar = None
             return y
-        if self.inplace:
-            raise ModuleStateError(f"{self}: inplace is for evaluation: training needs the input for its gradient")
         if data.size == self.maps:
             raise ModuleShapeError(
                 f"{self}: data has shape {data.shape}: one value per channel has no variance; training needs two"

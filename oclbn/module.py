@@ -67,8 +67,10 @@ class Module(Parameters):
 
         grad: shape and dtype of the data. The gradient with respect to the data is returned and kept as `self.grad`
         (None when `updGrad` is off). With `updParamGrads`, in training mode, the variables' gradients become
-        `scale * new + momentum * old`, in place. ModuleStateError: nothing was called before. An error while they are
-        added to leaves `self.grad` and the kept parameter gradients as they were.
+        `scale * new + momentum * old`, in place. In evaluation mode they stay as they are: to train parameters on
+        running statistics that stay, leave the module in training mode and set `frozen_statistics`, which batch
+        normalizations have. ModuleStateError: nothing was called before. An error while they are added to leaves
+        `self.grad` and the kept parameter gradients as they were.
         """
         if self.inData is None:
             raise ModuleStateError(f"{self}: backward needs a call of the module before it")
@@ -92,7 +94,10 @@ class Module(Parameters):
 
     @whole
     def evalMode(self) -> None:
-        """Compute with the running statistics from now on; drops what the last call left."""
+        """Compute with the running statistics from now on; drops what the last call left.
+
+        `backward` then gives the data's gradient and gathers none of the variables'; for these, see `backward`.
+        """
         self.train = False
         self.reset()
 
