@@ -5,6 +5,8 @@ The computing, and the source of its formulas, is in oclbn.functional; what ever
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypedDict
 
@@ -15,7 +17,13 @@ from numpy.typing import DTypeLike, NDArray
 from oclbn import functional, gpuarray
 from oclbn.averaging import settled_count
 from oclbn.device import driver_errors
-from oclbn.errors import ModuleFileError, ModuleParameterError, ModuleShapeError, ModuleStateError
+from oclbn.errors import (
+    ModuleFileError,
+    ModuleParameterError,
+    ModuleShapeError,
+    ModuleStateError,
+    SkippedBatchesWarning,
+)
 from oclbn.gpuarray import Array
 from oclbn.module import Module
 from oclbn.parameters import Shapes, whole
@@ -24,6 +32,14 @@ from oclbn.variable import Tensor, Variable
 __all__ = ["BatchNormND", "Options"]
 
 _MOST_COUNTED = 2**31  # batches of a file that counters of 32 bits begin with; beyond that no factor shows one more
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """A warning that shows the line outside of oclbn that led to it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "oclbn":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 class Options(TypedDict, total=False):
@@ -48,7 +64,9 @@ class BatchNormND(Module):
     queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
     the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator does.
     guard: channels whose batch statistics are not finite keep their running statistics: for them it is as if there had
-    been no such batch. `skipped` counts the updates that were left out.
+    been no such batch. `skipped` counts the updates that were left out. Where every channel was left out, which neat
+    statistics hide, there is one SkippedBatchesWarning: not from the call, which does not wait for the device, but as
+    soon as the counters are read, by `evalMode`, `save` or `skipped`.
     frozen_statistics: training, too, normalises with the running statistics and leaves them alone, while gradients of
     scale and bias are gathered, as for fine-tuning; an attribute that may be set at any time. (Evaluation mode uses the
     running statistics as well, but `backward` gathers no parameter gradients there.)
@@ -117,6 +135,7 @@ class BatchNormND(Module):
         self._shape = (1, self.maps) + (1,) * nd
         self._entered: Array | None = None  # for each channel: the batches that moved it, but for those not counted
         self._uncounted = 0
+        self._may_warn, self._known_skips = True, 0
         self.savemean: Array | None = None
         self.saveinvvar: Array | None = None
         self.scalegrad: Array | None = None
@@ -125,6 +144,18 @@ class BatchNormND(Module):
         if not empty:
             # Drawn in float64 and also without affine, as PuzzleLib does: a seeded script gets the same numbers.
             self._create(draw(1.0, sscale if self.affine else 0.0, self._shape))
+
+    @driver_errors("evalMode")
+    @whole
+    def evalMode(self) -> None:
+        """Compute with the running statistics from now on; drops what the last call left.
+
+        `backward` then gives the data's gradient and gathers none of the variables'; `frozen_statistics` does. After
+        training it waits for the device, and warns if the guard has left out every channel.
+        """
+        if self.train:
+            self._skips()
+        super().evalMode()
 
     @property
     @driver_errors("skipped")
@@ -145,7 +176,12 @@ class BatchNormND(Module):
     @whole
     def numOfProps(self, count: int) -> None:
         count = self._whole_number("numOfProps", count, 0)
-        self._batches, self._uncounted, self._entered = count, max(0, count - _MOST_COUNTED), None
+        self._take(count, None, 0)
+
+    def _take(self, batches: int, entered: Array | None, skips: int) -> None:
+        """The counters, and the fewest updates that are known to have been left out of a channel."""
+        self._batches, self._uncounted, self._entered = batches, max(0, batches - _MOST_COUNTED), entered
+        self._may_warn, self._known_skips = True, skips
 
     @whole
     def updateParams(self, learnRate: float) -> None:
@@ -244,6 +280,14 @@ class BatchNormND(Module):
         if self._entered is None:
             return np.zeros(self._shape, np.uint32)
         skips: NDArray[np.uint32] = (self._counted() - self._entered.get().astype(np.int64)).astype(np.uint32)
+        if self._may_warn and skips.min() > self._known_skips:
+            self._may_warn = False  # first, as a filter may turn the warning into an error
+            warn(
+                f"{self}: the guard has left every channel out of its running statistics, {skips.min()} to "
+                f"{skips.max()} times in {self._batches} batches: the data, the network before or the driver (try "
+                "`oclbn check`) gives values that are not finite",
+                SkippedBatchesWarning,
+            )
         return skips
 
     def _counted(self) -> int:
@@ -261,15 +305,11 @@ class BatchNormND(Module):
         skips = counters.get("skipped")
         if skips is not None and skips.max() > counters.get("numOfProps", 0):
             raise ModuleFileError(f"{self}: {source} has {skips.max()} updates left out, more than batches")
-        uncounted, entered = max(0, batches - _MOST_COUNTED), None
-        if skips is not None:
-            counts = np.maximum(batches - uncounted - skips.astype(np.int64), 0).astype(np.uint32)
-            entered = gpuarray.to_gpu(counts, queue=self.queue)
-
-        def take() -> None:
-            self._batches, self._uncounted, self._entered = batches, uncounted, entered
-
-        return take
+        if skips is None:
+            return lambda: self._take(batches, None, 0)
+        counts = np.maximum(min(batches, _MOST_COUNTED) - skips.astype(np.int64), 0).astype(np.uint32)
+        entered = gpuarray.to_gpu(counts, queue=self.queue)
+        return lambda: self._take(batches, entered, int(skips.min()))
 
     def _fault(self, name: str, values: NDArray[Any]) -> str | None:
         if name == "var" and np.any(values < 0):

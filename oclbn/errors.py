@@ -22,7 +22,9 @@ OclbnError
       ├── ModuleStateError    (RuntimeError) called in a state that does not allow it
       └── ModuleFileError     (ValueError)   a parameter file that cannot be used
 
-One warning stands beside it: DriverWarning (UserWarning), a driver that gives wrong results, which oclbn goes round.
+Warnings, beside the tree:
+DriverWarning         (UserWarning) a driver gives wrong results; oclbn goes round the kernels that it gets wrong
+SkippedBatchesWarning (UserWarning) the guard of a module left out every channel
 """
 
 
@@ -114,3 +116,7 @@ class ModuleFileError(ModuleError, ValueError):
 
 class DriverWarning(UserWarning):
     """The device's driver gives wrong results with kernels that oclbn would choose; others are used instead."""
+
+
+class SkippedBatchesWarning(UserWarning):
+    """The guard of a module has left out every channel: batches, the network or the driver give what is not finite."""

@@ -37,6 +37,7 @@ from oclbn.bounds import ELEMENT, Bound
 from oclbn.errors import ModuleError, ModuleFileError, ModuleShapeError, ModuleStateError, OclbnError
 from oclbn.hostile import along
 
+pytestmark = pytest.mark.filterwarnings("ignore::oclbn.errors.SkippedBatchesWarning")  # of test_skipping.py
 C = 4
 MORE = 1.1  # of the carried errors: what their products add
 Tally = collections.Counter[str]
