@@ -34,6 +34,7 @@ from pyopencl.array import Array, empty_like
 from . import arguments, pages, program, proof
 from .device import driver_errors, lacks_memory, limits, tuning_names
 from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
+from .order import Order
 from .plan import OPERATIONS, Build, DeviceLimits, Launch, Plan, Tuning, fitting_plan
 from .tuning import tuning_for
 
@@ -44,8 +45,6 @@ _COPY_GROUPS = 64  # per compute unit: enough to share the work evenly, few enou
 _MOST_PREPARED = 2048  # shapes remembered per thread
 _BACKWARD = ("backward", "constant")
 _DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1, "grad_scale": 1.0, "grad_momentum": 0.0}
-_PROPERTIES, _QUEUE = cl.command_queue_info.PROPERTIES, cl.event_info.COMMAND_QUEUE
-_OUT_OF_ORDER = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
 _calls: dict[Callable[..., Any], Callable[..., _Call[Any]]] = {}  # of each operation, what only prepares it
 _local = threading.local()
 _recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = contextvars.ContextVar(
@@ -371,7 +370,7 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
         groups = min(into.size, limits(queue.device).compute_units * _ACCUMULATE_GROUPS)
         memory: tuple[Any, ...] = (into.base_data, _start(into), new.base_data, _start(new))
         kernel.set_args(*memory, into.size, scale, momentum)
-        order = _Order(queue, (into, new))
+        order = Order(queue, (into, new))
         order.note(_enqueue("accumulate", queue, kernel, groups, 1, order.events), (into,))
 
     return start
@@ -392,7 +391,7 @@ def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
     kernel = program.kernel(queue.context, build, "copy")
     memory: tuple[Any, ...] = (x.base_data, y.base_data)
     kernel.set_args(*memory, x.size, piece)
-    order = _Order(queue, (x, y))
+    order = Order(queue, (x, y))
     order.note(_enqueue("copy", queue, kernel, -(-x.size // piece), lanes, order.events), (y,))
 
 
@@ -523,7 +522,7 @@ class _Prepared:
         self, queue: cl.CommandQueue, touched: Collection[Array | None], written: Sequence[Array | None]
     ) -> None:
         """Enqueue all launches with the arguments that are set, which are of these arrays."""
-        order = _Order(queue, touched)
+        order = Order(queue, touched)
         wait_for, begun = order.events, False
         try:
             for step in self._steps:
@@ -756,69 +755,6 @@ def _fill(array: Array, value: float) -> None:
     """Every element becomes `value`, by the driver's command: pyopencl's own fill would compile a kernel."""
     if array.size and array.queue is not None:
         memory: Any = array.base_data
-        pattern, order = array.dtype.type(value), _Order(array.queue, (array,))
+        pattern, order = array.dtype.type(value), Order(array.queue, (array,))
         given = pattern, array.offset, array.nbytes, order.events
         order.note(cl.enqueue_fill_buffer(array.queue, memory, *given), (array,))
-
-
-class _Order:
-    """When work on `queue` that touches these arrays may begin, and who waits for it."""
-
-    def __init__(self, queue: cl.CommandQueue, touched: Collection[Array | None]) -> None:
-        self._queue, self._touched = queue, touched
-        self._ordered = _is_ordered(queue)
-        self._elsewhere: list[Array] = []
-        self.events: list[cl.Event] = []  # that the work has to wait for
-        last = None  # arrays that one call wrote have the same event
-        for array in touched:
-            if array is None:
-                continue
-            if array.queue is not queue:
-                self._elsewhere.append(array)
-            for event in array.events:
-                # A queue in order ends its own work before it begins more. Waiting for that all the same would link
-                # each call to the one before: rusticl's events hold on to what they waited for, so that a long training
-                # run would keep all of them, and overflow the stack when the last one is let go.
-                if event is not last and not (self._ordered and _is_of(event, queue)):
-                    self.events.append(event)
-                last = event
-        for array in self._foreign():
-            # Reads on the array's own queue are not among its events; and OpenCL starts what another queue waits for
-            # only once its own queue is flushed.
-            if array.queue is not None:
-                self.events.append(cl.enqueue_marker(array.queue))
-                array.queue.flush()
-
-    def note(self, event: cl.Event, written: Sequence[Array | None]) -> None:
-        """Make `event` what the arrays wait for.
-
-        What was written waits for it alone, as it comes after all that the array waited for before. What was only read
-        waits for it as well where the queue would not see to that: out of order, and for arrays of other queues.
-        """
-        for array in written:
-            if array is not None:
-                array.events[:] = (event,)
-        if self._ordered and not self._elsewhere:
-            return
-        foreign = self._foreign()
-        if foreign:
-            self._queue.flush()
-        for array in foreign if self._ordered else self._touched:
-            if array is not None and not any(array is other for other in written):
-                array.add_event(event)
-
-    def _foreign(self) -> list[Array]:
-        return [array for array in self._elsewhere if array.queue != self._queue]
-
-
-def _is_of(event: cl.Event, queue: cl.CommandQueue) -> bool:
-    """Whether the event is that of a command on this very queue."""
-    try:
-        return bool(event.get_info(_QUEUE) == queue)
-    except cl.Error:
-        return False  # of a queue that is gone; Intel's events do not keep theirs alive
-
-
-def _is_ordered(queue: cl.CommandQueue) -> bool:
-    properties: Any = queue.get_info(_PROPERTIES)
-    return not properties & _OUT_OF_ORDER

@@ -43,6 +43,7 @@ LAYERS = [
     "suites",
     "gpuarray",
     "functional",
+    "order",
     "arguments",
     "proof",
     "verdicts",
