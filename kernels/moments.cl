@@ -3,6 +3,9 @@
 // moments_partial  one group per slice of a channel.        grid: (LANES * slices * blocks)
 // moments_merge    the slices' moments as one, by channel.  grid: (LANES * blocks)
 //
+// As a result, mean and m2 are rounded once each; what that lost is written where it is asked for, so that moments can be
+// merged without loss (merge.cl).
+//
 // See walk.clh for the regions.
 
 #include "finish.clh"
@@ -34,7 +37,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_merge(
     const __global ACC *restrict partial,       // [slices][4][channels]: mean and m2, each with its rest
     __global ACC *restrict mean,                // [channels]
+    __global ACC *restrict mean_rest,           // [channels], or null
     __global ACC *restrict m2,                  // [channels]
+    __global ACC *restrict m2_rest,             // [channels], or null
     const long outer, const int channels, const long inner, const int slices, const int slice_rows,
     const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
     const int share)
@@ -46,7 +51,10 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_merge(
         MomentsC set;
         moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
         if (!g.leader) continue;
-        channel_save(mean, 0, &g, u, joined(set.mean, set.rest));
-        channel_save(m2, 0, &g, u, joined(set.m2, set.m2_rest));
+        const CH whole = joined(set.mean, set.rest), squares = joined(set.m2, set.m2_rest);
+        channel_save(mean, 0, &g, u, whole);
+        channel_save(m2, 0, &g, u, squares);
+        if (mean_rest) channel_save(mean_rest, 0, &g, u, left_out(whole, set.mean, set.rest));
+        if (m2_rest) channel_save(m2_rest, 0, &g, u, left_out(squares, set.m2, set.m2_rest));
     }
 }

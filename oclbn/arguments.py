@@ -32,6 +32,7 @@ from .plan import Problem
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _COUNTERS = dict.fromkeys(("skipped", "entered"), np.dtype(np.uint32))
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
+_MOST_COUNT = (1 << 63) - 1
 _READ_ONLY = cl.mem_flags.READ_ONLY
 _MEMORY = (cl.Buffer, cl.MemoryObjectHolder)  # the class of most first, as being of a base takes longer to find out
 _PARENT, _OFFSET = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET
@@ -158,6 +159,17 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     if not (low <= converted <= high and math.isfinite(converted)):
         wanted = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
         raise ParameterError(f"{name} is {value!r}; {wanted} is wanted")
+    return converted
+
+
+def count(name: str, value: Any) -> int:
+    """`value` as a number of elements, which 64 bits can hold."""
+    try:
+        converted = operator.index(value)
+    except TypeError:
+        raise ParameterError(f"{name} is {value!r}; an integer is wanted") from None
+    if not 0 <= converted <= _MOST_COUNT:
+        raise ParameterError(f"{name} is {converted}; 0 to 2**63 - 1 is wanted")
     return converted
 
 
@@ -342,6 +354,22 @@ def _memory(a: Array) -> int | None:
         memory: int = (data if parent is None else parent).int_ptr
         return memory
     return None if data is None else int(data.svm_ptr)
+
+
+def flat(values: Mapping[str, Any]) -> None:
+    """Device arrays, by name, of one size, one of DTYPES and one context, each with its elements side by side."""
+    first_name, first = next(iter(values.items()))
+    for name, value in values.items():
+        a = array(name, value)
+        if a.dtype not in DTYPES:
+            raise DtypeError(f"{name} is {a.dtype}; float32 or float64 is wanted")
+        if a.dtype != first.dtype:
+            raise DtypeError(f"{name} is {a.dtype}; {first.dtype} is wanted, as {first_name} is")
+        if a.size != first.size:
+            raise ShapeError(f"{name} has {a.size} elements and {first_name} {first.size}; equal sizes are wanted")
+        if a.context != first.context:
+            raise ContextError(f"{name} belongs to context {a.context}, {first_name} to {first.context}; one is wanted")
+        _dense(name, a)
 
 
 def flat_pair(name: str, value: Any, other_name: str, other: Any) -> None:

@@ -6,7 +6,7 @@ SUM * eps of itself, however many there are (a plain running sum does not hold t
 then the mean of the distances from that; so it errs by ELEMENT * eps of the standard deviation and by eps squared of
 itself, not by eps of itself. With xhat = (x - mean) * invstd that gives
 
-    mean, stored   eps |mean| for its own rounding, on top of the above
+    mean, stored   eps |mean| for its own rounding, on top of the above; with its rest, without that
     var, m2        relative to themselves, and eps * (SUM eps mean)^2: the rough mean, squared
     invstd         half of var's
     y              relative to |scale xhat| + |scale| + |bias|, at every |mean| / std
@@ -91,6 +91,10 @@ class Bound:
 
     def stored_mean(self) -> Bounds:
         return self.eps * self.mean + self.mean_error
+
+    def mean_with_rest(self) -> Bounds:
+        """Of one call, or merged of the statistics of several."""
+        return self.mean_error
 
     def stored_invstd(self) -> Bounds:
         with np.errstate(all="ignore"):

@@ -24,7 +24,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
@@ -33,18 +33,29 @@ from pyopencl.array import Array, empty_like
 
 from . import arguments, pages, program, proof
 from .device import driver_errors, lacks_memory, limits, tuning_names
-from .errors import ContextError, DtypeError, ParameterError, ShapeError, SizeError
+from .errors import ArrayTypeError, ContextError, DtypeError, ParameterError, ShapeError, SizeError
 from .order import Order
-from .plan import OPERATIONS, Build, DeviceLimits, Launch, Plan, Tuning, fitting_plan
+from .plan import OPERATIONS, Build, DeviceLimits, Geometry, Launch, Plan, Tuning, fitting_plan, floor_power
 from .tuning import tuning_for
 
-__all__ = ["batch_norm_backward", "batch_norm_infer", "batch_norm_train", "bind", "moments", "recording"]
+__all__ = [
+    "Statistics",
+    "batch_norm_backward",
+    "batch_norm_infer",
+    "batch_norm_train",
+    "bind",
+    "merge",
+    "moments",
+    "recording",
+    "statistics",
+]
 
 _ACCUMULATE_GROUPS = 256  # per compute unit: parameters are small, and few work-items are many enough
 _COPY_GROUPS = 64  # per compute unit: enough to share the work evenly, few enough to cost nothing
 _MOST_PREPARED = 2048  # shapes remembered per thread
 _BACKWARD = ("backward", "constant")
 _DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1, "grad_scale": 1.0, "grad_momentum": 0.0}
+_MOMENTS = ("mean", "mean_rest", "m2", "m2_rest")  # the arrays of Statistics
 _calls: dict[Callable[..., Any], Callable[..., _Call[Any]]] = {}  # of each operation, what only prepares it
 _local = threading.local()
 _recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = contextvars.ContextVar(
@@ -296,11 +307,12 @@ def batch_norm_backward(
 
 @_operation
 def moments(x: Array, /, *, axis: int = 1) -> _Call[tuple[int, Array, Array]]:
-    """Count, mean and sum of squared deviations of each channel: what statistics are merged from.
+    """Count, mean and sum of squared deviations of each channel.
 
     Returns (count, mean, m2): the number m of values per channel; mean and m2 = sum((x - mean)**2), C values each, of
-    shape (C,). The population variance is m2 / count, the sample variance m2 / (count - 1). Two sets are merged by
-    T. Chan, G. Golub and R. LeVeque's formula (1979). An empty batch gives count 0 and zeros.
+    shape (C,). The population variance is m2 / count, the sample variance m2 / (count - 1). Both arrays are rounded,
+    and sets merged from them would lose digits: `statistics` gives them without loss, and `merge` merges those. An
+    empty batch gives count 0 and zeros.
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
@@ -310,7 +322,84 @@ def moments(x: Array, /, *, axis: int = 1) -> _Call[tuple[int, Array, Array]]:
         return _Empty((count, *zeros), zeros, 0)
     prepared = _prepare("moments", x, axis)
     mean, m2 = _per_channel_results(x, axis, None)
-    return _Call((count, mean, m2), prepared, x, {"x": x, "mean": mean, "m2": m2}, {}, (mean, m2))
+    arrays = {"x": x, "mean": mean, "mean_rest": None, "m2": m2, "m2_rest": None}
+    return _Call((count, mean, m2), prepared, x, arrays, {}, (mean, m2))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The moments of a set of values per channel, without loss: what parts of a batch hand on to be merged.
+
+    count: the number m of values per channel. mean, mean_rest: their rounded mean and what rounding lost of it; m2,
+    m2_rest: the sum of squared deviations from the mean, likewise. Device arrays of C values each, of one dtype. The
+    population variance is m2 / count, the sample variance m2 / (count - 1).
+    """
+
+    count: int
+    mean: Array
+    mean_rest: Array
+    m2: Array
+    m2_rest: Array
+
+
+@_operation
+def statistics(x: Array, /, *, axis: int = 1) -> _Call[Statistics]:
+    """The moments of each channel, and what rounding them to x's dtype loses: `merge` makes one set of several.
+
+    x: (N, C, *spatial). Returns Statistics with arrays of shape (C,). An empty batch gives count 0 and zeros.
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    count = _count(x, axis)
+    made = (*_per_channel_results(x, axis, None), *_per_channel_results(x, axis, None))
+    result = Statistics(count, *made)
+    if x.size == 0:
+        return _Empty(result, made, 0)
+    prepared = _prepare("moments", x, axis)
+    return _Call(result, prepared, x, {"x": x, **_arrays_of(result, "")}, {}, made)
+
+
+@_operation
+def merge(first: Statistics, /, *others: Statistics) -> _Call[Statistics]:
+    """The statistics of several sets of values as those of all of them, as exact as one call on all.
+
+    first, others: Statistics of any counts, 0 too, merged from left to right; all arrays are of one size, dtype and
+    context, and contiguous. The work is enqueued on first.mean.queue, a launch for each set that has values but one;
+    results are new arrays of first.mean's shape. The same sets in the same order give the same bits.
+
+    Formula: T. Chan, G. Golub and R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979. ArrayTypeError: something else than Statistics; ParameterError: a count that is none.
+
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0], [8.0, 80.0]]))
+    >>> whole = merge(statistics(x[:1]), statistics(x[1:]))
+    >>> print(whole.count, whole.mean.get(), whole.m2.get())
+    3 [ 4. 40.] [  26. 2600.]
+    """
+    given: dict[str, Any] = {"first": first} | {f"others[{index}]": other for index, other in enumerate(others)}
+    counts = []
+    for name, one in given.items():
+        if not isinstance(one, Statistics):
+            raise ArrayTypeError(f"{name} is a {type(one).__qualname__}; Statistics are wanted, as statistics(x) gives")
+        counts.append(arguments.count(f"{name}.count", one.count))
+    arguments.flat({key: array for name, one in given.items() for key, array in _arrays_of(one, f"{name}.").items()})
+    total = arguments.count("the sum of all counts", sum(counts))
+    model = first.mean
+    if model.queue is None:
+        raise ContextError("first.mean has no queue; give it one with first.mean.with_queue(queue)")
+    _check_fp64("first.mean", model, model.queue)
+    prepared = _prepare_merge(model) if model.size else None
+    made = _allocated(model, model.nbytes, lambda: [empty_like(model, model.queue, model.allocator) for _ in _MOMENTS])
+    result = Statistics(total, *made)
+    if prepared is None:
+        return _Empty(result)
+    full = [one for one in given.values() if one.count] or [first]
+    so_far, calls = full[0], []
+    for one in full[1:] or [None]:
+        arrays = _arrays_of(so_far, "first_") | _arrays_of(one, "second_") | _arrays_of(result, "")
+        numbers = {"first_count": so_far.count, "second_count": one.count if one else 0}
+        calls.append(_Call(result, prepared, model, arrays, numbers, made))
+        so_far = Statistics(sum(numbers.values()), *made)
+    return _Sequence(result, calls)
 
 
 def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) -> Callable[[], _R]:
@@ -590,6 +679,69 @@ class _Empty(_Call[_R]):
         return self.run
 
 
+class _Sequence(_Call[_R]):
+    """Several calls that make up one, each of which takes what those before it made."""
+
+    def __init__(self, results: _R, calls: Sequence[_Call[Any]]) -> None:
+        self._results, self._calls = results, calls
+
+    def run(self) -> _R:
+        for call in self._calls:
+            call.run()
+        return self._results
+
+    def bound(self) -> Callable[[], _R]:
+        steps = [call.bound() for call in self._calls]
+
+        def step() -> _R:
+            for one in steps:
+                one()
+            return self._results
+
+        return step
+
+
+def _arrays_of(one: Statistics | None, before: str) -> dict[str, Array | None]:
+    """The arrays of statistics by their names, with something before those; None where there are no statistics."""
+    return {f"{before}{name}": getattr(one, name, None) for name in _MOMENTS}
+
+
+def _remembered(key: Hashable, make: Callable[[], _Prepared]) -> _Prepared:
+    """What this thread has prepared under this key; made at first."""
+    known: dict[Any, _Prepared] | None = getattr(_local, "prepared", None)
+    if known is None:
+        known = _local.prepared = {}
+    found = known.get(key)
+    if found is None:
+        if len(known) >= _MOST_PREPARED:
+            known.clear()
+        found = known[key] = make()
+    return found
+
+
+def _prepare_merge(model: Array) -> _Prepared:
+    """The kernel that merges statistics like this one."""
+    queue = _queue(model)
+    context, device = queue.context, queue.device
+    tuning = tuning_for(*tuning_names(device))
+
+    def make() -> _Prepared:
+        facts = limits(device)
+        lanes = min(tuning.lanes, floor_power(facts.max_group))
+        while True:
+            build = Build("merge.cl", (("DOUBLE", int(model.dtype.itemsize == 8)), ("LANES", lanes), ("VEC", 1)))
+            room = program.most_lanes(program.kernel(context, build, "merge"), device)
+            if room >= lanes:
+                break
+            lanes = floor_power(room)
+        groups = min(-(-model.size // lanes), facts.compute_units * _ACCUMULATE_GROUPS)
+        whole = Geometry(1, 1, 1, 1, 1, 1, 1, share=model.size)
+        plan = Plan("merge", whole, (Launch("merge", build, groups, lanes),), scratch=0)
+        return _Prepared(plan, context, tuning, {"channels": model.size})
+
+    return _remembered(("merge", model.size, model.dtype, context.int_ptr, device.int_ptr, id(tuning)), make)
+
+
 def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> _Prepared:
     """Layout, plan and kernels for these shapes and strides; without `out`, for a result as result_like makes it."""
     queue = _queue(x)
@@ -598,15 +750,7 @@ def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: 
     strides = (x.strides, None if dy is None else dy.strides, None if out is None else out.strides)
     # Addresses stay unique, as what is prepared keeps its objects alive; and a Tuning takes long to be hashed.
     key = (operation, x.shape, strides, x.dtype, axis, queue.context.int_ptr, device.int_ptr, id(tuning))
-    known: dict[Any, _Prepared] | None = getattr(_local, "prepared", None)
-    if known is None:
-        known = _local.prepared = {}
-    found = known.get(key)
-    if found is None:
-        if len(known) >= _MOST_PREPARED:
-            known.clear()
-        found = known[key] = _make(operation, x, axis, dy, out, tuning)
-    return found
+    return _remembered(key, lambda: _make(operation, x, axis, dy, out, tuning))
 
 
 def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | None, tuning: Tuning) -> _Prepared:

@@ -24,6 +24,16 @@ Float64s = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """Moments of a set of values per channel, arrays of shape (C,): the mean is mean + mean_rest."""
+
+    count: int
+    mean: Float64s
+    mean_rest: Float64s  # what rounding to float64 lost
+    m2: Float64s
+
+
+@dataclass(frozen=True)
 class TrainReference:
     """What a training step makes of a batch; y has the shape of x, all else is (C,)."""
 
@@ -47,6 +57,30 @@ def moments(x: ArrayLike, *, axis: int = 1) -> tuple[int, Float64s, Float64s]:
     with np.errstate(all="ignore"):
         mean, m2, _ = _moments_of_rows(rows)
     return rows.shape[1], mean, m2
+
+
+def statistics(x: ArrayLike, *, axis: int = 1) -> Statistics:
+    """As moments, with what rounding loses of the mean: beyond 10**6 standard deviations that is worth digits."""
+    rows, _ = _as_rows(x, axis, "x")
+    count = rows.shape[1]
+    with np.errstate(all="ignore"):
+        mean, m2, _ = _moments_of_rows(rows)
+        lost = np.sum(rows - mean[:, None], axis=1) / max(count, 1)
+    return Statistics(count, mean, np.where(np.isfinite(lost), lost, 0.0), m2)
+
+
+def merge(*sets: Statistics) -> Statistics:
+    """Those of all values: m2 is sum(m2_i) + sum(n_i d_i**2), where d_i is the distance of a mean from the whole's."""
+    full = [one for one in sets if one.count] or list(sets[:1])
+    centre = max(full, key=lambda one: one.count).mean
+    counts = np.array([[one.count] for one in full], dtype=np.float64)
+    count = sum(one.count for one in full)
+    with np.errstate(all="ignore"):
+        distances = np.array([(one.mean - centre) + one.mean_rest for one in full])
+        step = np.sum(counts * distances, axis=0) / max(count, 1)
+        mean = centre + step
+        m2 = sum(one.m2 for one in full) + np.sum(counts * (distances - step) ** 2, axis=0)
+        return Statistics(count, mean, (centre - mean) + step, m2)
 
 
 def train(

@@ -36,8 +36,11 @@ from oclbn.plan import OPERATIONS
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 FIND = "import sys, conftest; print(*(info.platform_version for info in conftest.named(sys.argv[1])))"
-PLANNED = tuple(dict.fromkeys(k for op in OPERATIONS.values() for k in (op.resident, *op.split) if k))
 CHECK = "check"  # the part that is no runtime: `oclbn check --all`
+PLANNED = (  # kernels that take groups of one work-item on some devices, of several on others
+    *dict.fromkeys(k for op in OPERATIONS.values() for k in (op.resident, *op.split) if k),
+    "merge",
+)
 OTHERS = ("accumulate", "copy")  # whose groups are of one size on a device
 VENDORS = Path("/etc/OpenCL/vendors")
 _WIDTH = 100  # of the table of five runtimes, whatever the terminal's

@@ -14,10 +14,20 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from test_functional import all_bits, check_backward, check_inference, check_moments, check_training, everything, put
+from test_merging import check as check_statistics
 
 from oclbn import functional, reference
 from oclbn.device import tuning_names
-from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, explain, plain_copy
+from oclbn.functional import (
+    accumulate,
+    batch_norm_backward,
+    batch_norm_infer,
+    batch_norm_train,
+    explain,
+    merge,
+    plain_copy,
+    statistics,
+)
 from oclbn.hostile import Offset, make
 from oclbn.plan import OPERATIONS
 from oclbn.tuning import tuning_for, using
@@ -75,6 +85,8 @@ def test_every_form_agrees_with_the_reference(
         check_inference(queue, host, axis)
         check_moments(queue, host, axis)
         check_backward(queue, host, axis)
+        parts = [np.ascontiguousarray(part) for part in (host.x[:1], host.x[1:])]
+        check_statistics(merge(*(statistics(put(queue, part), axis=axis) for part in parts)), host, axis)
         arrays = [put(queue, a) for a in (host.x, host.dy, host.scale, host.running_mean, host.running_var)]
         into = {name: cla.zeros(queue, host.scale.size, np.float32) for name in ("scale_grad", "bias_grad")}
         dx, dscale, dbias = batch_norm_backward(*arrays, axis=axis, training=False, **into)
