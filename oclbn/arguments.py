@@ -20,6 +20,7 @@ from pyopencl.array import Array
 from .errors import (
     ArrayTypeError,
     ContextError,
+    DeviceError,
     DtypeError,
     LayoutError,
     OverlapError,
@@ -60,13 +61,37 @@ class Layout:
 
 
 def array(name: str, value: Any) -> Array:
-    """`value` if it is a device array; ArrayTypeError otherwise."""
+    """`value` if it is a device array, and was not left behind by a command that failed.
+
+    ArrayTypeError and DeviceError otherwise.
+    """
     if not isinstance(value, Array):
         came = f"{type(value).__module__}.{type(value).__qualname__}"
         raise ArrayTypeError(
             f"{name} is a {came}; a pyopencl.array.Array is wanted (oclbn.gpuarray.to_gpu makes one of a NumPy array)"
         )
+    for event in value.events:
+        if event.command_execution_status < 0:
+            raise _failed(name, event)
     return value
+
+
+def sound(arrays: Mapping[str, Array | None]) -> None:
+    """DeviceError where one of these arrays, by name, was left behind by a command that failed.
+
+    Drivers do not see to that: work that waits for such a command is dropped by some and done by others, on whatever
+    the memory holds; and on a queue in order nothing is waited for.
+    """
+    for name, value in arrays.items():
+        if value is not None:
+            array(name, value)
+
+
+def _failed(name: str, event: cl.Event) -> DeviceError:
+    return DeviceError(
+        f"{name} was to be written by a command that failed with OpenCL's status {event.command_execution_status}; "
+        "an array that holds its data is wanted"
+    )
 
 
 def tensor(name: str, value: Any) -> Array:

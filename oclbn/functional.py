@@ -9,8 +9,9 @@ of pyopencl's, what is let go of is handed out again at once.
 
 Errors, all of oclbn.errors and raised before anything is allocated or changed: ArrayTypeError, DtypeError, ShapeError,
 LayoutError, ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
-DeviceError, where the driver fails, names the call and what the driver said; where a launch fails, everything written
-in place is as it was, but for an `out` of batch_norm_backward with constants, which its first launch fills.
+DeviceError, where a command that writes one of the arrays is seen to have failed, names the array, and nothing is done.
+Where the driver fails, it names the call and what the driver said; where a launch fails, everything written in place is
+as it was, but for an `out` of batch_norm_backward with constants, which its first launch fills.
 
 Formulas: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
 Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; docs/design.md tells how they are rounded.
@@ -650,10 +651,12 @@ class _Call(Generic[_R]):
         """What enqueues it each time, by kernels of its own, whose arguments are set now."""
         self._prepared, queue = self._prepared.anew(), _queue(self._x)
         self._memory = self._prepared.set(self._x, self._arrays, self._numbers)  # kernels do not keep their buffers
-        touched = tuple(array for array in self._arrays.values() if array is not None)
+        arrays = {name: array for name, array in self._arrays.items() if array is not None}
+        touched = tuple(arrays.values())
         written = tuple(array for array in self._written if array is not None)
 
         def step() -> _R:
+            arguments.sound(arrays)
             self._prepared.launch(queue, touched, written)
             return self._results
 

@@ -12,8 +12,20 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from pyopencl.tools import ImmediateAllocator, MemoryPool
+from test_arguments import CALLS as OPERATIONS
+from test_arguments import EVERY, state, valid
 
-from oclbn.functional import accumulate, batch_norm_backward, batch_norm_infer, batch_norm_train, moments
+from oclbn import BatchNormND
+from oclbn.errors import DeviceError
+from oclbn.functional import (
+    accumulate,
+    batch_norm_backward,
+    batch_norm_infer,
+    batch_norm_train,
+    bind,
+    moments,
+    recording,
+)
 from oclbn.hostile import Data, make
 from oclbn.tuning import using
 
@@ -148,6 +160,60 @@ def test_a_call_waits_for_the_events_of_each_array(
         waiting = [not finished(result) for result in results]
     assert waiting == [True] * len(results)
     assert [result.get().tobytes() for result in results] == expected
+
+
+# --- commands that failed
+
+
+def failed(context: cl.Context) -> cl.Event:
+    event = cl.UserEvent(context)
+    event.set_status(cl.status_code.OUT_OF_RESOURCES)
+    return event
+
+
+@pytest.mark.parametrize("bound", [False, True], ids=["called", "bound"])
+@pytest.mark.parametrize(("call", "name"), EVERY)
+def test_what_a_failed_command_left_is_refused(queue: cl.CommandQueue, call: str, name: str, bound: bool) -> None:
+    """On queues in order too, where the driver is told to wait for nothing of its own."""
+    arguments = valid(queue, call)
+    function, positional = OPERATIONS[call]
+    given = [arguments[key] for key in positional]
+    options = {key: value for key, value in arguments.items() if key not in positional}
+    make_it = bind(function, *given, **options) if bound else lambda: function(*given, **options)
+    make_it()
+    before = state(arguments)
+    arguments[name].add_event(failed(queue.context))
+    shown = {"train": "y", "infer": "y", "backward": "dx"}[call] if bound and name == "out" else name
+    with recording() as launches, pytest.raises(DeviceError, match=rf"^{shown} was to be .* failed with .* status -5;"):
+        make_it()
+    assert not launches
+    assert state(arguments) == before
+
+
+def test_a_module_does_not_move_behind_a_failed_command(queue: cl.CommandQueue) -> None:
+    host = make((4, 3, 5), 1)
+    x, dy = cla.to_device(queue, host.x), cla.to_device(queue, host.dy)
+    bn = BatchNormND(1, 3, queue=queue)
+    bn(x)
+    bn.backward(dy)
+    before = [array.get().tobytes() for array in (bn.mean, bn.var, bn.scalegrad)]
+    for array, call in ((x, bn), (dy, bn.backward)):
+        array.add_event(failed(queue.context))
+        with pytest.raises(DeviceError, match="failed with OpenCL's status -5"):
+            call(array)
+    assert [array.get().tobytes() for array in (bn.mean, bn.var, bn.scalegrad)] == before
+    assert bn.numOfProps == 1
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["into", "new"])
+def test_nothing_is_accumulated_from_a_failed_command(queue: cl.CommandQueue, index: int) -> None:
+    arrays = [cla.to_device(queue, np.full(5, value, np.float32)) for value in (1.0, 2.0)]
+    arrays[index].add_event(failed(queue.context))
+    with pytest.raises(DeviceError, match=rf"^{('into', 'new')[index]} was to be"):
+        accumulate(*arrays, momentum=1.0)
+
+
+# --- more of what is waited for
 
 
 def test_out_is_not_written_before_it_is_free(free_queue: cl.CommandQueue) -> None:
