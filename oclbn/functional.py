@@ -3,7 +3,8 @@
 Shapes: x is (N, C) or (N, C, *spatial), C channels on `axis`; per-channel arrays hold C elements in any shape.
 Dtypes: x is float32, or float64 where the device has it; per-channel arrays have x's dtype. Work is enqueued on
 x.queue and waits for the events of every array that it touches; results and arrays written in place carry the new
-event, so that out-of-order queues and several queues are safe. Per-channel results have scale's shape, or (C,) where
+event, so that out-of-order queues and several queues are safe (but pyopencl's `array -= number` leaves no event: on a
+queue that is out of order say `array += -number`). Per-channel results have scale's shape, or (C,) where
 scale is None. Results come from x's allocator; where that is a pool, hold them until the work is done: like any array
 of pyopencl's, what is let go of is handed out again at once.
 

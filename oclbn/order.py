@@ -56,7 +56,10 @@ class Order:
             self._queue.flush()
         for array in foreign if self._ordered else self._touched:
             if array is not None and not any(array is other for other in written):
-                array.add_event(event)
+                if array.queue is self._queue:
+                    array.events[:] = (event,)  # it comes after all that the array had: each call would leave one more
+                else:
+                    array.add_event(event)  # other threads may add theirs, for queues of their own
 
     def _foreign(self) -> list[Array]:
         return [array for array in self._elsewhere if array.queue != self._queue]

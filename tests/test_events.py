@@ -280,6 +280,30 @@ def test_two_queues_of_one_context(queue: cl.CommandQueue) -> None:
     assert [array.get().tobytes() for array in (z, four[2], dx)] == [array.tobytes() for array in again]
 
 
+def test_a_number_taken_off_out_of_order(free_queue: cl.CommandQueue) -> None:
+    """Which leaves no event in pyopencl; what docs/design.md advises lets calls come after it."""
+    host = make((64, 8, 64, 64), 1).x
+    for _ in range(10):
+        x = cla.to_device(free_queue, host + np.float32(100))
+        free_queue.finish()
+        x -= 100.0
+        x.add_event(cl.enqueue_marker(x.queue))
+        assert np.abs(moments(x)[1].get()).max() < 1
+        x += -100.0
+        assert np.abs(moments(x)[1].get() + 100).max() < 1
+
+
+def test_events_do_not_pile_up_out_of_order(free_queue: cl.CommandQueue) -> None:
+    """What is only read gets an event from each call, for whoever writes it next; the last one stands for all."""
+    x, dy, *four = arrays_of(free_queue, make((4, 3, 5), 1))
+    for _ in range(20):
+        _, *saved = batch_norm_train(x, *four)
+        batch_norm_backward(x, dy, four[0], *saved)
+        batch_norm_infer(x, *four)
+        accumulate(four[0], four[1])
+    assert max(len(array.events) for array in (x, dy, *four)) == 1
+
+
 def test_parameters_that_two_queues_share(queue: cl.CommandQueue) -> None:
     """One queue evaluates with the statistics that another one goes on training; each call comes in its turn."""
     large, small = make((64, 8, 64, 64), 1), make((4, 8, 5), 1)
