@@ -139,6 +139,7 @@ class Bound:
         return total
 
     def _averaged(self, old: ArrayLike, new: ArrayLike, new_error: Bounds, factor: float | Bounds) -> Bounds:
+        factor = np.asarray(factor)
         with np.errstate(all="ignore"):
             terms = (1.0 - factor) * np.abs(_flat(old)) + factor * np.abs(_flat(new))
             return ELEMENT * self.eps * terms + factor * new_error + self.tiny

@@ -23,7 +23,7 @@ def expected(operation: str, host: Data, axis: int) -> Expected:
     "train" moves host's running statistics; "infer" and "constant" normalise with them; "backward" goes with a training
     step on the same x.
     """
-    made = {"train": _train, "infer": _infer, "moments": _moments}
+    made = {"train": trained, "infer": _infer, "moments": _moments}
     if operation in made:
         return made[operation](host, axis)
     if operation == "backward":
@@ -38,20 +38,27 @@ def invstd(host: Data) -> Host:
     return root
 
 
-def _train(h: Data, axis: int) -> Expected:
+def trained(h: Data, axis: int, entered: Host | None = None) -> Expected:
+    """What "train" should give; with `entered`, the counters before it, each channel has a factor of its own.
+
+    init_factor is 1 then, and the counters after it are among the results.
+    """
     given = (h.scale, h.bias, h.running_mean, h.running_var)
-    wanted = reference.train(h.x, *given, epsilon=EPSILON, factor=FACTOR, axis=axis)
+    wanted = reference.train(h.x, *given, epsilon=EPSILON, factor=FACTOR, axis=axis, entered=entered)
+    factor = FACTOR if entered is None else np.maximum(1.0 / (entered + 1.0), FACTOR)
     bound = Bound(h.x, wanted.mean, wanted.invstd, h.scale, h.bias, axis=axis, dtype=h.x.dtype)
     count = per_channel(h.x.shape, axis)
     assert wanted.running_mean is not None
     assert wanted.running_var is not None
     sample = wanted.var * count / (count - 1)
+    counters = {} if wanted.entered is None else {"entered": (wanted.entered, np.zeros(wanted.entered.shape))}
     return {
+        **counters,
         "y": (wanted.y, np.nan_to_num(bound.y(), nan=0.0)),
         "save_mean": (wanted.mean, _open(h, bound.stored_mean())),
         "save_invstd": (wanted.invstd, _open(h, bound.stored_invstd())),
-        "running_mean": (wanted.running_mean, _closed(h, bound.running_mean(h.running_mean, FACTOR))),
-        "running_var": (wanted.running_var, _closed(h, bound.running_var(h.running_var, sample, FACTOR))),
+        "running_mean": (wanted.running_mean, _closed(h, bound.running_mean(h.running_mean, factor))),
+        "running_var": (wanted.running_var, _closed(h, bound.running_var(h.running_var, sample, factor))),
     }
 
 

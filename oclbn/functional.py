@@ -451,7 +451,7 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
         raise ContextError("neither into nor new has a queue; give one of them a queue with with_queue(queue)")
     _check_fp64("into", into, queue)
     build = Build("accumulate.cl", (("DOUBLE", int(into.dtype.itemsize == 8)), ("LANES", 1), ("VEC", 1)))
-    proof.require_accumulate(build, queue.context, queue.device)
+    proof.require(Launch("accumulate", build, 1, 1), queue.context, queue.device)
     kernel = program.kernel(queue.context, build, "accumulate")
 
     @driver_errors("accumulate")
@@ -740,7 +740,9 @@ def _prepare_merge(model: Array) -> _Prepared:
             lanes = floor_power(room)
         groups = min(-(-model.size // lanes), facts.compute_units * _ACCUMULATE_GROUPS)
         whole = Geometry(1, 1, 1, 1, 1, 1, 1, share=model.size)
-        plan = Plan("merge", whole, (Launch("merge", build, groups, lanes),), scratch=0)
+        launch = Launch("merge", build, groups, lanes)
+        proof.require(launch, context, device)
+        plan = Plan("merge", whole, (launch,), scratch=0)
         return _Prepared(plan, context, tuning, {"channels": model.size})
 
     return _remembered(("merge", model.size, model.dtype, context.int_ptr, device.int_ptr, id(tuning)), make)

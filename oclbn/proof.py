@@ -32,14 +32,14 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from . import pocl, program, sources
-from .bounds import ELEMENT, excess
+from . import pocl, program, reference, sources
+from .bounds import ELEMENT, SUM, TWICE, Bound, excess
 from .device import limits
 from .errors import DeviceError, DriverWarning
-from .expectation import EPSILON, FACTOR, Expected, expected
+from .expectation import EPSILON, FACTOR, Expected, expected, trained
 from .hostile import Data, Host, Offset, make
 from .miniature import Paths, miniature, paths_of
-from .plan import Build, DeviceLimits, Launch, Plan, Problem, Tuning, fitting_plan
+from .plan import DeviceLimits, Launch, Plan, Problem, Tuning, fitting_plan
 from .verdicts import Verdict, Verdicts
 from .version import version
 
@@ -48,7 +48,8 @@ _GUARD = 64  # elements of NaN around every array: whole lines, so that arrays b
 _RATIO = 32.0  # mean to standard deviation of the data: enough to show what is lost, or read from another channel
 _COUNTED = 5  # where the counter of skipped updates stands beforehand
 _GATHER = {"grad_scale": 0.5, "grad_momentum": 0.25}
-_ACCUMULATED = 1030  # elements, for the tenth part of as many work-items
+_ONE_BY_ONE = 1030  # numbers for kernels that take them one by one, several each
+_FEW_GROUPS = 3
 _VARIANTS = ("split", "resident")
 
 _log = logging.getLogger(__name__)
@@ -114,31 +115,63 @@ def proven_plan(
     raise DeviceError(f"no kernel for {operation} gives right results on {_named(device)}. Tried: {told}. {_REPORT}")
 
 
-def require_accumulate(build: Build, context: cl.Context, device: cl.Device) -> None:
-    """DeviceError unless the kernel that gathers gradients and moves parameters is right; it has no other form."""
+def require(launch: Launch, context: cl.Context, device: cl.Device) -> None:
+    """DeviceError unless a kernel is right that takes numbers one by one and has no other form: accumulate, merge."""
     if not switched_on():
         return
+    key = f"{_digest('', [launch])} {launch.kernel}"
     with _lock:
         known = _of(device)
-        key = f"{_digest('accumulate', [('accumulate', 1, build)])} accumulate"
         verdict = known.verdicts.known.get(key)
         if verdict is None:
-            verdict = _prove_accumulate(build, context, device)
+            prove = {"accumulate": _prove_accumulate, "merge": _prove_merge}[launch.kernel]
+            verdict = prove(launch, context, device)
             known.verdicts.add(key, verdict)
     if not verdict.good:
-        raise DeviceError(f"accumulate is wrong on {_named(device)}: {_fault(verdict)}")
+        raise DeviceError(f"{launch.kernel} is wrong on {_named(device)}: {_fault(verdict)}")
 
 
-def _prove_accumulate(build: Build, context: cl.Context, device: cl.Device) -> Verdict:
-    dtype = np.dtype(np.float64 if dict(build.defines)["DOUBLE"] else np.float32)
-    host = make((1, _ACCUMULATED), 1, dtype)
-    memory = _Memory(context, device, dtype)
-    kernel = program.new_kernel(context, build, "accumulate")
-    into, added = memory.put("into", host.bias, begins=True), memory.put("added", host.scale, begins=True)
-    kernel.set_args(*into, *added, host.bias.size, _GATHER["grad_scale"], _GATHER["grad_momentum"])
-    cl.enqueue_nd_range_kernel(memory.queue, kernel, (_ACCUMULATED // 10,), (1,))
-    wanted = _gathered(host.scale.astype(np.float64), np.zeros(_ACCUMULATED), host.bias)
-    return _judged({"into": wanted, "added": (host.scale, np.zeros(_ACCUMULATED))}, memory)
+def _prove_accumulate(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    dtype = _dtype(launch)
+    host = make((1, _ONE_BY_ONE), 1, dtype)
+    arrays = {"into": host.bias, "added": host.scale}
+    numbers = {**_GATHER, "scale": _GATHER["grad_scale"], "momentum": _GATHER["grad_momentum"], "count": _ONE_BY_ONE}
+    memory = _ran([replace(launch, groups=_FEW_GROUPS)], arrays, numbers, context, device)
+    nothing = np.zeros(_ONE_BY_ONE)
+    gathered = _gathered(host.scale.astype(np.float64), nothing, host.bias)
+    return _judged({"into": gathered, "added": (host.scale, nothing)}, memory)
+
+
+def _prove_merge(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    """Of sets whose means differ by as much as their values do, and lie far off zero."""
+    dtype = _dtype(launch)
+    eps = float(np.finfo(dtype).eps)
+    host = make((1, _ONE_BY_ONE), 1, dtype)
+    arrays: dict[str, Host] = {}
+    sets = []
+    for count, name, values, tilt in ((700, "first", host.bias, host.scale), (1001, "second", host.dy[0], -host.scale)):
+        mean, m2 = (values + 1e3).astype(dtype), (host.running_var * count).astype(dtype)
+        rests = [(0.25 * eps * number * tilt).astype(dtype) for number in (mean, m2)]
+        arrays |= {f"{name}_mean": mean, f"{name}_mean_rest": rests[0], f"{name}_m2": m2, f"{name}_m2_rest": rests[1]}
+        exact = [number.astype(np.float64) for number in (mean, rests[0], m2, rests[1])]
+        sets.append(reference.Statistics(count, exact[0], exact[1], exact[2] + exact[3]))
+    arrays |= dict.fromkeys(("mean", "mean_rest", "m2", "m2_rest"), np.full(_ONE_BY_ONE, np.nan, dtype))
+    numbers = {"channels": _ONE_BY_ONE, "first_count": sets[0].count, "second_count": sets[1].count}
+    memory = _ran([replace(launch, groups=_FEW_GROUPS)], arrays, numbers, context, device)
+    wanted = reference.merge(*sets)
+    apart = np.abs(sets[0].mean - sets[1].mean)
+    mean_room = eps * (ELEMENT * apart + TWICE * eps * np.abs(wanted.mean))
+    return _judged(
+        {
+            "mean + mean_rest": (wanted.mean + wanted.mean_rest, mean_room),
+            "m2 + m2_rest": (wanted.m2, SUM * eps * wanted.m2),
+        },
+        memory,
+    )
+
+
+def _dtype(launch: Launch) -> np.dtype[Any]:
+    return np.dtype(np.float64 if dict(launch.build.defines)["DOUBLE"] else np.float32)
 
 
 def failures(device: cl.Device) -> tuple[str, ...]:
@@ -193,37 +226,53 @@ def _verdict(operation: str, problem: Problem, planned: Plan, context: cl.Contex
 def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, device: cl.Device) -> Verdict:
     """Run it, and compare all that it writes."""
     shape = (small.outer, small.channels) if small.columns else (small.outer, small.channels, small.inner)
-    dtype = np.dtype(np.float64 if small.itemsize == 8 else np.float32)
-    host = _data(shape, dtype)
-    memory = _Memory(context, device, dtype)
-    kernels = [(launch, program.new_kernel(context, launch.build, launch.kernel)) for launch in planned.launches]
+    host = _data(shape, _dtype(planned.launches[0]))
+    numbers = {**_numbers(small, planned, host.x.dtype), **_GATHER}
+    memory = _ran(planned.launches, _arrays(operation, host, planned), numbers, context, device)
+    return _judged(_wanted(operation, host), memory)
+
+
+def _ran(
+    launches: Sequence[Launch], arrays: dict[str, Host], numbers: dict[str, Any], context: cl.Context, device: cl.Device
+) -> _Memory:
+    """The launches' memory after them; arrays and numbers by the names of the kernels' arguments."""
+    memory, values = _Memory(context, device), dict(numbers)
+    kernels = [(launch, program.new_kernel(context, launch.build, launch.kernel)) for launch in launches]
     taken = [[name for name, _ in program.arguments(launch.build, launch.kernel)] for launch, _ in kernels]
-    values: dict[str, Any] = {**_numbers(small, planned, dtype), **_GATHER}
-    for name, given in _arrays(operation, host, planned).items():
+    for name, given in arrays.items():
         if any(name in names for names in taken):
             begins = any(f"{name}_start" in names for names in taken)
             values[name], values[f"{name}_start"] = memory.put(name, given, begins=begins)
     for (launch, kernel), names in zip(kernels, taken, strict=True):
         kernel.set_args(*[values[name] for name in names])
         cl.enqueue_nd_range_kernel(memory.queue, kernel, (launch.groups * launch.lanes,), (launch.lanes,))
-    return _judged(_wanted(operation, host), memory)
+    return memory
 
 
 def _judged(results: Expected, memory: _Memory) -> Verdict:
     worst = Verdict(0.0, "nothing")
     for name, (wanted, bound) in results.items():
-        got, kept = memory.get(name)
-        units = float(np.max(excess(got, wanted, bound), initial=0.0)) if kept else math.inf
-        if not kept:
-            return Verdict(units, f"what lies beside {name}")
+        parts = [memory.get(part) for part in name.split(" + ")]
+        if not all(kept for _, kept in parts):
+            return Verdict(math.inf, f"what lies beside {name}")
+        got: Host = parts[0][0]
+        for part, _ in parts[1:]:
+            got = got.astype(np.float64) + part
+        units = float(np.max(excess(got, wanted, bound), initial=0.0))
         if units > worst.units or worst.of == "nothing":
             worst = Verdict(units, name)
     return worst
 
 
 def _wanted(operation: str, host: Data) -> Expected:
-    """Result -> what it should be, and the bound on the difference."""
-    wanted = expected(operation, host, 1)
+    """Result, or the sum of several -> what it should be, and the bound on the difference."""
+    wanted = trained(host, 1, _entered(host)) if operation == "train" else expected(operation, host, 1)
+    if operation == "moments":
+        bound = Bound(host.x, wanted["mean"][0], np.ones(host.scale.size), None, None, axis=1, dtype=host.x.dtype)
+        room = bound.mean_with_rest()
+        room[list(host.bad)] = np.inf
+        wanted["mean + mean_rest"] = wanted["mean"][0], room
+        wanted["m2 + m2_rest"] = wanted["m2"]
     if operation == "train":
         skipped = np.full(host.scale.size, _COUNTED, np.float64)
         skipped[list(host.bad)] += 1
@@ -264,11 +313,12 @@ def _arrays(operation: str, host: Data, planned: Plan) -> dict[str, Host]:
         "running_mean": host.running_mean.copy(),
         "running_var": host.running_var.copy(),
         "skipped": np.full(host.scale.shape, _COUNTED, np.uint32),
+        "entered": _entered(host),
         "scale_grad": host.scale,
         "bias_grad": host.bias,
         "partial": np.full(planned.scratch, np.nan, host.x.dtype),
     }
-    arrays |= dict.fromkeys(("dscale", "dbias", "m2"), per_channel)
+    arrays |= dict.fromkeys(("dscale", "dbias", "m2", "mean_rest", "m2_rest"), per_channel)
     if operation == "backward":
         arrays["save_mean"], arrays["save_invstd"] = _saved(host)
     elif operation == "constant":
@@ -278,6 +328,11 @@ def _arrays(operation: str, host: Data, planned: Plan) -> dict[str, Host]:
     arrays["mean"] = per_channel if operation == "moments" else host.running_mean
     arrays.setdefault("var", host.running_var)
     return arrays
+
+
+def _entered(host: Data) -> Host:
+    """How many batches have moved each channel: some so few that they weigh alike, some so many that they do not."""
+    return (np.arange(host.scale.size) % 3 * 8 + 1).astype(np.uint32)
 
 
 def _saved(host: Data) -> tuple[Host, Host]:
@@ -297,14 +352,14 @@ def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, A
     numbers |= {"count": count, "unbiased": count - 1, "count_rest": count - int(dtype.type(count))}
     # An array that is null has no place: the constants come as a variance.
     absent = {"save_invstd": None, "save_invstd_start": 0}
-    return {**absent, **numbers, "epsilon": EPSILON, "factor": FACTOR, "guard": 1}
+    return {**absent, **numbers, "epsilon": EPSILON, "factor": FACTOR, "init_factor": 1.0, "guard": 1}
 
 
 class _Memory:
     """Buffers on a queue of their own, each array among numbers that must not change."""
 
-    def __init__(self, context: cl.Context, device: cl.Device, dtype: np.dtype[Any]) -> None:
-        self.context, self.dtype = context, dtype
+    def __init__(self, context: cl.Context, device: cl.Device) -> None:
+        self.context = context
         self.queue = cl.CommandQueue(context, device)
         self._put: dict[str, tuple[cl.Buffer, Host, int, int]] = {}
 
@@ -336,14 +391,14 @@ def _of(device: cl.Device) -> _OfDevice:
 
 def _key(operation: str, planned: Plan, paths: Paths) -> str:
     """Of kernels, their texts, their defines and the paths through them; behind the digest, in words."""
-    launches = [(launch.kernel, launch.lanes, launch.build) for launch in planned.launches]
-    return f"{_digest(f'{operation} {paths}', launches)} {operation}, {planned}"
+    return f"{_digest(f'{operation} {paths}', planned.launches)} {operation}, {planned}"
 
 
-def _digest(operation: str, launches: Sequence[tuple[str, int, Build]]) -> str:
-    digest = hashlib.sha256(operation.encode())
-    for kernel, lanes, build in launches:
-        digest.update(f"{kernel} {lanes} {_source_digest(build.source)} {build.defines}".encode())
+def _digest(words: str, launches: Sequence[Launch]) -> str:
+    digest = hashlib.sha256(words.encode())
+    for launch in launches:
+        build = launch.build
+        digest.update(f"{launch.kernel} {launch.lanes} {_source_digest(build.source)} {build.defines}".encode())
     return digest.hexdigest()[:24]
 
 

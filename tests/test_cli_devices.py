@@ -66,11 +66,8 @@ def no_selection(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oclbn.device, "devices", lambda: LISTED)
-<<<<<<< HEAD
     monkeypatch.setattr(proof, "failures", lambda device: ())
-=======
     monkeypatch.setattr(oclbn.device, "without_devices", tuple)
->>>>>>> 54f2667 (Installed drivers without a device are named, with what they say and the likely cause)
 
 
 @pytest.fixture

@@ -259,6 +259,14 @@ def test_a_wrong_accumulate_is_an_error(fresh: Callable[..., cl.CommandQueue]) -
     np.testing.assert_array_equal(into.get(), np.arange(3))
 
 
+def test_a_wrong_merge_is_an_error(fresh: Callable[..., cl.CommandQueue]) -> None:
+    queue = fresh(Injection("moments.clh", "const T delta = coarse + fine;", "const T delta = coarse;", "1", {}))
+    ones = put(queue, np.ones(4, np.float32))
+    set_of_two = functional.Statistics(2, ones, ones, ones, ones)
+    with pytest.raises(DeviceError, match=r"merge is wrong.*m2 \+ m2_rest errs"):
+        functional.merge(set_of_two, set_of_two)
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize("shape", [(6, 33, 7, 7), (40, 21), (3, 5, 1500)], ids=str)
 def test_a_driver_that_is_right_is_believed(
@@ -267,6 +275,8 @@ def test_a_driver_that_is_right_is_believed(
     queue = fresh()
     with caplog.at_level(logging.INFO, "oclbn.proof"):
         everything(queue, make(shape, axis), axis)
+        sets = functional.statistics(put(queue, make(shape, axis).x), axis=axis)
+        functional.merge(sets, sets)
     proofs = [record for record in caplog.records if record.name == "oclbn.proof"]
     assert len(proofs) >= 4  # of five operations; some share their form with another
     assert all(record.seconds > 0 for record in proofs)  # type: ignore[attr-defined]
