@@ -24,7 +24,6 @@ import contextlib
 import contextvars
 import functools
 import math
-import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -36,6 +35,7 @@ from pyopencl.array import Array, empty_like
 from . import arguments, pages, program, proof
 from .device import driver_errors, lacks_memory, limits, tuning_names
 from .errors import ArrayTypeError, ContextError, DtypeError, ParameterError, ShapeError, SizeError
+from .kept import kept
 from .order import Order
 from .plan import OPERATIONS, Build, DeviceLimits, Geometry, Launch, Plan, Tuning, fitting_plan, floor_power
 from .tuning import tuning_for
@@ -55,11 +55,11 @@ __all__ = [
 _ACCUMULATE_GROUPS = 256  # per compute unit: parameters are small, and few work-items are many enough
 _COPY_GROUPS = 64  # per compute unit: enough to share the work evenly, few enough to cost nothing
 _MOST_PREPARED = 2048  # shapes remembered per thread
+_MOST_MODELS = 256  # shapes remembered per object that stands for a context
 _BACKWARD = ("backward", "constant")
 _DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1, "grad_scale": 1.0, "grad_momentum": 0.0}
 _MOMENTS = ("mean", "mean_rest", "m2", "m2_rest")  # the arrays of Statistics
 _calls: dict[Callable[..., Any], Callable[..., _Call[Any]]] = {}  # of each operation, what only prepares it
-_local = threading.local()
 _recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = contextvars.ContextVar(
     "oclbn_recorders", default=()
 )
@@ -582,14 +582,14 @@ class _Prepared:
         constants: Mapping[str, Any],
         failures: tuple[proof.Failure, ...] = (),
     ) -> None:
-        self.plan, self._context, self._tuning, self.failures = plan, context, tuning, failures
+        self.plan, self._tuning, self.failures = plan, tuning, failures  # the context is its users' (oclbn.kept)
         self._steps = tuple(_Step(launch, context) for launch in plan.launches)
         self._constants = constants
         self._changing: list[Any] | None = None  # offsets, None for no array, and numbers: most calls repeat those
 
-    def anew(self) -> _Prepared:
-        """The same with kernels of its own."""
-        return _Prepared(self.plan, self._context, self._tuning, self._constants, self.failures)
+    def anew(self, context: cl.Context) -> _Prepared:
+        """The same with kernels of its own, in the same context."""
+        return _Prepared(self.plan, context, self._tuning, self._constants, self.failures)
 
     def set(self, x: Array, arrays: Mapping[str, Array | None], numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Set the kernels' arguments, by the names that they give them; returns what has to live until the launch."""
@@ -650,7 +650,7 @@ class _Call(Generic[_R]):
 
     def bound(self) -> Callable[[], _R]:
         """What enqueues it each time, by kernels of its own, whose arguments are set now."""
-        self._prepared, queue = self._prepared.anew(), _queue(self._x)
+        self._prepared, queue = self._prepared.anew(_queue(self._x).context), _queue(self._x)
         self._memory = self._prepared.set(self._x, self._arrays, self._numbers)  # kernels do not keep their buffers
         arrays = {name: array for name, array in self._arrays.items() if array is not None}
         touched = tuple(arrays.values())
@@ -710,13 +710,15 @@ def _arrays_of(one: Statistics | None, before: str) -> dict[str, Array | None]:
     return {f"{before}{name}": getattr(one, name, None) for name in _MOMENTS}
 
 
-def _remembered(key: Hashable, make: Callable[[], _Prepared]) -> _Prepared:
-    """What this thread has prepared under this key; made at first."""
-    known: dict[Any, _Prepared] | None = getattr(_local, "prepared", None)
+def _remembered(context: cl.Context, key: Hashable, make: Callable[[], _Prepared]) -> _Prepared:
+    """What this thread has prepared in this context under this key; made at first."""
+    of_context = kept(context)
+    known: dict[Any, _Prepared] | None = getattr(of_context.thread, "prepared", None)
     if known is None:
-        known = _local.prepared = {}
+        known = of_context.thread.prepared = {}
     found = known.get(key)
     if found is None:
+        of_context.note(context)
         if len(known) >= _MOST_PREPARED:
             known.clear()
         found = known[key] = make()
@@ -745,7 +747,7 @@ def _prepare_merge(model: Array) -> _Prepared:
         plan = Plan("merge", whole, (launch,), scratch=0)
         return _Prepared(plan, context, tuning, {"channels": model.size})
 
-    return _remembered(("merge", model.size, model.dtype, context.int_ptr, device.int_ptr, id(tuning)), make)
+    return _remembered(context, ("merge", model.size, model.dtype, device.int_ptr, id(tuning)), make)
 
 
 def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> _Prepared:
@@ -755,8 +757,8 @@ def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: 
     tuning = tuning_for(*tuning_names(device))
     strides = (x.strides, None if dy is None else dy.strides, None if out is None else out.strides)
     # Addresses stay unique, as what is prepared keeps its objects alive; and a Tuning takes long to be hashed.
-    key = (operation, x.shape, strides, x.dtype, axis, queue.context.int_ptr, device.int_ptr, id(tuning))
-    return _remembered(key, lambda: _make(operation, x, axis, dy, out, tuning))
+    key = (operation, x.shape, strides, x.dtype, axis, device.int_ptr, id(tuning))
+    return _remembered(queue.context, key, lambda: _make(operation, x, axis, dy, out, tuning))
 
 
 def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | None, tuning: Tuning) -> _Prepared:
@@ -842,7 +844,7 @@ def result_like(x: Array) -> Array:
     From x's allocator; without one, on a processor, in large pages where those are worth the request.
     """
     strides = arguments.dense_strides(x)
-    model = x if strides == x.strides else _model(x.context, x.shape, x.dtype, strides)
+    model = x if strides == x.strides else _model(_queue(x).context, x.shape, x.dtype, strides)
 
     def make() -> Array:
         made: Array = empty_like(model, x.queue, x.allocator)
@@ -858,19 +860,26 @@ def _per_channel_results(x: Array, axis: int, scale: Array | None) -> tuple[Arra
     """Two uninitialised arrays of one number per channel."""
     model = scale
     if model is None or model.allocator is not x.allocator:
-        model = _model(x.context, (x.shape[axis],) if scale is None else scale.shape, x.dtype)
+        model = _model(_queue(x).context, (x.shape[axis],) if scale is None else scale.shape, x.dtype)
     made: tuple[Array, Array] = _allocated(
         x, model.nbytes, lambda: (empty_like(model, x.queue, x.allocator), empty_like(model, x.queue, x.allocator))
     )
     return made
 
 
-@functools.lru_cache(maxsize=256)
 def _model(
     context: cl.Context, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None = None
 ) -> Array:
     """An array without memory, to make others like: that takes an eighth of what the constructor does."""
-    return Array(context, shape, dtype, strides=strides, data=b"")
+    # On the object itself, as pyopencl does it: models keep it alive, and are to go with it.
+    models: dict[Any, Array] | None = getattr(context, "_oclbn_models", None)
+    if models is None or len(models) >= _MOST_MODELS:
+        models = context._oclbn_models = {}  # type: ignore[attr-defined]
+    key = (shape, dtype, strides)
+    found = models.get(key)
+    if found is None:
+        found = models[key] = Array(context, shape, dtype, strides=strides, data=b"")
+    return found
 
 
 def _scratch(x: Array, size: int) -> Any:

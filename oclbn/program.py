@@ -1,6 +1,6 @@
 """From a Build and a context to kernels that are ready to be enqueued.
 
-Programs are kept per context and Build, kernels per thread as well, because setting an argument changes a kernel. A
+Programs are kept per context (oclbn.kept) and Build, kernels per thread as well, as setting an argument changes one. A
 build that fails raises BuildError with the compiler's words and the lines that they speak of. Each build is a record at
 level INFO of the logger oclbn.program, whose attribute `seconds` says how long it took.
 """
@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import re
-import threading
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ import pyopencl as cl
 
 from . import advice, pocl, sources
 from .errors import BuildError
+from .kept import kept
 
 if TYPE_CHECKING:
     from .plan import Build
@@ -30,9 +30,6 @@ _PLACE = re.compile(r"([^\s:]+):(\d+)(?::\d+)?:")  # "forward.cl:14:3:", whereve
 _CONTEXT_LINES = 2
 
 _log = logging.getLogger(__name__)
-_lock = threading.Lock()
-_programs: dict[tuple[int, Build], cl.Program] = {}  # a program keeps its context alive, so addresses stay unique
-_local = threading.local()
 
 
 def kernel(context: cl.Context, build: Build, name: str) -> cl.Kernel:
@@ -40,13 +37,13 @@ def kernel(context: cl.Context, build: Build, name: str) -> cl.Kernel:
 
     Compiles on first use. Raises BuildError where the driver refuses the program.
     """
-    kernels: dict[tuple[int, Build, str], cl.Kernel] | None = getattr(_local, "kernels", None)
+    mine = kept(context).thread
+    kernels: dict[tuple[Build, str], cl.Kernel] | None = getattr(mine, "kernels", None)
     if kernels is None:
-        kernels = _local.kernels = {}
-    key = (context.int_ptr, build, name)
-    found = kernels.get(key)
+        kernels = mine.kernels = {}
+    found = kernels.get((build, name))
     if found is None:
-        found = kernels[key] = new_kernel(context, build, name)
+        found = kernels[build, name] = new_kernel(context, build, name)
     return found
 
 
@@ -73,12 +70,14 @@ def arguments(build: Build, name: str) -> tuple[tuple[str, Any], ...]:
 
 
 def program(context: cl.Context, build: Build) -> cl.Program:
-    """The compiled program of `build` in `context`; compiled once per process."""
-    key = (context.int_ptr, build)
-    with _lock:
-        if key not in _programs:
-            _programs[key] = _compile(context, build)
-        return _programs[key]
+    """The compiled program of `build` in `context`; compiled once per process and context."""
+    shared = kept(context)
+    shared.note(context)
+    with shared.lock:
+        found = shared.programs.get(build)
+        if found is None:
+            found = shared.programs[build] = _compile(context, build)
+        return found
 
 
 def text_of(build: Build) -> str:
@@ -93,11 +92,14 @@ def _header(build: Build) -> str:
 def _compile(context: cl.Context, build: Build) -> cl.Program:
     # POCL keeps what it compiled under the source and the name that LLVM gave the processor, not the one put in.
     mended = "".join(f"// for {name}\n" for device in context.devices if (name := pocl.mend_target(device)))
+    own = cl.Context.from_int_ptr(
+        context.int_ptr
+    )  # pyopencl's programs hold theirs, and oclbn.kept waits for its users'
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # remarks of a build that succeeded
-            built: cl.Program = cl.Program(context, text_of(build) + mended).build(list(OPTIONS))
+            built: cl.Program = cl.Program(own, text_of(build) + mended).build(list(OPTIONS))
     except cl.Error as error:
         raise BuildError(_explain(build, context, str(error))) from error
     seconds = time.perf_counter() - start

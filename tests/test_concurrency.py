@@ -19,9 +19,10 @@ import pytest
 from conftest import DEVICES
 from test_functional import all_bits, everything, put
 
-from oclbn import BatchNorm2D, device, functional, program
+from oclbn import BatchNorm2D, device
 from oclbn.functional import batch_norm_train
 from oclbn.hostile import make
+from oclbn.kept import kept
 
 pytestmark = pytest.mark.usefixtures("bears_threads")
 SHAPES = [((7, 5, 13), 1), ((70, 37, 3, 3), 1), ((300, 33), 1), ((2, 3, 20_011), 1)]
@@ -107,7 +108,7 @@ def test_a_thread_takes_its_kernels_with_it(queue: cl.CommandQueue) -> None:
     def call() -> None:
         batch_norm_train(x, None, None, None, None)
         queue.finish()
-        for found in functional._local.prepared.values():
+        for found in kept(queue.context).thread.prepared.values():
             prepared.append(weakref.ref(found))
             kernels.append([step.kernel.int_ptr for step in found._steps])
 
@@ -130,9 +131,9 @@ def test_a_thread_takes_its_kernels_with_it(queue: cl.CommandQueue) -> None:
 
 def test_programs_are_shared_by_threads(queue: cl.CommandQueue) -> None:
     everything(queue, make((7, 5, 13), 1), 1)
-    before = len(program._programs)
+    before = len(kept(queue.context).programs)
     at_once(*[lambda: everything(queue, make((7, 5, 13), 1), 1)] * 4)
-    assert len(program._programs) == before
+    assert len(kept(queue.context).programs) == before
 
 
 def test_arrays_die_in_one_thread_while_others_work(queue: cl.CommandQueue) -> None:

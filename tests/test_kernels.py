@@ -29,6 +29,7 @@ from oclbn.functional import (
     statistics,
 )
 from oclbn.hostile import Offset, make
+from oclbn.kept import kept
 from oclbn.plan import OPERATIONS
 from oclbn.tuning import tuning_for, using
 
@@ -123,7 +124,7 @@ def shrink(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, **limits: in
     """Make all tensors larger than the cache, for the rest of a test."""
     small = replace(functional.limits(queue.device), cache_bytes=1, **limits)
     monkeypatch.setattr(functional, "limits", lambda device: small)
-    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
+    monkeypatch.setattr(kept(queue.context).thread, "prepared", {}, raising=False)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -138,7 +139,7 @@ def test_streaming_past_the_cache_changes_no_bit(
     shrink(queue, monkeypatch)
     with using(**{**form, "variant": "split"}, stream=True):
         streamed = everything(queue, host, 1)
-    monkeypatch.setattr(functional._local, "prepared", {}, raising=False)
+    monkeypatch.setattr(kept(queue.context).thread, "prepared", {}, raising=False)
     assert streamed == plain
     assert len(kept) == len(plain)
 

@@ -48,6 +48,7 @@ LAYERS = [
     "proof",
     "verdicts",
     "program",
+    "kept",
     "pages",
     "device",
     "forks",
