@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # pyopencl 2026.1.4 (NumPy 2.4.6, on Oclgrind 19.10; POCL 3.0 shows the same).
 #
-# Seen: an operand on the host is neither moved to the device nor refused. `a + h`, a device array plus a NumPy array, is a
-# NumPy array of objects, each a device array without dimensions made by a launch of its own. `h + a` is a TypeError, `a == h`
-# is the one word False, and `np.asarray(a)` is an array of objects as well.
+# Seen: an operand on the host is neither moved to the device nor refused. `a + h`, a device array plus a NumPy array,
+# is a NumPy array of objects, each a device array without dimensions made by a launch of its own. `h + a` is a
+# TypeError, `a == h` is the one word False, and `np.asarray(a)` is an array of objects as well.
 #
 # Why it surprises: `h + a` shows that it is not meant to work; `a + h` prints like the right result, has its shape,
-# and holds the right values; it costs a launch and a buffer per element, and fails later, far from here,
-# where a dtype is wanted. `assert not (a == h)` passes for equal values.
+# and holds the right values; it costs a launch and a buffer per element, and fails later, far from here, where a
+# dtype is wanted. `assert not (a == h)` passes for equal values.
 set -euo pipefail
 
 folder=$(mktemp -d)

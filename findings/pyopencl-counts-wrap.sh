@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # pyopencl 2026.1.4 (NumPy 2.4.6, Mako 1.4.3, on Oclgrind 19.10; POCL 3.0 shows the same).
 #
-# Seen: counting what a comparison found wraps around. Comparisons give int8, `sum` adds int8 in int8 (NumPy would take
-# int64), so that 256 NaN are counted as 0, and 200 as -56. `~mask` is true everywhere, since ~1 is -2: an array in which
-# all is well has "any" bad element.
+# Seen: counting what a comparison found wraps around. Comparisons give int8, `sum` adds int8 in int8 (NumPy would
+# take int64), so that 256 NaN are counted as 0, and 200 as -56. `~mask` is true everywhere, since ~1 is -2: an array
+# in which all is well has "any" bad element.
 #
-# Why it surprises: in NumPy, whose names these are, `(x != x).sum()` and `(~mask).any()` are how one counts NaN and looks for
-# what is not finite. In tests, with a handful of elements, the count is right.
+# Why it surprises: in NumPy, whose names these are, `(x != x).sum()` and `(~mask).any()` are how one counts NaN and
+# looks for what is not finite. In tests, with a handful of elements, the count is right.
 set -euo pipefail
 
 folder=$(mktemp -d)

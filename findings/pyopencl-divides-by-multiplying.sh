@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # pyopencl 2026.1.4 (NumPy 2.4.6, on Oclgrind 19.10; POCL 3.0 shows the same).
 #
-# Seen: `x / 3` is x times the rounded third. Of the numbers 1 to 1000 in float32, a third come out one unit in the last place
-# off, 5 / 3 for one. Divided by an array of threes all are right. `x /= 3` does the same.
+# Seen: `x / 3` is x times the rounded third. Of the numbers 1 to 1000 in float32, a third come out one unit in the
+# last place off, 5 / 3 for one. Divided by an array of threes all are right. `x /= 3` does the same.
 #
 # Why it surprises: OpenCL devices that round division right (these do) are asked for a product instead, on the host,
-# before the device has a say. `x / n` for a mean, and its check against NumPy by equality, fail for n that are not powers of two.
+# before the device has a say. `x / n` for a mean, and its check against NumPy by equality, fail for n that are not
+# powers of two.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # pyopencl 2026.1.4 with NumPy 2.4.6 and with NumPy 1.26.4 (on Oclgrind 19.10).
 #
-# Seen: with NumPy 2 arrays of unsigned integers cannot be subtracted: `u - w` and `5 - u` raise OverflowError, for any
-# values, while `u - 5` and `u + w` work. With NumPy 1.26 all of them do.
+# Seen: with NumPy 2 arrays of unsigned integers cannot be subtracted: `u - w` and `5 - u` raise OverflowError, for
+# any values, while `u - 5` and `u + w` work. With NumPy 1.26 all of them do.
 #
-# Why it surprises: the values have no part in it, nothing overflows on the device, where unsigned numbers wrap by definition. pyopencl
-# computes a x + b y with b = -1, and converts -1 to the type of y, which NumPy 2 refuses (NEP 50). The message speaks of a Python integer
-# -1 that stands nowhere in the program.
+# Why it surprises: the values have no part in it, nothing overflows on the device, where unsigned numbers wrap by
+# definition. pyopencl computes a x + b y with b = -1, and converts -1 to the type of y, which NumPy 2 refuses (NEP
+# 50). The message speaks of a Python integer -1 that stands nowhere in the program.
 set -euo pipefail
 
 folder=$(mktemp -d)

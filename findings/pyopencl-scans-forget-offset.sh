@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # pyopencl 2026.1.4 (NumPy 2.4.6, Mako 1.4.3, on Oclgrind 19.10; POCL 3.0 shows the same).
 #
-# Seen: scans of a view begin at the first element of its buffer, not of the view. `cumsum(v[4:])` adds up v[:6], `copy_if`
-# on a view looks at other elements, and a scan without an output array, which works in place, overwrites elements in
-# front of the view and leaves the last ones of the view alone.
+# Seen: scans of a view begin at the first element of its buffer, not of the view. `cumsum(v[4:])` adds up v[:6],
+# `copy_if` on a view looks at other elements, and a scan without an output array, which works in place, overwrites
+# elements in front of the view and leaves the last ones of the view alone.
 #
-# Why it surprises: sums, maxima and operators of the same view are right, and what cannot deal with an offset (`view.data`,
-# random numbers) raises ArrayHasOffsetError. Scans, too, could have been expected to do either.
+# Why it surprises: sums, maxima and operators of the same view are right, and what cannot deal with an offset
+# (`view.data`, random numbers) raises ArrayHasOffsetError. Scans, too, could have been expected to do either.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # pyopencl 2026.1.4 (NumPy 2.4.6, on Oclgrind 19.10; POCL 3.0 shows the same).
 #
-# Seen: `a -= 1` is the one operation in place that leaves no event on the array. `a += 1`, `a *= 2`, `a /= 2`, `a.fill(1)`
-# and `a -= b` each leave theirs in `a.events`.
+# Seen: `a -= 1` is the one operation in place that leaves no event on the array. `a += 1`, `a *= 2`, `a /= 2`,
+# `a.fill(1)` and `a -= b` each leave theirs in `a.events`.
 #
-# Why it surprises: pyopencl orders operations on an array by these events. On a queue that runs commands out of order, or
-# when another queue reads the array next, everything waits for what was done in place, but for a number that was subtracted:
-# centring (`x -= mean`) is the very case, and the reader may see the array before it.
+# Why it surprises: pyopencl orders operations on an array by these events. On a queue that runs commands out of
+# order, or when another queue reads the array next, everything waits for what was done in place, but for a number
+# that was subtracted: centring (`x -= mean`) is the very case, and the reader may see the array before it.
 set -euo pipefail
 
 folder=$(mktemp -d)

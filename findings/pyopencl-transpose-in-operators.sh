@@ -2,13 +2,13 @@
 # pyopencl 2026.1.4 (NumPy 2.4.6, on Oclgrind 19.10; POCL 3.0 shows the same).
 #
 # Seen: with s of shape (3, 3), `s + s.T` is 2 * s. The transpose is made without a copy, its strides say so, and
-# `s.T.get()` is right, but operators walk both buffers from the first byte to the last and give the result the strides
-# of the left operand. `f + c`, an array in Fortran order and one in C order of the same shape, adds elements that do not
-# belong together, and `z.T += s` writes s, not its transpose.
+# `s.T.get()` is right, but operators walk both buffers from the first byte to the last and give the result the
+# strides of the left operand. `f + c`, an array in Fortran order and one in C order of the same shape, adds elements
+# that do not belong together, and `z.T += s` writes s, not its transpose.
 #
-# Why it surprises: any other layout that is not dense (`s[:, :2] + 1`) is refused by NotImplementedError, so that strides
-# look as if they were heeded. NumPy arrays in Fortran order keep it in `to_device`, so one `asfortranarray` or one `.T` on
-# the host is enough to mix up features and samples.
+# Why it surprises: any other layout that is not dense (`s[:, :2] + 1`) is refused by NotImplementedError, so that
+# strides look as if they were heeded. NumPy arrays in Fortran order keep it in `to_device`, so one `asfortranarray`
+# or one `.T` on the host is enough to mix up features and samples.
 set -euo pipefail
 
 folder=$(mktemp -d)
