@@ -6,7 +6,7 @@
 #
 # Why it surprises: none of them complains. To NumPy a bfloat16 is no floating-point type (kind "V", issubdtype is
 # False), so functions written in Python take the way for integers, and the order of sorting, which for NumPy's own
-# types puts NaN last, is that of a bare "<".
+# types puts NaN last, looks like that of a bare "<".
 set -euo pipefail
 
 folder=$(mktemp -d)
