@@ -34,7 +34,7 @@ __all__ = ["BatchNormND", "Options"]
 _MOST_COUNTED = 2**31  # batches of a file that counters of 32 bits begin with; beyond that no factor shows one more
 
 
-def warn(message: str, category: type[Warning]) -> None:
+def _warn(message: str, category: type[Warning]) -> None:
     """A warning that shows the line outside of oclbn that led to it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "oclbn":
@@ -57,9 +57,9 @@ class BatchNormND(Module):
 
     maps: channels. epsilon >= 0: added to the variance. initFactor, minFactor in [0, 1]: the batch that is number n,
     counted from 1, of those that entered a channel's running statistics has the factor max(initFactor / n, minFactor)
-    there. sscale: the initial scale is drawn from
-    N(1, sscale). affine: scale and bias are trained; off, they stay 1 and 0. name: in files and messages. empty:
-    tensors are not created until `load`. inplace: evaluation writes over its input.
+    there. sscale: the initial scale is drawn from N(1, sscale). affine: scale and bias are trained; off, they stay 1
+    and 0. name: in files and messages. empty: tensors are not created until `load`, or until values are assigned.
+    inplace: evaluation writes over its input.
 
     queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
     the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator does.
@@ -282,7 +282,7 @@ class BatchNormND(Module):
         skips: NDArray[np.uint32] = (self._counted() - self._entered.get().astype(np.int64)).astype(np.uint32)
         if self._may_warn and skips.min() > self._known_skips:
             self._may_warn = False  # first, as a filter may turn the warning into an error
-            warn(
+            _warn(
                 f"{self}: the guard has left every channel out of its running statistics, {skips.min()} to "
                 f"{skips.max()} times in {self._batches} batches: the data, the network before or the driver (try "
                 "`oclbn check`) gives values that are not finite",

@@ -67,7 +67,8 @@ class Parameters(ABC):
     same array. Assigning there copies values in (a NumPy array, a device array, a list; as many elements, any shape).
 
     Threads may share a module: each method is one step, and what `save` writes is what whole steps left. `lock`, a
-    reentrant lock, makes several of them one: `with bn.lock: bn(x); bn.backward(grad)`.
+    reentrant lock, makes several of them one: `with bn.lock: bn(x); bn.backward(grad)`. Where modules share a Variable
+    it guards each alone.
 
     Errors are raised before anything changes: ModuleErrors, but for the system's own (OSError) and MissingExtraError in
     `save` and `load`, and those of oclbn.functional where a variable's own arrays do not go together.

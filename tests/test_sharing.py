@@ -20,14 +20,16 @@ WIDTH = np.linspace(-1, 1, 16, dtype=np.float32).reshape(16, 1) * np.ones(C, np.
 SAMPLE = float(WIDTH[:, 0].var(ddof=1))
 
 
-def queues_of(queue: cl.CommandQueue, own: bool) -> list[cl.CommandQueue]:
-    return [cl.CommandQueue(queue.context) if own else queue for _ in range(THREADS)]
+@pytest.fixture(params=["one queue", "queues of their own", "one queue out of order"])
+def queues(request: pytest.FixtureRequest, queue: cl.CommandQueue) -> list[cl.CommandQueue]:
+    """Of each thread."""
+    if request.param == "queues of their own":
+        return [cl.CommandQueue(queue.context) for _ in range(THREADS)]
+    return [request.getfixturevalue("free_queue") if "out of order" in request.param else queue] * THREADS
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["one queue", "queues of their own"])
-def test_no_batch_is_lost(queue: cl.CommandQueue, own: bool) -> None:
+def test_no_batch_is_lost(queue: cl.CommandQueue, queues: list[cl.CommandQueue]) -> None:
     bn = BatchNorm(C, minFactor=0.0, queue=queue)
-    queues = queues_of(queue, own)
 
     def train(thread: int) -> None:
         for step in range(EACH):
@@ -39,10 +41,9 @@ def test_no_batch_is_lost(queue: cl.CommandQueue, own: bool) -> None:
     np.testing.assert_allclose(host_of(bn.var).ravel(), SAMPLE, rtol=1e-4)
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["one queue", "queues of their own"])
-def test_gradients_of_all_threads_are_gathered(queue: cl.CommandQueue, own: bool) -> None:
+def test_gradients_of_all_threads_are_gathered(queue: cl.CommandQueue, queues: list[cl.CommandQueue]) -> None:
     """A call and its gradient are one step where the caller holds the lock; each gets the gradient of its own data."""
-    bn, queues = BatchNorm(C, queue=queue, seed=1), queues_of(queue, own)
+    bn = BatchNorm(C, queue=queue, seed=1)
 
     def train(thread: int) -> float:
         x, dy = put(queues[thread], WIDTH * np.float32(thread + 1)), put(queues[thread], np.ones_like(WIDTH))

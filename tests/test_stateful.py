@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,14 @@ from tolerances import assert_within
 
 from oclbn import BatchNorm, BatchNorm2D, device, reference
 from oclbn.bounds import ELEMENT, Bound
-from oclbn.errors import ModuleError, ModuleFileError, ModuleShapeError, ModuleStateError, OclbnError
+from oclbn.errors import (
+    ModuleError,
+    ModuleFileError,
+    ModuleParameterError,
+    ModuleShapeError,
+    ModuleStateError,
+    OclbnError,
+)
 from oclbn.hostile import along
 
 pytestmark = pytest.mark.filterwarnings("ignore::oclbn.errors.SkippedBatchesWarning")  # of test_skipping.py
@@ -73,6 +81,7 @@ class Model:
         self.scale, self.bias, self.mean, self.var = Number.of(scale), Number.of(0), Number.of(0), Number.of(1)
         self.grads = {"scale": Number.of(0), "bias": Number.of(0)}
         self.train, self.guard, self.batches, self.skips = True, True, 0, np.zeros(C, int)
+        self.frozen = False
         self.dtype: Any = np.float32
         self.last: Call | None = None
 
@@ -103,7 +112,7 @@ class Model:
 
     def forward(self, x: Host) -> tuple[Host, Host]:
         """y and its tolerance."""
-        if not self.train:
+        if not self.train or self.frozen:
             return self._infer(x)
         found = reference.train(
             x,
@@ -176,7 +185,9 @@ class Model:
         carried = unit * along(self.scale.error, x.shape, 1)
         if not train:
             carried = carried + unit * along(np.abs(self.scale.value) * self._invstd_error(), x.shape, 1)
-        if update and train and self.affine:
+            rows = tuple(axis for axis in range(x.ndim) if axis != 1)
+            dscale_room = dscale_room + MORE * np.sum(np.abs(dy) * self._xhat_error(bound), axis=rows)
+        if update and self.train and self.affine:
             for name, new, error in (("scale", dscale, dscale_room), ("bias", dbias, dbias_room)):
                 old = self.grads[name] if momentum else Number.of(0)
                 value = scale * new + momentum * old.value
@@ -328,6 +339,34 @@ class Machine(RuleBasedStateMachine):
     def switch_guard(self, guard: bool) -> None:
         self.bn.guard = self.model.guard = guard
 
+    @rule(frozen=st.booleans())
+    def freeze(self, frozen: bool) -> None:
+        self.bn.frozen_statistics = self.model.frozen = frozen
+
+    @rule(name=st.sampled_from(["scale", "bias", "mean", "var"]), seed=st.integers(0, 99), how=st.integers(0, 2))
+    def assign(self, name: str, seed: int, how: int) -> None:
+        values = (np.random.default_rng(seed).standard_normal(C) ** 2).astype(np.float32)
+        given: Any = [values.astype(np.float64), self.put(values.reshape(2, 2)), values.tolist()][how]
+        if name in ("scale", "bias") and not self.model.affine:
+            self._refused(ModuleParameterError, lambda: setattr(self.bn, name, given))
+        else:
+            setattr(self.bn, name, given)
+            setattr(self.model, name, Number.of(values))
+        self._refused(ModuleShapeError, lambda: setattr(self.bn, name, np.append(values, 1)))
+        self.tally["operations on modules"] += 1
+
+    @rule(how=st.sampled_from(["copy", "deepcopy", "pickle"]))
+    def make_another(self, how: str) -> None:
+        """Which takes the module's place; from then on nothing may tell them apart."""
+        if how == "pickle":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(device, "default_queue", lambda: self.queue)
+                self.bn = pickle.loads(pickle.dumps(self.bn))
+        else:
+            self.bn = getattr(copy, how)(self.bn)
+        self.model.last = None
+        self.tally["operations on modules"] += 1
+
     @precondition(lambda self: self.fp64)
     @rule(double=st.booleans())
     def convert(self, double: bool) -> None:
@@ -384,7 +423,7 @@ class Machine(RuleBasedStateMachine):
             "rate": (ModuleError, lambda: bn.updateParams(float("nan"))),
             "unit": (ModuleError, lambda: bn.paramSize("gb")),
         }
-        if self.model.train:
+        if self.model.train and not self.model.frozen:
             one = np.ones((1, C) if self.flat else (1, C, 1, 1), self.model.dtype)
             calls["one value"] = ModuleShapeError, lambda: bn(self.put(one))
         if self.model.last:
