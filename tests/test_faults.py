@@ -434,7 +434,9 @@ def test_a_device_that_disappears(
             assert vars(bn) == kept
             assert (bn.numOfProps, bn.numOfParams(), str(bn)) == (2, 10, "BatchNorm2D 'layer'")
             assert bn.getBlueprint()["scheme"]["maps"] == 5
-            bn.evalMode()
+            with pytest.raises(DeviceError, match="DEVICE_NOT_AVAILABLE"):
+                bn.evalMode()  # which reads counters
+            assert bn.train
             bn.trainMode()
         bn.load(image)
         assert bn.save() == image, "a device that comes back can be given its state from a file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +13,10 @@ from pyopencl.array import Array
 from oclbn import functional, gpuarray
 from oclbn.batchnorm import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D
 from oclbn.cli.demo_data import Case
+from oclbn.errors import SkippedBatchesWarning
 
 EPSILON = 1e-5
-LEAST_FACTOR = 0.1  # of the running averages; batch n, counted from 1, has max(1 / n, LEAST_FACTOR)
+LEAST_FACTOR = 0.1  # of the running averages; batch n of those that entered a channel has max(1 / n, LEAST_FACTOR)
 MODULES = {2: BatchNorm, 3: BatchNorm1D, 4: BatchNorm2D, 5: BatchNorm3D}  # by rank
 
 
@@ -54,7 +56,9 @@ class ModuleLayer:
         return self.module.backward(dy), self.module.scalegrad, self.module.biasgrad
 
     def evaluate(self, x: Array) -> Array:
-        self.module.evalMode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SkippedBatchesWarning)  # the demo's table tells of such data
+            self.module.evalMode()
         y: Array = self.module(x)
         self.module.trainMode()
         return y
@@ -75,10 +79,9 @@ class FunctionalLayer:
         zeros, ones = np.zeros(case.channels, case.x.dtype), np.ones(case.channels, case.x.dtype)
         self.scale, self.bias = gpuarray.to_gpu(ones, queue=queue), gpuarray.to_gpu(zeros, queue=queue)
         self.mean, self.var = gpuarray.to_gpu(zeros, queue=queue), gpuarray.to_gpu(ones, queue=queue)
-        self.batches = 0
+        self.entered = gpuarray.zeros(case.channels, np.uint32, queue=queue)
 
     def train(self, x: Array) -> tuple[Array, Array, Array]:
-        self.batches += 1
         self.x = x
         y, self.save_mean, self.save_invstd = functional.batch_norm_train(
             x,
@@ -87,7 +90,8 @@ class FunctionalLayer:
             self.mean,
             self.var,
             epsilon=EPSILON,
-            factor=max(1 / self.batches, LEAST_FACTOR),
+            factor=LEAST_FACTOR,
+            entered=self.entered,
             axis=self.axis,
         )
         return y, self.save_mean, self.save_invstd
