@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
 _TYPE_BITS = {"gpu": 4, "accelerator": 8, "cpu": 2}  # CL_DEVICE_TYPE_*; best first
 KINDS = tuple(_TYPE_BITS)
-NO_DEVICE = (
-    "no OpenCL device found: install the OpenCL driver of your GPU, or use the CPU with: pip install 'oclbn[pocl]'"
-)
-SILENT_DRIVERS = "no OpenCL device found, though there is something that should offer one:"
+WITH_POCL = "or use the CPU with: pip install 'oclbn[pocl]'"
+NO_DEVICE = f"no OpenCL device found: install the OpenCL driver of your GPU, {WITH_POCL}"
+SILENT_DRIVERS = "no OpenCL device found, likely because:"
 WITHOUT_DEVICES = "Installed, but without a device"
 # Intel's FPGA emulation calls itself an accelerator and runs on the CPU.
 _SIMULATORS = ("oclgrind", "simulator", "emulation")
@@ -134,7 +133,9 @@ def resolve(
 ) -> tuple[DeviceInfo, str]:
     """The selected device and what selected it: the argument, a variable of the environment, or the ranking."""
     if not listed:
-        told = lacking()
+        told = list(lacking())
+        if told and not any("pocl" in line.lower() for line in told):
+            told.append(WITH_POCL)
         raise DeviceNotFoundError("\n".join([SILENT_DRIVERS if told else NO_DEVICE, *told]))
     if spec is not None:
         origin = f"argument device={spec!r}"

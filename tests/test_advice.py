@@ -131,9 +131,16 @@ def test_installed_drivers_are_not_to_be_installed_again() -> None:
     with pytest.raises(DeviceNotFoundError) as caught:
         oclbn.device.select()
     first, *lines = str(caught.value).splitlines()
-    assert first.startswith("no OpenCL device found, though")
-    assert all(line.startswith(words) for line, words in zip(lines, WORDS, strict=True))
-    assert "install" not in str(caught.value)
+    assert first.startswith("no OpenCL device found, likely because:")
+    assert all(line.startswith(words) for line, words in zip(lines, (*WORDS, "or use the CPU with: pip"), strict=True))
+    assert "install the OpenCL driver" not in str(caught.value)
+
+
+def test_pocl_is_not_to_be_installed_where_it_is(poor: list[Any], tmp_path: Path) -> None:
+    poor[0].name, poor[0].version = PORTABLE, POCL
+    with pytest.raises(DeviceNotFoundError) as caught:
+        oclbn.device.select()
+    assert "pip install" not in str(caught.value)
 
 
 def test_the_others_devices_are_there(poor: list[Any], queue: cl.CommandQueue) -> None:
@@ -189,7 +196,7 @@ def test_the_listing_shows_them(poor: list[Any], queue: cl.CommandQueue) -> None
 def test_every_command_says_so_where_there_is_no_device(arguments: list[str]) -> None:
     result = CliRunner().invoke(command, arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 1
-    assert "no OpenCL device found, though" in result.stderr
+    assert "no OpenCL device found, likely because:" in result.stderr
     assert all(words in result.stderr for words in WORDS)
 
 
@@ -238,3 +245,13 @@ functional.moments(gpuarray.zeros((2, 3), queue=device.queue_for({spec!r})))
     (message,) = [line for line in done.stderr.splitlines() if line.startswith(f"oclbn.errors.{BuildError.__name__}")]
     assert f"POCL cannot write what it compiles to {file} (POCL_CACHE_DIR)" in message
     assert "#define" not in done.stderr
+
+
+def test_a_search_that_was_sent_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def none() -> list[Any]:
+        raise cl.LogicError(cl._cl._ErrorRecord("clGetPlatformIDs", cl.status_code.PLATFORM_NOT_FOUND_KHR, ""))
+
+    monkeypatch.setattr(cl, "get_platforms", none)
+    monkeypatch.setenv("OCL_ICD_VENDORS", str(tmp_path))
+    with pytest.raises(DeviceNotFoundError, match=f"likely because:\n.*OCL_ICD_VENDORS='{tmp_path}'"):
+        oclbn.device.select()

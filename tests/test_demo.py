@@ -382,6 +382,7 @@ def test_an_unknown_device_is_an_error_that_lists_what_there_is(spec: str) -> No
 
 def test_without_a_device_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oclbn.device, "devices", tuple)
+    monkeypatch.setattr(oclbn.device, "without_devices", tuple)
     result = demo()
     assert result.exit_code == 1
     assert "pip install 'oclbn[pocl]'" in words(result)

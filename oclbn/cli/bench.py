@@ -14,12 +14,13 @@ from typing import Any
 import click
 import pyopencl as cl
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import TaskProgressColumn, TimeRemainingColumn
 
 from oclbn import benchmark, device, profiling
 from oclbn.benchmark import OUTPUTS, SUITES, TENSORS
 from oclbn.cli import bench_report, builds, plot
 from oclbn.cli.bench_report import Report
+from oclbn.cli.progress import progress
 from oclbn.cli.types import ShapeType
 from oclbn.errors import SizeError
 from oclbn.peers.process import PeerProcess, platform_library
@@ -238,7 +239,6 @@ def _console() -> Console:
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
     """A bar on standard error, nothing where that is no terminal: functions to say what begins, and that it is done."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda text: progress.update(task, description=text), lambda: progress.advance(task)
+    with progress(Console(stderr=True), TaskProgressColumn, TimeRemainingColumn) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda text: bar.update(task, description=text), lambda: bar.advance(task)

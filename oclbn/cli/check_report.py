@@ -46,7 +46,7 @@ def print_checked(console: Console, checked: Checked) -> None:
         f"cache {as_size(limits.cache_bytes)}",
         f"allocations to {as_size(limits.max_alloc_bytes)}",
     ]
-    console.print(Text(", ".join(facts), style="dim"), soft_wrap=True)
+    console.print(Text(", ".join(facts), style="dim"), soft_wrap=not console.is_terminal)
     console.print(Text(" ".join(("to use it:", selection(info)[0], "or", selection(info)[1])), style="dim"))
     console.print(_table(checked))
     for outcome in checked.faults[:_SHOWN]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
 from oclbn import checklist, device, tuner, tuning
 from oclbn.checklist import BuildCheck, Check, NumberCheck, SpeedCheck
 from oclbn.childprocess import ChildProcess, Rejected
+from oclbn.cli.progress import progress
 from oclbn.device import DeviceInfo
 from oclbn.plan import Build, Launch
 from oclbn.tuner import Choices
@@ -111,13 +112,10 @@ def choices_in_force(info: DeviceInfo) -> Choices:
 
 @contextlib.contextmanager
 def _shown(info: DeviceInfo) -> Iterator[Callable[[str, int], None]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # A pipe gets no bar: it would be redrawn as line after line.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress(Console(stderr=True), MofNCompleteColumn, TimeElapsedColumn) as bar:
         task = bar.add_task(info.name)
 
         def advance(text: str, total: int) -> None:
-            bar.update(task, total=total, description=f"{info.spec} {text[:60]}", advance=1)
+            bar.update(task, total=total, description=f"{info.spec} {text}", advance=1)
 
         yield advance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -10,13 +11,14 @@ import click
 import numpy as np
 import pyopencl as cl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from oclbn import device, files
 from oclbn.cli import builds, demo_data, demo_report, plot
 from oclbn.cli.demo_data import Case
 from oclbn.cli.demo_run import Outcome, Schedule, run
+from oclbn.cli.progress import progress
 from oclbn.device import DeviceInfo
 from oclbn.errors import OclbnError
 
@@ -120,12 +122,9 @@ def _own(source: Path, axis: int, info: DeviceInfo) -> Case:
 
 
 def _run_all(console: Console, cases: Sequence[Case], queue: cl.CommandQueue, schedule: Schedule) -> list[Outcome]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"))
     outcomes = []
-    # A pipe gets no bar: it would be redrawn as line after line.
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    batches = functools.partial(TextColumn, "batches")
+    with progress(console, MofNCompleteColumn, batches, TimeElapsedColumn) as bar:
         for case in cases:
             task = bar.add_task(case.name, total=schedule.total(case))
             outcomes.append(run(case, queue, schedule, lambda task=task: bar.advance(task)))  # type: ignore[misc]

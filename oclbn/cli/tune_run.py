@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 import time
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from oclbn import tuner
+from oclbn.cli.progress import progress
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceError
 from oclbn.trialprocess import TrialProcess
@@ -99,8 +101,6 @@ class _Shown:
 
 @contextlib.contextmanager
 def _shown(tuned: Tuned) -> Iterator[_Shown]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[best]}"), TimeElapsedColumn())
-    # A pipe gets no bar: it would be redrawn as line after line.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    best = functools.partial(TextColumn, "{task.fields[best]}")
+    with progress(Console(stderr=True), best, TimeElapsedColumn) as bar:
         yield _Shown(tuned, bar, bar.add_task(tuned.info.name, best=""))
