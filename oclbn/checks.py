@@ -168,7 +168,7 @@ def serve() -> None:
             else:
                 with using(**choices):
                     answer["done"] = _answer(queue, asked(request["with"]))
-        except (Fault, OclbnError, cl.Error) as error:
+        except (Fault, OclbnError, cl.Error, MemoryError) as error:
             answer["rejected"] = _summary(error)
         reply(answer)
 

@@ -250,7 +250,7 @@ def serve() -> None:
                 answer["done"] = None
             else:
                 answer["done"] = _answer(trials, request)
-        except (WrongResult, OclbnError, cl.Error) as error:
+        except (WrongResult, OclbnError, cl.Error, MemoryError) as error:
             answer["rejected"] = str(error).strip().partition("\n")[0]
         reply(answer)
 

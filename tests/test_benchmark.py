@@ -259,7 +259,7 @@ def test_help_names_suites_and_peers() -> None:
         (["--outputs", "lent"], 2, "reused, bound, fresh, pool"),
         (["--plot", "bench.txt"], 2, ".png, .svg, .pdf"),
         (["--device", "no such device"], 1, "fits no device"),
-        (["--shape", "4,5", "--axis", "3"], 1, "axis is 3"),
+        (["--shape", "4,5", "--axis", "3"], 2, "3 is no axis of shape"),
     ],
 )
 def test_wrong_options(queue: cl.CommandQueue, given: list[str], status: int, says: str) -> None:

@@ -16,12 +16,12 @@ import pyopencl as cl
 from rich.console import Console
 from rich.progress import TaskProgressColumn, TimeRemainingColumn
 
-from oclbn import benchmark, device, profiling
+from oclbn import benchmark, device, files, profiling
 from oclbn.benchmark import OUTPUTS, SUITES, TENSORS
 from oclbn.cli import bench_report, builds, plot
 from oclbn.cli.bench_report import Report
 from oclbn.cli.progress import progress
-from oclbn.cli.types import ShapeType
+from oclbn.cli.types import ShapeType, Target, trainable
 from oclbn.errors import SizeError
 from oclbn.peers.process import PeerProcess, platform_library
 from oclbn.peers.registry import PEERS
@@ -44,11 +44,11 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
         return names
 
 
-class _Picture(click.Path):
+class _Picture(Target):
     """A file whose suffix is a format that plots can have."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(str(super().convert(value, param, ctx)))
+        path: Path = super().convert(value, param, ctx)
         if path.suffix.lower().lstrip(".") not in plot.FORMATS:
             self.fail(f"{str(path)!r} has to end in one of .{', .'.join(plot.FORMATS)}", param, ctx)
         return path
@@ -103,9 +103,7 @@ _KINDS = "\n".join(f"  {kind.name:<15}{kind.about}" for kind in PEERS.values())
 @click.option("--details", is_flag=True, help="A line for each time: quantiles, bytes, GB/s, samples.")
 @click.option("--profile", is_flag=True, help="The device's clock beside the host's, instead of comparing.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, and nothing else.")
-@click.option(
-    "--plot", "picture", type=_Picture(dir_okay=False), metavar="FILE", help="Draw it as well: .png, .svg or .pdf."
-)
+@click.option("--plot", "picture", type=_Picture(), metavar="FILE", help="Draw it as well: .png, .svg or .pdf.")
 def command(
     spec: str | None,
     suites: tuple[tuple[str, ...], ...],
@@ -129,11 +127,13 @@ def command(
     many threads as the device has compute units. All results are checked against float64 first. Without --suite and
     --shape: the suite resnet50.
     """
+    if profile and (picture or against):
+        raise click.UsageError("--profile compares nothing and draws nothing: leave out --against and --plot")
     if picture:
         plot.require_matplotlib()
     info = device.select(spec)
     queue = device.queue_for(info)
-    cases = [(shape, benchmark.checked_axis(shape, axis)) for shape in shapes]
+    cases = [trainable(shape, axis) for shape in shapes]
     for suite in [name for names in suites for name in names] or ([] if shapes else ["resnet50"]):
         cases += SUITES[suite]
     cases = list(dict.fromkeys(cases))
@@ -172,7 +172,11 @@ def command(
     if picture:
         from oclbn.cli import bench_plot
 
-        picture.write_bytes(bench_plot.draw(report, picture.suffix.lower().lstrip(".")))
+        try:
+            with files.replacing(picture) as file:
+                file.write(bench_plot.draw(report, picture.suffix.lower().lstrip(".")))
+        except OSError as error:
+            raise click.FileError(str(picture), hint=error.strerror) from error
 
 
 def _profile(

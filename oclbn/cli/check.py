@@ -14,6 +14,9 @@ from oclbn.checklist import BuildCheck, NumberCheck, SpeedCheck
 from oclbn.cli import check_report, check_repro, check_run
 from oclbn.cli.check_run import Checked
 from oclbn.cli.devices import as_size
+from oclbn.cli.types import Seconds, Target
+
+_LONGEST = 1e6  # seconds that the system's clocks can wait
 
 
 @click.command()
@@ -24,14 +27,14 @@ from oclbn.cli.devices import as_size
 @click.option(
     "--repro",
     "script",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=Target(),
     help="Write the smallest failure as a script of pyopencl and NumPy alone, for a report to the driver's maker.",
 )
 @click.option(
     "--timeout",
     default=check_run.TIMEOUT,
     show_default=True,
-    type=click.FloatRange(min=1),
+    type=Seconds(min=1, max=_LONGEST),
     help="Seconds for one check, after which the driver counts as hung.",
 )
 def command(spec: str | None, every: bool, quick: bool, as_json: bool, script: Path | None, timeout: float) -> None:
@@ -47,11 +50,6 @@ def command(spec: str | None, every: bool, quick: bool, as_json: bool, script: P
     if every and spec is not None:
         raise click.UsageError("--all and --device exclude each other")
     infos = (list(device.devices()) if every else []) or [device.select(spec)]  # where there is none, it says why
-    if script is not None:
-        try:
-            files.check_target(script)
-        except OSError as error:
-            raise click.FileError(str(script), hint=error.strerror) from error
     console = Console(highlight=False)
     found: list[Checked] = []
     for info in infos:

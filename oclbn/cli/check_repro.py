@@ -129,9 +129,10 @@ if __name__ == "__main__":
     sys.exit(main())
 '''
 
-# For a device that oclbn.pocl had to mend: without it no program at all can be built there, so no fault would show.
+# For a device that oclbn.pocl had to mend: without it no program can be built there, or other faults show.
 _MEND = """\
-    # This POCL calls the processor "generic" and then builds nothing (pocl/pocl issue 1049): oclbn puts a name in.
+    # This POCL takes the processor for one that its compiler does not know, or that its built-in library was not
+    # compiled for: oclbn puts the name of the library's in.
     from oclbn.pocl import mend_target
 
     print("processor's name put in:", mend_target(queue.device))

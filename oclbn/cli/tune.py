@@ -13,7 +13,7 @@ from oclbn import __version__, device, files, tuner, tuning, usertable
 from oclbn.benchmark import SUITES
 from oclbn.cli import tune_report, tune_run
 from oclbn.cli.tune_run import Shapes, Tuned
-from oclbn.cli.types import ShapeType
+from oclbn.cli.types import Seconds, ShapeType, trainable
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
 from oclbn.tuner import Choices
@@ -25,7 +25,7 @@ SECONDS, QUICK_SECONDS = 120.0, 30.0
 @click.command()
 @click.option("--device", "spec", metavar="SPEC", help="P:D, part of a name, or gpu, cpu, accelerator.")
 @click.option("--all", "every", is_flag=True, help="Every device that is no simulator, one after the other.")
-@click.option("--seconds", type=click.FloatRange(min=0), help=f"Stop looking after so long.  [default: {SECONDS:g}]")
+@click.option("--seconds", type=Seconds(min=0), help=f"Stop looking after so long.  [default: {SECONDS:g}]")
 @click.option("--quick", is_flag=True, help=f"Fewer and smaller shapes, and {QUICK_SECONDS:g} seconds.")
 @click.option("--suite", "suites", multiple=True, type=click.Choice(sorted(SUITES)), help="Shapes by name; repeatable.")
 @click.option("--shape", "shapes", multiple=True, type=ShapeType(), help="A shape of your own; repeatable.")
@@ -74,7 +74,7 @@ def command(
     target = usertable.path() if output is None else output
     if not dry_run:
         _check_target(target)
-    cases = [(shape, _axis(axis, shape)) for shape in shapes] + [case for suite in suites for case in SUITES[suite]]
+    cases = [trainable(shape, axis) for shape in shapes] + [case for suite in suites for case in SUITES[suite]]
     given: Shapes = list(dict.fromkeys(cases))
     budget = seconds if seconds is not None else QUICK_SECONDS if quick else SECONDS
     reports: list[dict[str, Any]] = []
@@ -103,12 +103,6 @@ def _all_devices() -> list[DeviceInfo]:
     if not infos:
         raise DeviceNotFoundError("there is no OpenCL device that is no simulator")
     return infos
-
-
-def _axis(axis: int, shape: tuple[int, ...]) -> int:
-    if not -len(shape) <= axis < len(shape):
-        raise click.BadParameter(f"{axis} is no axis of shape {','.join(map(str, shape))}", param_hint="--axis")
-    return axis % len(shape)
 
 
 def _check_target(target: Path | None) -> None:

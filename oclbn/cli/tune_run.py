@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from oclbn import tuner
 from oclbn.cli.progress import progress
 from oclbn.device import DeviceInfo
-from oclbn.errors import DeviceError
+from oclbn.errors import DeviceError, SizeError
+from oclbn.trialcalls import GUARD
 from oclbn.trialprocess import TrialProcess
 from oclbn.tuner import Choices, Found, Tried, Value
 
@@ -52,10 +54,16 @@ def run(info: DeviceInfo, before: Choices, shapes: Shapes, seconds: float, *, ke
     """Search for so many seconds at most, then time before and after side by side.
 
     keep: when interrupted, return what has been found until then instead of passing KeyboardInterrupt on. Raises
-    DeviceError where the device fails under the choices in force, and for simulators.
+    DeviceError where the device fails under the choices in force, and for simulators; SizeError for a shape that the
+    device cannot hold.
     """
     if info.simulator:
         raise DeviceError(f"{info.name} is a simulator: how long it takes says nothing of any device")
+    for shape, _ in shapes:
+        nbytes, most = 4 * (math.prod(shape) + GUARD), info.limits.max_alloc_bytes
+        if nbytes > most:
+            case = "x".join(map(str, shape))
+            raise SizeError(f"{case} needs {nbytes:,} bytes; {info.name} allocates at most {most:,} at once")
     tuned = Tuned(info, before, Found(before))
     start = {"device": info.spec, "cases": shapes, "seconds": TIMING_SECONDS}
     with TrialProcess(start) as trials, _shown(tuned) as shown:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import click
+
+from oclbn import files
 
 
 class ShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
@@ -20,3 +24,44 @@ class ShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in new ve
         if len(shape) < 2 or min(shape) < 1:
             self.fail(f"{value!r} has to be two positive numbers or more", param, ctx)
         return shape
+
+
+class Seconds(click.FloatRange):
+    """A time; "nan" is a float for click, and would never be over."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is no time", param, ctx)
+        return found
+
+
+class Target(click.Path):
+    """A file that is to be written in the end: what would keep it from that shows before the work is done."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.absolute().parent.is_dir():
+            self.fail(f"{path.parent} is not a folder", param, ctx)
+        try:
+            files.check_target(path)
+        except OSError as error:
+            self.fail(f"{path}: {error.strerror}", param, ctx)
+        return path
+
+
+def trainable(shape: tuple[int, ...], axis: int) -> tuple[tuple[int, ...], int]:
+    """The shape with its axis counted from 0; a usage error where there is no such axis, or one value per channel."""
+    shown = ",".join(map(str, shape))
+    if not -len(shape) <= axis < len(shape):
+        raise click.BadParameter(f"{axis} is no axis of shape {shown}", param_hint="--axis")
+    if math.prod(shape) == shape[axis]:
+        raise click.BadParameter(
+            f"{shown} has one value per channel on axis {axis}: training wants at least two", param_hint="--shape"
+        )
+    return shape, axis % len(shape)
