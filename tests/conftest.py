@@ -4,7 +4,8 @@ Three tiers. A test that asks for no queue needs no device. A test that asks for
 one device: the POCL wheel's where that is installed, else the one that oclbn itself would choose; OCLBN_DEVICE,
 PYOPENCL_CTX or ``--device SPEC`` (repeatable, the syntax of oclbn.device) name others. ``--device all`` runs on every
 device that is not a simulator; a simulator runs when it is named. ``--device pocl-wheel`` and ``pocl-system`` tell
-two POCLs apart, whatever their versions. ``--only-device`` leaves out what needs no device;
+two POCLs apart, whatever their versions. ``--only-device`` leaves out what needs no device; ``-m "not once"`` what
+needs one, but is the same on all (its reason stands in the mark);
 ``--launches FILE`` tells which test launched which kernels (tests/matrix.py reads that).
 """
 

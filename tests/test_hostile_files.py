@@ -24,6 +24,8 @@ from oclbn import device, storage
 from oclbn.childprocess import ChildProcess, Rejected
 from oclbn.errors import ModuleFileError
 
+pytestmark = pytest.mark.once(reason="files are read and refused by the host")
+
 Tally = collections.Counter[str]
 FUZZED = 20_000 if LONG else 400
 BATCH = 200  # files that the child is given at once

@@ -23,6 +23,8 @@ from oclbn.peers import checking, contract, process, registry
 from oclbn.peers.process import Absent, PeerProcess, platform_library
 from oclbn.peers.registry import PEERS, Kind
 
+pytestmark = pytest.mark.once(reason="other libraries compute, none of them through this runtime")
+
 PYTHON = os.environ.get("OCLBN_PEER_PYTHON", sys.executable)
 SHAPES = [
     pytest.param((6, 5, 3, 4), 1, id="rows"),

@@ -45,7 +45,10 @@ from oclbn.errors import (
 )
 from oclbn.hostile import along
 
-pytestmark = pytest.mark.filterwarnings("ignore::oclbn.errors.SkippedBatchesWarning")  # of test_skipping.py
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::oclbn.errors.SkippedBatchesWarning"),  # of test_skipping.py
+    pytest.mark.once(reason="what is searched is the order of calls, which modules keep by themselves"),
+]
 C = 4
 MORE = 1.1  # of the carried errors: what their products add
 Tally = collections.Counter[str]

@@ -20,6 +20,8 @@ from oclbn import BatchNorm, BatchNorm2D, BatchNorm3D, BatchNormND
 from oclbn.errors import MissingExtraError, ModuleFileError, ModuleParameterError, ModuleStateError
 from oclbn.hostile import make
 
+pytestmark = pytest.mark.once(reason="files are read and written by the host")
+
 C = 5
 SHAPE = (1, C, 1, 1)
 TENSORS = ("scale", "bias", "mean", "var")
