@@ -69,8 +69,8 @@ SHAPES = [
 def form(queue: cl.CommandQueue, request: pytest.FixtureRequest) -> dict[str, Any]:
     """One of FORMS or CHAINED, with vectors of 2 on llvmpipe where it says 8.
 
-    It makes a vector of eight work-items of each element, and compiles a kernel with vectors of 8 for half a minute; of 2
-    are what oclbn plans for it.
+    It makes a vector of eight work-items of each element, and compiles a kernel with vectors of 8 for half a minute;
+    oclbn plans vectors of 2 for it.
     """
     made = dict(request.param)
     if queue.device.platform.name == "rusticl" and made.get("vec", 0) > 4:
