@@ -104,6 +104,7 @@ def tensor(name: str, value: Any) -> Array:
     if x.queue is None:
         raise ContextError(f"{name} has no queue; give it one with {name}.with_queue(queue)")
     _aligned(name, x)
+    _within(name, x)
     return x
 
 
@@ -155,6 +156,7 @@ def like(name: str, value: Any, x: Array) -> Array:
     if a.context is not x.context:
         _same_context(name, a, x)
     _aligned(name, a)
+    _within(name, a)
     return a
 
 
@@ -418,10 +420,35 @@ def _same_context(name: str, a: Array, x: Array) -> None:
 
 
 def _dense(name: str, a: Array) -> None:
+    """LayoutError or ShapeError unless the elements lie side by side within their buffer."""
     itemsize = a.dtype.itemsize
     if a.offset % itemsize or not _is_dense_vector(a.shape, a.strides, itemsize):
         _aligned(name, a)
         raise LayoutError(f"{name} has shape {a.shape} and strides {a.strides}; its elements must lie side by side")
+    if a.size and not 0 <= a.offset <= _room(a) - a.nbytes:
+        raise _outside(name, a, 0, a.nbytes)
+
+
+def _within(name: str, a: Array) -> None:
+    """ShapeError unless all elements lie within the buffer: a kernel would read and write what is not the array's."""
+    if a.size:
+        low, high = _reach(a.shape, a.strides, a.dtype.itemsize)
+        if a.offset + low < 0 or a.offset + high > _room(a):
+            raise _outside(name, a, low, high)
+
+
+def _room(a: Array) -> int:
+    """Bytes of the memory that an array with elements lies in."""
+    data: Any = a.base_data
+    size: int = data.size
+    return size
+
+
+def _outside(name: str, a: Array, low: int, high: int) -> ShapeError:
+    return ShapeError(
+        f"{name} with shape {a.shape}, strides {a.strides} and offset {a.offset} takes bytes {a.offset + low} to "
+        f"{a.offset + high} of a buffer that has {_room(a)}; an array that lies within its buffer is wanted"
+    )
 
 
 def _aligned(name: str, a: Array) -> None:

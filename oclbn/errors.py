@@ -33,7 +33,7 @@ class OclbnError(Exception):
 
 
 class ShapeError(OclbnError, ValueError):
-    """The rank, the channel count or an extent of an array does not fit."""
+    """The rank, the channel count or an extent of an array does not fit, or it reaches beyond its buffer."""
 
 
 class LayoutError(OclbnError, ValueError):

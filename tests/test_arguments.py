@@ -361,6 +361,77 @@ def test_read_only_inputs_are_fine(queue: cl.CommandQueue, call: str, name: str)
     assert invoke(call, arguments) is not None
 
 
+# --- memory that is not the array's
+
+
+def lying(array: cla.Array, offset: int, strides: tuple[int, ...], elements: int) -> cla.Array:
+    """The same shape, claimed of a buffer that has so many elements."""
+    memory = cl.Buffer(array.context, cl.mem_flags.READ_WRITE, 4 * elements)
+    cl.enqueue_fill_buffer(array.queue, memory, np.uint32(7), 0, 4 * elements)
+    return cla.Array(array.queue, array.shape, array.dtype, data=memory, offset=4 * offset, strides=strides)
+
+
+@pytest.fixture
+def _not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies outside of its buffer must not come near a kernel: where nobody refuses it, this does."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a kernel was to be launched")
+
+    monkeypatch.setattr(functional, "_enqueue", refuse)
+
+
+@pytest.mark.usefixtures("_not_launched")
+@pytest.mark.parametrize("fault", ["too small", "offset", "before the beginning", "sub-buffer"])
+@pytest.mark.parametrize(("call", "name"), EVERY)
+def test_arrays_beyond_their_buffers(queue: cl.CommandQueue, call: str, name: str, fault: str) -> None:
+    arguments = valid(queue, call)
+    good = arguments[name]
+    if fault == "too small":
+        bad = lying(good, 0, good.strides, good.size - 1)
+    elif fault == "offset":
+        bad = lying(good, 1, good.strides, good.size)
+    elif fault == "before the beginning":
+        if good.ndim == 1:
+            pytest.skip("needs an array that may run backwards")
+        bad = lying(good, good.size - 21, (-good.strides[0], *good.strides[1:]), good.size)
+    else:
+        parent = cl.Buffer(queue.context, cl.mem_flags.READ_WRITE, 1 << 16)
+        part = parent.get_sub_region(0, 4 * good.size - 4)
+        bad = cla.Array(queue, good.shape, good.dtype, data=part)
+    arguments[name] = bad
+    rejects(call, arguments, ShapeError, ValueError, name, str(bad.shape), str(bad.base_data.size), "buffer")
+
+
+@pytest.mark.usefixtures("_not_launched")
+@pytest.mark.parametrize("name", ["into", "new"])
+def test_accumulate_beyond_a_buffer(queue: cl.CommandQueue, name: str) -> None:
+    arrays = {key: cla.zeros(queue, 9, np.float32) for key in ("into", "new")}
+    arrays[name] = lying(arrays[name], 0, (4,), 8)
+    with pytest.raises(ShapeError, match=rf"^{name} with shape \(9,\).* bytes 0 to 36 of a buffer that has 32;"):
+        accumulate(*arrays.values())
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_arrays_that_just_fit_their_buffers(queue: cl.CommandQueue, call: str) -> None:
+    """The last element ends with the buffer; the first one begins it, running backwards."""
+    plain = valid(queue, call)
+    for name in (*CALLS[call][1], *WRITTEN[call]):
+        arguments = valid(queue, call)
+        array = arguments[name]
+        offset, strides = 3, array.strides
+        if array.ndim > 1:
+            offset, strides = array.size - 20, (-strides[0], *strides[1:])
+        fitting = lying(array, offset, strides, array.size + (3 if array.ndim == 1 else 0))
+        cl.enqueue_copy(queue, fitting.base_data, np.resize(array.get(), fitting.base_data.size // 4))
+        if array.ndim == 1 or name == "x":
+            arguments = plain | {name: fitting}
+            if "out" in arguments and array.ndim > 1:
+                del arguments["out"]
+                arguments |= {"dy": fitting} if "dy" in arguments else {}
+            assert invoke(call, arguments) is not None
+
+
 # --- layouts
 
 
