@@ -108,6 +108,13 @@ def tensor(name: str, value: Any) -> Array:
     return x
 
 
+def anyhow(name: str, value: Any) -> Array:
+    """A device array of any type, shape and strides, within its buffer."""
+    a = array(name, value)
+    _within(name, a)
+    return a
+
+
 def axis_of(axis: Any, x: Array) -> int:
     """`axis` as an index from 0 to x.ndim - 1."""
     try:
@@ -210,6 +217,22 @@ def finite(name: str, value: Any, x: Array) -> float:
     return number(name, value, -_LARGEST[x.dtype], _LARGEST[x.dtype])
 
 
+def astray(x: Array, axis: int, others: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Those of `others`, arrays of x's shape by name and byte strides, that cannot be walked together with x.
+
+    LayoutError where x itself cannot be walked, in its own order and without gaps.
+    """
+    kept = {"": dense_strides(x)}
+    layout(x, axis, kept)
+    found = set()
+    for name, strides in others.items():
+        if _layout(x.shape, axis, x.dtype.itemsize, (x.strides, *kept.values(), strides)) is None:
+            found.add(name)
+        else:
+            kept[name] = strides
+    return found
+
+
 def layout(x: Array | np.ndarray[Any, Any], axis: int, others: dict[str, tuple[int, ...]]) -> Layout:
     """The common layout of x and of arrays of its shape, given by name and byte strides.
 
@@ -217,26 +240,33 @@ def layout(x: Array | np.ndarray[Any, Any], axis: int, others: dict[str, tuple[i
     """
     found = _layout(x.shape, axis, x.dtype.itemsize, (x.strides, *others.values()))
     if found is None:
-        named = ", ".join(f"{name} {strides}" for name, strides in {"x": x.strides, **others}.items())
         raise LayoutError(
-            f"strides in bytes are {named} for shape {x.shape}: the elements of a channel must lie in equally spaced "
-            "rows of neighbours, or channels must be neighbours, alike in all arrays; copy() of a view makes it so"
+            f"x has strides {x.strides} bytes for shape {x.shape} and channels on axis {axis}: the elements of a "
+            "channel must lie in equally spaced rows of neighbours, or channels must be neighbours, as in "
+            "oclbn.gpuarray.pack(x)"
         )
     return found
 
 
 def dense_strides(x: Array) -> tuple[int, ...]:
     """Byte strides of an array of x's shape without gaps, its elements in the order of x's."""
-    return _dense_strides(x.shape, x.strides, x.dtype.itemsize)
+    return dense_order(x)[0]
+
+
+def dense_order(x: Array) -> tuple[tuple[int, ...], bool]:
+    """dense_strides, and whether pyopencl does anything with arrays that have them: it wants C or Fortran order."""
+    return _dense_order(x.shape, x.strides, x.dtype.itemsize)
 
 
 @functools.lru_cache(maxsize=4096)
-def _dense_strides(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    dense = [0] * len(shape)
+def _dense_order(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], bool]:
+    dense, size = [0] * len(shape), itemsize
     for d in sorted(range(len(shape)), key=lambda d: (abs(strides[d]) or math.inf, -d)):
-        dense[d] = itemsize
-        itemsize *= max(1, shape[d])
-    return tuple(dense)
+        dense[d] = size
+        size *= max(1, int(shape[d]))
+    longer = [stride for stride, extent in zip(dense, shape, strict=True) if extent > 1]
+    plain = 0 in shape or longer in (sorted(longer), sorted(longer, reverse=True))
+    return tuple(dense), plain
 
 
 @functools.lru_cache(maxsize=4096)
@@ -424,7 +454,10 @@ def _dense(name: str, a: Array) -> None:
     itemsize = a.dtype.itemsize
     if a.offset % itemsize or not _is_dense_vector(a.shape, a.strides, itemsize):
         _aligned(name, a)
-        raise LayoutError(f"{name} has shape {a.shape} and strides {a.strides}; its elements must lie side by side")
+        raise LayoutError(
+            f"{name} has shape {a.shape} and strides {a.strides}; its elements must lie side by side, "
+            f"as those of oclbn.gpuarray.pack({name}) do"
+        )
     if a.size and not 0 <= a.offset <= _room(a) - a.nbytes:
         raise _outside(name, a, 0, a.nbytes)
 
@@ -456,7 +489,7 @@ def _aligned(name: str, a: Array) -> None:
     if a.offset % itemsize or not _are_multiples(a.strides, itemsize):
         raise LayoutError(
             f"{name} has offset {a.offset} and strides {a.strides} bytes; multiples of {itemsize} are wanted "
-            f"for {a.dtype}"
+            f"for {a.dtype}, as oclbn.gpuarray.pack({name}) has"
         )
 
 

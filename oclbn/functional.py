@@ -1,6 +1,8 @@
 """Batch normalization without state, on pyopencl.array.Array.
 
 Shapes: x is (N, C) or (N, C, *spatial), C channels on `axis`; per-channel arrays hold C elements in any shape.
+Order in memory: results lie as x does, without gaps, or in C order where that is neither C's nor Fortran's. dy and out
+may lie otherwise than x, at the cost of a copy on the device.
 Dtypes: x is float32, or float64 where the device has it; per-channel arrays have x's dtype. Work is enqueued on
 x.queue and waits for the events of every array that it touches; results and arrays written in place carry the new
 event, so that out-of-order queues and several queues are safe (but pyopencl's `array -= number` leaves no event: on a
@@ -32,9 +34,9 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from . import arguments, pages, program, proof
+from . import arguments, pages, program, proof, strided
 from .device import driver_errors, lacks_memory, limits, tuning_names
-from .errors import ArrayTypeError, ContextError, DtypeError, ParameterError, ShapeError, SizeError
+from .errors import ArrayTypeError, ContextError, DtypeError, LayoutError, ParameterError, ShapeError, SizeError
 from .kept import kept
 from .order import Order
 from .plan import OPERATIONS, Build, DeviceLimits, Geometry, Launch, Plan, Tuning, fitting_plan, floor_power
@@ -144,8 +146,13 @@ def batch_norm_train(
     if x.size == 0:
         undefined = _per_channel_results(x, axis, scale)
         return _Empty((result_like(x) if out is None else out, *undefined), undefined, math.nan)
-    prepared = _prepare("train", x, axis, out=out)
-    y = result_like(x) if out is None else out
+    try:
+        prepared = _prepare("train", x, axis, out=out)
+        y = result_like(x) if out is None else out
+    except LayoutError:
+        again = functools.partial(_calls[batch_norm_train], x, scale, bias, running_mean, running_var)
+        options = {"epsilon": epsilon, "factor": factor, "axis": axis, "guard": guard, "skipped": skipped}
+        return _in_order(x, axis, None, out, lambda _, y: again(out=y, **options))
     save_mean, save_invstd = _per_channel_results(x, axis, scale)
     return _Call(
         (y, save_mean, save_invstd),
@@ -202,8 +209,12 @@ def batch_norm_infer(
         arguments.exclusive({"out": out}, reads if arguments.same_elements(out, x) else {"x": x, **reads})
     if x.size == 0:
         return _Empty(result_like(x) if out is None else out)
-    prepared = _prepare("infer", x, axis, out=out)
-    y = result_like(x) if out is None else out
+    try:
+        prepared = _prepare("infer", x, axis, out=out)
+        y = result_like(x) if out is None else out
+    except LayoutError:
+        again = functools.partial(_calls[batch_norm_infer], x, scale, bias, mean, var, epsilon=epsilon, axis=axis)
+        return _in_order(x, axis, None, out, lambda _, y: again(out=y))
     arrays = {"x": x, "y": y, "scale": scale, "bias": bias, "mean": mean, "var": var}
     return _Call(y, prepared, x, arrays, {"epsilon": epsilon}, (y,))
 
@@ -276,8 +287,16 @@ def batch_norm_backward(
             if into is not None
         ]
         return _Empty((result_like(x) if out is None else out, *sums), sums, 0, gathered)
-    prepared = _prepare("backward" if training else "constant", x, axis, dy, out)
-    dx = result_like(x) if out is None else out
+    try:
+        prepared = _prepare("backward" if training else "constant", x, axis, dy, out)
+        dx = result_like(x) if out is None else out
+    except LayoutError:
+        again = functools.partial(_calls[batch_norm_backward], axis=axis, training=training, epsilon=epsilon)
+        into = {"scale_grad": scale_grad, "bias_grad": bias_grad}
+        numbers = {"grad_scale": grad_scale, "grad_momentum": grad_momentum}
+        return _in_order(
+            x, axis, dy, out, lambda dy, dx: again(x, dy, scale, save_mean, save_invstd, out=dx, **into, **numbers)
+        )
     dscale, dbias = _per_channel_results(x, axis, scale)
     count = _count(x, axis)
     return _Call(
@@ -638,7 +657,7 @@ class _Call(Generic[_R]):
         numbers: dict[str, Any],
         written: Sequence[Array | None],
     ) -> None:
-        self._results, self._prepared, self._x = results, prepared, x
+        self.results, self._prepared, self._x = results, prepared, x
         self._arrays, self._numbers, self._written = arrays, numbers, written
 
     def run(self) -> _R:
@@ -646,7 +665,7 @@ class _Call(Generic[_R]):
         memory = self._prepared.set(self._x, self._arrays, self._numbers)
         self._prepared.launch(_queue(self._x), self._arrays.values(), self._written)
         del memory
-        return self._results
+        return self.results
 
     def bound(self) -> Callable[[], _R]:
         """What enqueues it each time, by kernels of its own, whose arguments are set now."""
@@ -659,7 +678,7 @@ class _Call(Generic[_R]):
         def step() -> _R:
             arguments.sound(arrays)
             self._prepared.launch(queue, touched, written)
-            return self._results
+            return self.results
 
         return step
 
@@ -670,14 +689,14 @@ class _Empty(_Call[_R]):
     def __init__(
         self, results: _R, fill: Sequence[Array] = (), value: float = 0, after: Sequence[Callable[[], None]] = ()
     ) -> None:
-        self._results, self._fill, self._value, self._after = results, fill, value, after
+        self.results, self._fill, self._value, self._after = results, fill, value, after
 
     def run(self) -> _R:
         for array in self._fill:
             _fill(array, self._value)
         for start in self._after:
             start()
-        return self._results
+        return self.results
 
     def bound(self) -> Callable[[], _R]:
         return self.run
@@ -687,12 +706,12 @@ class _Sequence(_Call[_R]):
     """Several calls that make up one, each of which takes what those before it made."""
 
     def __init__(self, results: _R, calls: Sequence[_Call[Any]]) -> None:
-        self._results, self._calls = results, calls
+        self.results, self._calls = results, calls
 
     def run(self) -> _R:
         for call in self._calls:
             call.run()
-        return self._results
+        return self.results
 
     def bound(self) -> Callable[[], _R]:
         steps = [call.bound() for call in self._calls]
@@ -700,7 +719,7 @@ class _Sequence(_Call[_R]):
         def step() -> _R:
             for one in steps:
                 one()
-            return self._results
+            return self.results
 
         return step
 
@@ -727,27 +746,93 @@ def _remembered(context: cl.Context, key: Hashable, make: Callable[[], _Prepared
 
 def _prepare_merge(model: Array) -> _Prepared:
     """The kernel that merges statistics like this one."""
-    queue = _queue(model)
+    queue, channels = _queue(model), model.size
+    most = limits(queue.device).compute_units * _ACCUMULATE_GROUPS
+
+    def cut(lanes: int) -> tuple[int, dict[str, int]]:
+        return min(-(-channels // lanes), most), {"channels": channels}
+
+    return _prepare_single("merge", queue, channels, {"DOUBLE": int(model.dtype.itemsize == 8), "VEC": 1}, cut)
+
+
+def _prepare_single(
+    name: str,
+    queue: cl.CommandQueue,
+    work: Hashable,
+    defines: dict[str, int],
+    cut: Callable[[int], tuple[int, dict[str, int]]],
+) -> _Prepared:
+    """A kernel of its own file, which needs no plan. cut: its groups and numbers, given the work-items of a group."""
     context, device = queue.context, queue.device
     tuning = tuning_for(*tuning_names(device))
 
     def make() -> _Prepared:
-        facts = limits(device)
-        lanes = min(tuning.lanes, floor_power(facts.max_group))
+        lanes = min(tuning.lanes, floor_power(limits(device).max_group))
         while True:
-            build = Build("merge.cl", (("DOUBLE", int(model.dtype.itemsize == 8)), ("LANES", lanes), ("VEC", 1)))
-            room = program.most_lanes(program.kernel(context, build, "merge"), device)
+            build = Build(f"{name}.cl", (*defines.items(), ("LANES", lanes)))
+            room = program.most_lanes(program.kernel(context, build, name), device)
             if room >= lanes:
                 break
             lanes = floor_power(room)
-        groups = min(-(-model.size // lanes), facts.compute_units * _ACCUMULATE_GROUPS)
-        whole = Geometry(1, 1, 1, 1, 1, 1, 1, share=model.size)
-        launch = Launch("merge", build, groups, lanes)
+        groups, constants = cut(lanes)
+        launch = Launch(name, build, groups, lanes)
         proof.require(launch, context, device)
-        plan = Plan("merge", whole, (launch,), scratch=0)
-        return _Prepared(plan, context, tuning, {"channels": model.size})
+        plan = Plan(name, Geometry(1, 1, 1, 1, 1, 1, 1, 1), (launch,), scratch=0)
+        return _Prepared(plan, context, tuning, constants)
 
-    return _remembered(context, ("merge", model.size, model.dtype, device.int_ptr, id(tuning)), make)
+    return _remembered(context, (name, work, *defines.values(), device.int_ptr, id(tuning)), make)
+
+
+def copy_strided(source: Array, target: Array) -> None:
+    """target = source, element by element, whatever the orders of the two, on target.queue; of one shape and dtype."""
+    if source.size:
+        _copying(target, source, target).run()
+
+
+def _copying(x: Array, source: Array, target: Array) -> _Call[None]:
+    """target = source on x.queue, as a part of a call."""
+    itemsize = source.dtype.itemsize
+    grain = math.gcd(itemsize, source.offset, target.offset)
+    found = strided.cut(source.shape, itemsize, source.strides, target.strides, grain)
+    prepared = _prepare_single(
+        "pack", _queue(x), found, {"BYTES": found.item}, functools.partial(strided.numbers, found)
+    )
+    arrays: dict[str, Array | None] = {"source": source, "target": target}
+    calls = [
+        _Call(None, prepared, x, arrays, {"source_start": begin, "target_start": place}, (target,))
+        for begin, place in found.starts(source.offset // found.item, target.offset // found.item)
+    ]
+    return calls[0] if len(calls) == 1 else _Sequence(None, calls)
+
+
+def _in_order(
+    x: Array, axis: int, dy: Array | None, out: Array | None, call: Callable[[Any, Array | None], _Call[Any]]
+) -> _Call[Any]:
+    """A call whose dy or out lies in another order than x: copies before and after let it have them in the order of x.
+
+    call: makes the call on another dy and out. Without out, where pyopencl would do nothing with a result that lies in
+    the order of x, not even read it, the result is in C order. LayoutError where x itself cannot be walked.
+    """
+    given = {name: array for name, array in (("dy", dy), ("out", out)) if array is not None}
+    astray = arguments.astray(x, axis, {name: array.strides for name, array in given.items()})
+    if out is None and not arguments.dense_order(x)[1]:
+        out = _result(x, None)
+        astray.add("out")
+    inner_dy, inner_out = (_temporary(x) if name in astray else given.get(name) for name in ("dy", "out"))
+    calls: list[_Call[Any]] = []
+    if "dy" in astray and inner_dy is not None:
+        calls.append(_copying(x, given["dy"], inner_dy))
+    calls.append(main := call(inner_dy, inner_out))
+    if "out" in astray and inner_out is not None and out is not None:
+        calls.append(_copying(x, inner_out, out))
+        return _Sequence(out if main.results is inner_out else (out, *main.results[1:]), calls)
+    return _Sequence(main.results, calls)
+
+
+def _temporary(x: Array) -> Array:
+    """An array like result_like's that lives until work on it is done, whoever lets go of it."""
+    strides = arguments.dense_strides(x)
+    return Array(x.queue, x.shape, x.dtype, strides=strides, data=_scratch(x, x.size))
 
 
 def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> _Prepared:
@@ -841,9 +926,17 @@ def _count(x: Array, axis: int) -> int:
 def result_like(x: Array) -> Array:
     """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps.
 
-    From x's allocator; without one, on a processor, in large pages where those are worth the request.
+    From x's allocator; without one, on a processor, in large pages where those are worth the request. LayoutError where
+    pyopencl can do nothing with an array of that order.
     """
-    strides = arguments.dense_strides(x)
+    strides, plain = arguments.dense_order(x)
+    if not plain:
+        raise LayoutError(f"an array of shape {x.shape} and strides {strides} is neither in C nor in Fortran order")
+    return _result(x, strides)
+
+
+def _result(x: Array, strides: tuple[int, ...] | None) -> Array:
+    """An uninitialised array of x's shape and dtype; without strides in C order."""
     model = x if strides == x.strides else _model(_queue(x).context, x.shape, x.dtype, strides)
 
     def make() -> Array:

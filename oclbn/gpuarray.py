@@ -21,22 +21,25 @@ import pyopencl.array as cl_array
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pyopencl.array import Array
 
-from oclbn import device, pages
+from oclbn import arguments, device, functional, pages
 from oclbn.device import driver_errors
-from oclbn.errors import DtypeError, ParameterError, SizeError
+from oclbn.errors import ContextError, DtypeError, ParameterError, SizeError
 
-__all__ = ["Array", "empty", "empty_like", "full", "ones", "ones_like", "to_gpu", "zeros", "zeros_like"]
+__all__ = ["Array", "empty", "empty_like", "full", "ones", "ones_like", "pack", "to_gpu", "zeros", "zeros_like"]
 
 Shape = int | tuple[int, ...]
 
 
 @driver_errors("to_gpu")
-def to_gpu(ary: ArrayLike, *, queue: cl.CommandQueue | None = None) -> Array:
+def to_gpu(ary: ArrayLike | Array, *, queue: cl.CommandQueue | None = None) -> Array:
     """Copy a host array to the device, with its shape and element type; returns when the copy is done.
 
-    Views that are not contiguous are packed, and foreign byte orders turned into the host's.
+    Views that are not contiguous are packed, and foreign byte orders turned into the host's. A device array is
+    copied on the device, as by :func:`pack`.
     DtypeError: elements that no device can hold (Python objects, strings). SizeError: more than it can hold.
     """
+    if isinstance(ary, Array):
+        return pack(ary, queue=queue)
     host: NDArray[Any] = np.asarray(ary)
     if host.dtype.hasobject or host.dtype.kind in "SUmM":
         raise DtypeError(f"ary has elements of type {host.dtype}; wanted numbers")
@@ -46,6 +49,33 @@ def to_gpu(ary: ArrayLike, *, queue: cl.CommandQueue | None = None) -> Array:
         memory: Any = array.base_data
         array.add_event(cl.enqueue_copy(_queue_of(array), memory, packed, wait_for=array.events))
     return array
+
+
+@driver_errors("pack")
+def pack(view: Array, order: str = "C", *, queue: cl.CommandQueue | None = None) -> Array:
+    """A new array with the elements of a device array that lies anyhow: without gaps, in C order, or "F".
+
+    view: any shape, strides and offset (cropped, padded, mirrored, transposed, repeated by stride 0), and any element
+    type; pyopencl itself copies, reads and adds only what lies without gaps in C or Fortran order. The work is enqueued
+    on `queue`, or else view.queue, and waits for the view's events.
+
+    ArrayTypeError: no device array; ParameterError: another order, or no queue; ContextError: a queue of another
+    context; ShapeError: a view that reaches beyond its buffer; SizeError: more than the device can hold.
+
+    >>> x = to_gpu(np.arange(6, dtype=np.float32).reshape(2, 3))
+    >>> pack(x[:, ::-1]).get()
+    array([[2., 1., 0.],
+           [5., 4., 3.]], dtype=float32)
+    """
+    arguments.anyhow("view", view)
+    if order not in ("C", "F"):
+        raise ParameterError(f"order is {order!r}; 'C' or 'F' is wanted")
+    queue = queue or _queue_of(view, "view")
+    if queue.context != view.context:
+        raise ContextError(f"queue belongs to context {queue.context}, view to {view.context}; one context is wanted")
+    made = _empty(view.shape, view.dtype, queue, order)
+    functional.copy_strided(view, made)
+    return made
 
 
 @driver_errors("empty")
@@ -92,15 +122,15 @@ def ones_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
     return ones(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
 
 
-def _empty(shape: Shape, dtype: DTypeLike, queue: cl.CommandQueue | None) -> Array:
-    array = cl_array.empty(_roomy(queue, shape, dtype), shape, np.dtype(dtype))
+def _empty(shape: Shape, dtype: DTypeLike, queue: cl.CommandQueue | None, order: str = "C") -> Array:
+    array = cl_array.empty(_roomy(queue, shape, dtype), shape, np.dtype(dtype), order)
     pages.enlarge(array, often=False)
     return array
 
 
-def _queue_of(ary: Array) -> cl.CommandQueue:
+def _queue_of(ary: Array, name: str = "ary") -> cl.CommandQueue:
     if ary.queue is None:
-        raise ParameterError("ary has no queue of its own; queue= must name one")
+        raise ParameterError(f"{name} has no queue of its own; queue= must name one")
     return ary.queue
 
 

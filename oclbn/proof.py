@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from . import pocl, program, reference, sources
+from . import pocl, program, reference, sources, strided
 from .bounds import ELEMENT, SUM, TWICE, Bound, excess
 from .device import limits
 from .errors import DeviceError, DriverWarning
@@ -116,7 +116,7 @@ def proven_plan(
 
 
 def require(launch: Launch, context: cl.Context, device: cl.Device) -> None:
-    """DeviceError unless a kernel is right that takes numbers one by one and has no other form: accumulate, merge."""
+    """DeviceError unless a kernel is right that has no other form: accumulate, merge, pack."""
     if not switched_on():
         return
     key = f"{_digest('', [launch])} {launch.kernel}"
@@ -124,8 +124,7 @@ def require(launch: Launch, context: cl.Context, device: cl.Device) -> None:
         known = _of(device)
         verdict = known.verdicts.known.get(key)
         if verdict is None:
-            prove = {"accumulate": _prove_accumulate, "merge": _prove_merge}[launch.kernel]
-            verdict = prove(launch, context, device)
+            verdict = _ALONE[launch.kernel](launch, context, device)
             known.verdicts.add(key, verdict)
     if not verdict.good:
         raise DeviceError(f"{launch.kernel} is wrong on {_named(device)}: {_fault(verdict)}")
@@ -168,6 +167,32 @@ def _prove_merge(launch: Launch, context: cl.Context, device: cl.Device) -> Verd
         },
         memory,
     )
+
+
+def _prove_pack(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    """Of a mirrored and cropped view, row by row; and of one whose rows have their elements apart."""
+    item = dict(launch.build.defines)["BYTES"]
+    whole = np.random.default_rng(item).integers(0, 256, (6, 9, 20, 37 * item), np.uint8)
+    items = whole.view(f"V{item}")
+    worst = Verdict(0.0, "nothing")
+    for view in (items[::-1, 2:, ::3].swapaxes(0, 1), items[1:, :, ::-1, 3:].transpose(0, 3, 1, 2)):
+        wanted = np.ascontiguousarray(view)
+        found = strided.cut(view.shape, item, view.strides, wanted.strides, item)
+        groups, numbers = strided.numbers(found, launch.lanes)
+        begin = view.__array_interface__["data"][0] - items.__array_interface__["data"][0]
+        ((source, target),) = found.starts((_GUARD + begin) // item, _GUARD // item)
+        arrays = {"source": whole, "target": np.zeros(wanted.nbytes, np.uint8)}
+        starts = {"source_start": source, "target_start": target}
+        memory = _ran([replace(launch, groups=groups)], arrays, numbers, context, device, starts)
+        exact = wanted.view(np.uint8).reshape(-1)
+        verdict = _judged(
+            {"target": (exact, np.zeros(exact.size)), "source": (whole.reshape(-1), np.zeros(whole.size))}, memory
+        )
+        worst = max(worst, verdict, key=lambda one: one.units)
+    return worst
+
+
+_ALONE = {"accumulate": _prove_accumulate, "merge": _prove_merge, "pack": _prove_pack}
 
 
 def _dtype(launch: Launch) -> np.dtype[Any]:
@@ -233,9 +258,17 @@ def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, d
 
 
 def _ran(
-    launches: Sequence[Launch], arrays: dict[str, Host], numbers: dict[str, Any], context: cl.Context, device: cl.Device
+    launches: Sequence[Launch],
+    arrays: dict[str, Host],
+    numbers: Mapping[str, Any],
+    context: cl.Context,
+    device: cl.Device,
+    starts: Mapping[str, int] | None = None,
 ) -> _Memory:
-    """The launches' memory after them; arrays and numbers by the names of the kernels' arguments."""
+    """The launches' memory after them; arrays and numbers by the names of the kernels' arguments.
+
+    starts: instead of the arrays' own.
+    """
     memory, values = _Memory(context, device), dict(numbers)
     kernels = [(launch, program.new_kernel(context, launch.build, launch.kernel)) for launch in launches]
     taken = [[name for name, _ in program.arguments(launch.build, launch.kernel)] for launch, _ in kernels]
@@ -243,6 +276,7 @@ def _ran(
         if any(name in names for names in taken):
             begins = any(f"{name}_start" in names for names in taken)
             values[name], values[f"{name}_start"] = memory.put(name, given, begins=begins)
+    values |= starts or {}
     for (launch, kernel), names in zip(kernels, taken, strict=True):
         kernel.set_args(*[values[name] for name in names])
         cl.enqueue_nd_range_kernel(memory.queue, kernel, (launch.groups * launch.lanes,), (launch.lanes,))
@@ -366,7 +400,7 @@ class _Memory:
     def put(self, name: str, given: Host, *, begins: bool) -> tuple[cl.Buffer, int]:
         """A buffer with the array in it, and the array's first index there: 0 where kernels know no other."""
         start = _GUARD if begins else 0
-        flat = np.full(start + given.size + _GUARD, 0x7FC0FFEE if given.dtype.kind == "u" else np.nan, given.dtype)
+        flat = np.full(start + given.size + _GUARD, 0xA5 if given.dtype.kind == "u" else np.nan, given.dtype)
         flat[start : start + given.size] = given.reshape(-1)
         buffer = cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=flat)
         self._put[name] = buffer, flat, start, given.size

@@ -41,6 +41,7 @@ CHECK = "check"  # the part that is no runtime: `oclbn check --all`
 PLANNED = (  # kernels that take groups of one work-item on some devices, of several on others
     *dict.fromkeys(k for op in OPERATIONS.values() for k in (op.resident, *op.split) if k),
     "merge",
+    "pack",
 )
 OTHERS = ("accumulate", "copy")  # whose groups are of one size on a device
 VENDORS = Path("/etc/OpenCL/vendors")

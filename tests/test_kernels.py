@@ -28,6 +28,7 @@ from oclbn.functional import (
     plain_copy,
     statistics,
 )
+from oclbn.gpuarray import pack
 from oclbn.hostile import Offset, make
 from oclbn.kept import kept
 from oclbn.plan import OPERATIONS
@@ -100,6 +101,8 @@ def test_every_form_agrees_with_the_reference(
         check_moments(queue, host, axis)
         check_backward(queue, host, axis)
         parts = [np.ascontiguousarray(part) for part in (host.x[:1], host.x[1:])]
+        transposed = tuple(range(host.x.ndim))[::-1]
+        np.testing.assert_array_equal(pack(put(queue, host.x).transpose(transposed)).get(), host.x.T)
         check_statistics(merge(*(statistics(put(queue, part), axis=axis) for part in parts)), host, axis)
         arrays = [put(queue, a) for a in (host.x, host.dy, host.scale, host.running_mean, host.running_var)]
         into = {name: cla.zeros(queue, host.scale.size, np.float32) for name in ("scale_grad", "bias_grad")}

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from test_functional import check_backward, check_inference, check_moments, check_training, everything, put
 
-from oclbn import functional, proof, sources
+from oclbn import functional, gpuarray, proof, sources
 from oclbn.cli import group
 from oclbn.errors import DeviceError, DriverWarning
 from oclbn.functional import explain
@@ -267,6 +267,20 @@ def test_a_wrong_merge_is_an_error(fresh: Callable[..., cl.CommandQueue]) -> Non
         functional.merge(set_of_two, set_of_two)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("target[to + i] = source[from + i];", "target[to + i] = source[from + i + 1];", id="rows"),
+        pytest.param("source[from + i * source_step];", "source[from + i];", id="steps"),
+        pytest.param("PLACE(size1, source1, target1)", "", id="a dimension"),
+    ],
+)
+def test_a_wrong_pack_is_an_error(fresh: Callable[..., cl.CommandQueue], old: str, new: str) -> None:
+    queue = fresh(Injection("pack.cl", old, new, "1", {}))
+    with pytest.raises(DeviceError, match=r"pack is wrong.*target"):
+        gpuarray.pack(put(queue, np.ones((4, 5), np.float32)).T)
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize("shape", [(6, 33, 7, 7), (40, 21), (3, 5, 1500)], ids=str)
 def test_a_driver_that_is_right_is_believed(
@@ -277,6 +291,8 @@ def test_a_driver_that_is_right_is_believed(
         everything(queue, make(shape, axis), axis)
         sets = functional.statistics(put(queue, make(shape, axis).x), axis=axis)
         functional.merge(sets, sets)
+        for dtype in (np.uint8, np.float16, np.float32, np.complex64, np.complex128):
+            gpuarray.pack(put(queue, np.ones(shape, dtype))[::-1])
     proofs = [record for record in caplog.records if record.name == "oclbn.proof"]
     assert len(proofs) >= 4  # of five operations; some share their form with another
     assert all(record.seconds > 0 for record in proofs)  # type: ignore[attr-defined]
