@@ -34,12 +34,13 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from . import arguments, pages, program, proof, strided
-from .device import driver_errors, lacks_memory, limits, tuning_names
-from .errors import ArrayTypeError, ContextError, DtypeError, LayoutError, ParameterError, ShapeError, SizeError
+from . import arguments, program, proof, strided
+from .device import driver_errors, limits, tuning_names
+from .errors import ArrayTypeError, ContextError, DtypeError, LayoutError, ParameterError, ShapeError
 from .kept import kept
 from .order import Order
 from .plan import OPERATIONS, Build, DeviceLimits, Geometry, Launch, Plan, Tuning, fitting_plan, floor_power
+from .results import allocated, fill, fresh_result, per_channel_results, queue_of, result_like, scratch, temporary
 from .tuning import tuning_for
 
 __all__ = [
@@ -57,7 +58,6 @@ __all__ = [
 _ACCUMULATE_GROUPS = 256  # per compute unit: parameters are small, and few work-items are many enough
 _COPY_GROUPS = 64  # per compute unit: enough to share the work evenly, few enough to cost nothing
 _MOST_PREPARED = 2048  # shapes remembered per thread
-_MOST_MODELS = 256  # shapes remembered per object that stands for a context
 _BACKWARD = ("backward", "constant")
 _DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1, "grad_scale": 1.0, "grad_momentum": 0.0}
 _MOMENTS = ("mean", "mean_rest", "m2", "m2_rest")  # the arrays of Statistics
@@ -144,7 +144,7 @@ def batch_norm_train(
     if count == 1 and x.size:
         raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
     if x.size == 0:
-        undefined = _per_channel_results(x, axis, scale)
+        undefined = per_channel_results(x, axis, scale)
         return _Empty((result_like(x) if out is None else out, *undefined), undefined, math.nan)
     try:
         prepared = _prepare("train", x, axis, out=out)
@@ -153,7 +153,7 @@ def batch_norm_train(
         again = functools.partial(_calls[batch_norm_train], x, scale, bias, running_mean, running_var)
         options = {"epsilon": epsilon, "factor": factor, "axis": axis, "guard": guard, "skipped": skipped}
         return _in_order(x, axis, None, out, lambda _, y: again(out=y, **options))
-    save_mean, save_invstd = _per_channel_results(x, axis, scale)
+    save_mean, save_invstd = per_channel_results(x, axis, scale)
     return _Call(
         (y, save_mean, save_invstd),
         prepared,
@@ -280,7 +280,7 @@ def batch_norm_backward(
     if writes:
         arguments.exclusive(writes, {"x": x, **reads})
     if x.size == 0:
-        sums = _per_channel_results(x, axis, scale)
+        sums = per_channel_results(x, axis, scale)
         gathered = [
             accumulation(into, array, scale=grad_scale, momentum=grad_momentum)
             for array, into in zip(sums, (scale_grad, bias_grad), strict=True)
@@ -297,7 +297,7 @@ def batch_norm_backward(
         return _in_order(
             x, axis, dy, out, lambda dy, dx: again(x, dy, scale, save_mean, save_invstd, out=dx, **into, **numbers)
         )
-    dscale, dbias = _per_channel_results(x, axis, scale)
+    dscale, dbias = per_channel_results(x, axis, scale)
     count = _count(x, axis)
     return _Call(
         (dx, dscale, dbias),
@@ -339,10 +339,10 @@ def moments(x: Array, /, *, axis: int = 1) -> _Call[tuple[int, Array, Array]]:
     axis = arguments.axis_of(axis, x)
     count = _count(x, axis)
     if x.size == 0:
-        zeros = _per_channel_results(x, axis, None)
+        zeros = per_channel_results(x, axis, None)
         return _Empty((count, *zeros), zeros, 0)
     prepared = _prepare("moments", x, axis)
-    mean, m2 = _per_channel_results(x, axis, None)
+    mean, m2 = per_channel_results(x, axis, None)
     arrays = {"x": x, "mean": mean, "mean_rest": None, "m2": m2, "m2_rest": None}
     return _Call((count, mean, m2), prepared, x, arrays, {}, (mean, m2))
 
@@ -372,7 +372,7 @@ def statistics(x: Array, /, *, axis: int = 1) -> _Call[Statistics]:
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     count = _count(x, axis)
-    made = (*_per_channel_results(x, axis, None), *_per_channel_results(x, axis, None))
+    made = (*per_channel_results(x, axis, None), *per_channel_results(x, axis, None))
     result = Statistics(count, *made)
     if x.size == 0:
         return _Empty(result, made, 0)
@@ -409,7 +409,7 @@ def merge(first: Statistics, /, *others: Statistics) -> _Call[Statistics]:
         raise ContextError("first.mean has no queue; give it one with first.mean.with_queue(queue)")
     _check_fp64("first.mean", model, model.queue)
     prepared = _prepare_merge(model) if model.size else None
-    made = _allocated(model, model.nbytes, lambda: [empty_like(model, model.queue, model.allocator) for _ in _MOMENTS])
+    made = allocated(model, model.nbytes, lambda: [empty_like(model, model.queue, model.allocator) for _ in _MOMENTS])
     result = Statistics(total, *made)
     if prepared is None:
         return _Empty(result)
@@ -493,7 +493,7 @@ def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
     compiler can.
     """
     arguments.flat_pair("x", x, "y", y)
-    queue = _queue(x)
+    queue = queue_of(x)
     facts = limits(queue.device)
     lanes, vec = (1, 8) if facts.kind == "cpu" else (min(256, facts.max_group), 1)
     piece = max(lanes * vec, x.size // (facts.compute_units * _COPY_GROUPS) // (lanes * vec) * (lanes * vec))
@@ -614,7 +614,7 @@ class _Prepared:
         """Set the kernels' arguments, by the names that they give them; returns what has to live until the launch."""
         memory: dict[str, Any] = {name: None if array is None else array.base_data for name, array in arrays.items()}
         if self.plan.scratch:
-            memory["partial"] = _scratch(x, self.plan.scratch)
+            memory["partial"] = scratch(x, self.plan.scratch)
         changing: list[Any] = [None if array is None else array.offset for array in arrays.values()]
         changing += numbers.values()
         if changing == self._changing:
@@ -663,13 +663,13 @@ class _Call(Generic[_R]):
     def run(self) -> _R:
         """Enqueue it, by the kernels of all calls with these shapes."""
         memory = self._prepared.set(self._x, self._arrays, self._numbers)
-        self._prepared.launch(_queue(self._x), self._arrays.values(), self._written)
+        self._prepared.launch(queue_of(self._x), self._arrays.values(), self._written)
         del memory
         return self.results
 
     def bound(self) -> Callable[[], _R]:
         """What enqueues it each time, by kernels of its own, whose arguments are set now."""
-        self._prepared, queue = self._prepared.anew(_queue(self._x).context), _queue(self._x)
+        self._prepared, queue = self._prepared.anew(queue_of(self._x).context), queue_of(self._x)
         self._memory = self._prepared.set(self._x, self._arrays, self._numbers)  # kernels do not keep their buffers
         arrays = {name: array for name, array in self._arrays.items() if array is not None}
         touched = tuple(arrays.values())
@@ -693,7 +693,7 @@ class _Empty(_Call[_R]):
 
     def run(self) -> _R:
         for array in self._fill:
-            _fill(array, self._value)
+            fill(array, self._value)
         for start in self._after:
             start()
         return self.results
@@ -746,7 +746,7 @@ def _remembered(context: cl.Context, key: Hashable, make: Callable[[], _Prepared
 
 def _prepare_merge(model: Array) -> _Prepared:
     """The kernel that merges statistics like this one."""
-    queue, channels = _queue(model), model.size
+    queue, channels = queue_of(model), model.size
     most = limits(queue.device).compute_units * _ACCUMULATE_GROUPS
 
     def cut(lanes: int) -> tuple[int, dict[str, int]]:
@@ -795,7 +795,7 @@ def _copying(x: Array, source: Array, target: Array) -> _Call[None]:
     grain = math.gcd(itemsize, source.offset, target.offset)
     found = strided.cut(source.shape, itemsize, source.strides, target.strides, grain)
     prepared = _prepare_single(
-        "pack", _queue(x), found, {"BYTES": found.item}, functools.partial(strided.numbers, found)
+        "pack", queue_of(x), found, {"BYTES": found.item}, functools.partial(strided.numbers, found)
     )
     arrays: dict[str, Array | None] = {"source": source, "target": target}
     calls = [
@@ -816,9 +816,9 @@ def _in_order(
     given = {name: array for name, array in (("dy", dy), ("out", out)) if array is not None}
     astray = arguments.astray(x, axis, {name: array.strides for name, array in given.items()})
     if out is None and not arguments.dense_order(x)[1]:
-        out = _result(x, None)
+        out = fresh_result(x, None)
         astray.add("out")
-    inner_dy, inner_out = (_temporary(x) if name in astray else given.get(name) for name in ("dy", "out"))
+    inner_dy, inner_out = (temporary(x) if name in astray else given.get(name) for name in ("dy", "out"))
     calls: list[_Call[Any]] = []
     if "dy" in astray and inner_dy is not None:
         calls.append(_copying(x, given["dy"], inner_dy))
@@ -829,15 +829,9 @@ def _in_order(
     return _Sequence(main.results, calls)
 
 
-def _temporary(x: Array) -> Array:
-    """An array like result_like's that lives until work on it is done, whoever lets go of it."""
-    strides = arguments.dense_strides(x)
-    return Array(x.queue, x.shape, x.dtype, strides=strides, data=_scratch(x, x.size))
-
-
 def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> _Prepared:
     """Layout, plan and kernels for these shapes and strides; without `out`, for a result as result_like makes it."""
-    queue = _queue(x)
+    queue = queue_of(x)
     device = queue.device
     tuning = tuning_for(*tuning_names(device))
     strides = (x.strides, None if dy is None else dy.strides, None if out is None else out.strides)
@@ -847,16 +841,16 @@ def _prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: 
 
 
 def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | None, tuning: Tuning) -> _Prepared:
-    device = _queue(x).device
+    device = queue_of(x).device
     facts = limits(device)
-    _check_fp64("x", x, _queue(x))
+    _check_fp64("x", x, queue_of(x))
     others: dict[str, tuple[int, ...]] = {}  # by the names that the caller knows
     if dy is not None:
         others["dy"] = dy.strides
     if operation != "moments":
         others["out"] = arguments.dense_strides(x) if out is None else out.strides
     layout = arguments.layout(x, axis, others)
-    context = _queue(x).context
+    context = queue_of(x).context
 
     def most(launch: Launch) -> int:
         return program.most_lanes(program.kernel(context, launch.build, launch.kernel), device)
@@ -906,12 +900,6 @@ def _check_fp64(name: str, array: Array, queue: cl.CommandQueue) -> None:
         raise DtypeError(f"{name} is {array.dtype}; {queue.device.name.strip()} computes in float32 only")
 
 
-def _queue(x: Array) -> cl.CommandQueue:
-    """x's queue, which arguments.tensor has seen."""
-    assert x.queue is not None
-    return x.queue
-
-
 def _start(array: Array) -> int:
     """Index in its buffer of an array's first element."""
     return array.offset // array.dtype.itemsize
@@ -921,92 +909,3 @@ def _count(x: Array, axis: int) -> int:
     """Values per channel."""
     channels = x.shape[axis]
     return x.size // channels if channels else math.prod(x.shape[:axis] + x.shape[axis + 1 :])
-
-
-def result_like(x: Array) -> Array:
-    """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps.
-
-    From x's allocator; without one, on a processor, in large pages where those are worth the request. LayoutError where
-    pyopencl can do nothing with an array of that order.
-    """
-    strides, plain = arguments.dense_order(x)
-    if not plain:
-        raise LayoutError(f"an array of shape {x.shape} and strides {strides} is neither in C nor in Fortran order")
-    return _result(x, strides)
-
-
-def _result(x: Array, strides: tuple[int, ...] | None) -> Array:
-    """An uninitialised array of x's shape and dtype; without strides in C order."""
-    model = x if strides == x.strides else _model(_queue(x).context, x.shape, x.dtype, strides)
-
-    def make() -> Array:
-        made: Array = empty_like(model, x.queue, x.allocator)
-        if x.allocator is None:
-            pages.enlarge(made, often=True)
-        return made
-
-    made: Array = _allocated(x, x.nbytes, make)
-    return made
-
-
-def _per_channel_results(x: Array, axis: int, scale: Array | None) -> tuple[Array, Array]:
-    """Two uninitialised arrays of one number per channel."""
-    model = scale
-    if model is None or model.allocator is not x.allocator:
-        model = _model(_queue(x).context, (x.shape[axis],) if scale is None else scale.shape, x.dtype)
-    made: tuple[Array, Array] = _allocated(
-        x, model.nbytes, lambda: (empty_like(model, x.queue, x.allocator), empty_like(model, x.queue, x.allocator))
-    )
-    return made
-
-
-def _model(
-    context: cl.Context, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None = None
-) -> Array:
-    """An array without memory, to make others like: that takes an eighth of what the constructor does."""
-    # On the object itself, as pyopencl does it: models keep it alive, and are to go with it.
-    models: dict[Any, Array] | None = getattr(context, "_oclbn_models", None)
-    if models is None or len(models) >= _MOST_MODELS:
-        models = context._oclbn_models = {}  # type: ignore[attr-defined]
-    key = (shape, dtype, strides)
-    found = models.get(key)
-    if found is None:
-        found = models[key] = Array(context, shape, dtype, strides=strides, data=b"")
-    return found
-
-
-def _scratch(x: Array, size: int) -> Any:
-    """A buffer for `size` numbers of x's dtype.
-
-    Never from x's allocator: a pool would hand it out again while kernels that are still to run use it. A buffer of the
-    driver's own lives until they are done, whoever lets go of it.
-    """
-    nbytes = size * x.dtype.itemsize
-    context = _queue(x).context
-    return _allocated(x, nbytes, lambda: cl.Buffer(context, cl.mem_flags.READ_WRITE, nbytes))
-
-
-def _allocated(x: Array, nbytes: int, make: Callable[[], Any]) -> Any:
-    """What make() allocates on x's device, of `nbytes` each.
-
-    SizeError where the device cannot hold those in one buffer, or has no memory left.
-    """
-    device = _queue(x).device
-    most = limits(device).max_alloc_bytes
-    if nbytes > most:
-        raise SizeError(f"a result needs {nbytes:,} bytes; {device.name.strip()} allocates at most {most:,} at once")
-    try:
-        return make()
-    except (cl.Error, MemoryError) as error:
-        if not lacks_memory(error):
-            raise
-        raise SizeError(f"{device.name.strip()} has no room for a result of {nbytes:,} bytes: {error}") from error
-
-
-def _fill(array: Array, value: float) -> None:
-    """Every element becomes `value`, by the driver's command: pyopencl's own fill would compile a kernel."""
-    if array.size and array.queue is not None:
-        memory: Any = array.base_data
-        pattern, order = array.dtype.type(value), Order(array.queue, (array,))
-        given = pattern, array.offset, array.nbytes, order.events
-        order.note(cl.enqueue_fill_buffer(array.queue, memory, *given), (array,))

@@ -14,6 +14,7 @@ import pyopencl.array as cla
 from . import functional, gpuarray
 from .errors import DeviceError
 from .peers import checking, contract
+from .results import result_like
 from .suites import Shape
 from .turns import Entry
 
@@ -135,7 +136,7 @@ class Work:
         return [self._entry("copy", name, call) for name, call in zip(COPIES, calls, strict=True)]
 
     def _target(self) -> cla.Array:
-        return functional.result_like(self.x) if self._out is None else self._out
+        return result_like(self.x) if self._out is None else self._out
 
     def _entry(self, who: str, operation: str, call: Callable[[], Any], plan: str = "") -> Entry:
         def turn(count: int, warm: bool) -> list[float]:

@@ -43,6 +43,7 @@ LAYERS = [
     "suites",
     "gpuarray",
     "functional",
+    "results",
     "order",
     "arguments",
     "proof",
