@@ -1,9 +1,15 @@
 """How long a new process takes to its first gradient, with empty caches and with those that a process before left.
 
     python benchmarks/startup.py [--device SPEC]... [--shape 32,64,28,28] [--rounds 5]
+    python benchmarks/startup.py --network [--device SPEC]... [--rounds 5]
 
 Each process imports oclbn, and then, timed: finds the device, makes the arrays, trains, goes backward and reads the
 result. The caches of POCL, pyopencl, Mesa and NVIDIA lie in a temporary folder. Milliseconds; warm: medians.
+
+With --network it trains, goes backward and infers with all of ResNet-50's layer shapes at batch 32, with proofs of kernels
+(oclbn.proof) and without, each with caches of its own: what proofs cost beside compiling, and, warm, what finding out
+costs that a kernel was proven before. "proving" is the time within proofs but for what compiles there in either case: the
+difference of the two cold totals has all, and is the figure to trust where it is larger than the noise.
 """
 
 from __future__ import annotations
@@ -11,13 +17,16 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,25 +65,88 @@ def child(spec: str, shape: tuple[int, ...]) -> None:
     print(json.dumps({**told, "seconds": found}))
 
 
-def start(spec: str, shape: str, caches: Path) -> dict[str, object]:
+def network(spec: str) -> None:
+    """Print the seconds of every layer's first calls, of proofs, and of finding verdicts, as JSON."""
+    import pyopencl as cl
+
+    import oclbn.device
+    from oclbn import functional, gpuarray, proof
+    from oclbn.suites import SUITES
+
+    inside = {"deciding": 0.0, "planning": 0.0, "proving": 0.0}
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return call(*args)
+            finally:
+                inside[name] += time.perf_counter() - begun
+
+        return run
+
+    proof.proven_plan, proof.fitting_plan = timed("deciding", proof.proven_plan), timed("planning", proof.fitting_plan)
+    proof._prove = timed("proving", proof._prove)
+    queue = oclbn.device.queue_for(spec or None)
+    largest = max(math.prod(shape) for shape, _ in SUITES["resnet50"])
+    flat = [gpuarray.zeros(largest, queue=queue) for _ in range(3)]
+    ones = gpuarray.ones(2048, queue=queue)
+    queue.finish()
+    begun = time.perf_counter()
+    for shape, axis in SUITES["resnet50"]:
+        x, dy, out = (array[: math.prod(shape)].reshape(shape) for array in flat)
+        one = ones[: shape[axis]]
+        _, *saved = functional.batch_norm_train(x, one, one, None, None, out=out)
+        functional.batch_norm_backward(x, dy, one, *saved, out=out)
+        functional.batch_norm_infer(x, one, one, one, one, out=out)
+    queue.finish()
+    total = time.perf_counter() - begun
+    device: cl.Device = queue.device
+    told = {"name": device.name.strip(), "version": device.platform.version.strip(), "programs": 0}
+    finding = inside["deciding"] - inside["planning"] - inside["proving"]
+    print(json.dumps({**told, "seconds": {"all": total, "proving": inside["proving"], "finding": finding}}))
+
+
+def start(spec: str, shape: str, caches: Path, *more: str, **environment: str) -> dict[str, Any]:
     """What a child process says."""
     variables = ("XDG_CACHE_HOME", "POCL_CACHE_DIR", "PYOPENCL_CACHE_DIR", "CUDA_CACHE_PATH", "MESA_SHADER_CACHE_DIR")
     places = {name: str(caches / name.lower()) for name in variables}
     for place in places.values():
         Path(place).mkdir(exist_ok=True)
-    command = [sys.executable, __file__, "--child", "--device", spec, "--shape", shape]
-    done = subprocess.run(command, env={**os.environ, **places}, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, object] = json.loads(done.stdout)
+    command = [sys.executable, __file__, "--child", "--device", spec, "--shape", shape, *more]
+    given = {**os.environ, **places, **environment}
+    done = subprocess.run(command, env=given, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def compare_network(specs: tuple[str, ...], rounds: int) -> None:
+    """Print a table: with proofs and without, cold and warm."""
+    print(f"{'':44}{'with':>10}{'without':>10}{'proving':>10}{'finding':>10}")
+    for spec in specs:
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+            pairs = []
+            for _ in range(1 + rounds):  # in turns
+                found = start(spec, "", Path(one), "--network", OCLBN_PROVE="1")
+                pairs.append((found, start(spec, "", Path(other), "--network", OCLBN_PROVE="0")))
+        name = f"{pairs[0][0]['name']}, {pairs[0][0]['version']}"[:37]
+        for temperature, several in (("cold", pairs[:1]), ("warm", pairs[1:])):
+            columns = [[a["seconds"]["all"] for a, _ in several], [b["seconds"]["all"] for _, b in several]]
+            columns += [[a["seconds"][what] for a, _ in several] for what in ("proving", "finding")]
+            print(f"{name:38} {temperature:5}" + "".join(f"{1e3 * statistics.median(c):10.1f}" for c in columns))
 
 
 @click.command()
 @click.option("--device", "specs", multiple=True, default=[""], help="As for `oclbn bench`; repeatable.")
 @click.option("--shape", default="32,64,28,28", show_default=True)
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--network", "is_network", is_flag=True, help="All of ResNet-50's layers, with proofs and without.")
 @click.option("--child", "is_child", is_flag=True, hidden=True)
-def main(specs: tuple[str, ...], shape: str, rounds: int, is_child: bool) -> None:
+def main(specs: tuple[str, ...], shape: str, rounds: int, is_network: bool, is_child: bool) -> None:
     """Print two lines per device: cold and warm."""
+    if is_network:
+        network(specs[0]) if is_child else compare_network(specs, rounds)
+        return
     if is_child:
         child(specs[0], tuple(int(part) for part in shape.split(",")))
         return
