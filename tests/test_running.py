@@ -14,7 +14,7 @@ from tolerances import assert_within
 from oclbn import reference
 from oclbn.bounds import Bound
 from oclbn.errors import ParameterError
-from oclbn.functional import batch_norm_train
+from oclbn.functional import batch_norm_train, bind
 from oclbn.hostile import Spoiled, gaussian, make
 from oclbn.tuning import using
 
@@ -58,6 +58,25 @@ def test_an_average_over_the_batches_that_entered(
     start = np.full(channels, 8)
     start[-1], start[0] = 1, 0
     assert (skipped.get() + entered - start).tolist() == [5] * channels
+
+
+@pytest.mark.parametrize("bound", [False, True], ids=["called", "bound"])
+def test_running_statistics_of_all_data(queue: cl.CommandQueue, bound: bool) -> None:
+    """With factor 0 they are the plain average of the batches, however many, and of the finite ones alone."""
+    data = np.random.default_rng(5).normal(3, 2, (40, 16, 4)).astype(np.float32)
+    data[7, 3, 1] = np.nan
+    x, mean, var = put(queue, data[0]), put(queue, np.zeros(4, np.float32)), put(queue, np.ones(4, np.float32))
+    options: dict[str, Any] = {"factor": 0.0, "entered": put(queue, np.zeros(4, np.uint32))}
+    step = bind(batch_norm_train, x, None, None, mean, var, **options) if bound else None
+    for batch in data:
+        x.set(batch)
+        if step:
+            step()
+        else:
+            batch_norm_train(x, None, None, mean, var, **options)
+    assert options["entered"].get().tolist() == [40, 39, 40, 40]
+    np.testing.assert_allclose(mean.get(), np.nanmean(data.astype(np.float64).mean(axis=1), axis=0), rtol=1e-5)
+    np.testing.assert_allclose(var.get(), np.nanmean(data.astype(np.float64).var(axis=1, ddof=1), axis=0), rtol=1e-5)
 
 
 def test_counters_stay_at_their_end(queue: cl.CommandQueue) -> None:
