@@ -260,10 +260,10 @@ def dense_order(x: Array) -> tuple[tuple[int, ...], bool]:
 
 @functools.lru_cache(maxsize=4096)
 def _dense_order(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], bool]:
-    dense, size = [0] * len(shape), itemsize
+    shape, dense, size = _integers(shape), [0] * len(shape), itemsize
     for d in sorted(range(len(shape)), key=lambda d: (abs(strides[d]) or math.inf, -d)):
         dense[d] = size
-        size *= max(1, int(shape[d]))
+        size *= max(1, shape[d])
     longer = [stride for stride, extent in zip(dense, shape, strict=True) if extent > 1]
     plain = 0 in shape or longer in (sorted(longer), sorted(longer, reverse=True))
     return tuple(dense), plain
@@ -273,7 +273,8 @@ def _dense_order(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
 def _layout(
     shape: tuple[int, ...], axis: int, itemsize: int, byte_strides: tuple[tuple[int, ...], ...]
 ) -> Layout | None:
-    strides = [tuple(stride // itemsize for stride in one) for one in byte_strides]
+    shape = _integers(shape)
+    strides = [tuple(int(stride) // itemsize for stride in one) for one in byte_strides]
     channels = shape[axis]
     dims = [d for d in range(len(shape)) if d != axis and shape[d] != 1]
     dims.sort(key=lambda d: -(abs(strides[0][d]) or math.inf))
@@ -302,6 +303,11 @@ def _layout(
     return None
 
 
+def _integers(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """As Python's own: pyopencl takes NumPy's as sizes, whose products may leave their range."""
+    return tuple(map(int, numbers))
+
+
 def _pairs(rows: tuple[int, ...], channels: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(rows, channels, strict=True))
 
@@ -321,7 +327,7 @@ def _meets_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: in
     """Whether a dimension steps less far than the dimensions below it reach."""
     if 0 in shape:
         return False  # whatever the strides: NumPy gives empty arrays any
-    reach = itemsize
+    shape, strides, reach = _integers(shape), _integers(strides), itemsize
     for stride, size in sorted((abs(stride), size) for size, stride in zip(shape, strides, strict=True) if size > 1):
         if stride < reach:
             return True
@@ -375,7 +381,7 @@ def _reach(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> t
     """First byte of an array and the one behind its last, counted from where its first element begins."""
     if 0 in shape:
         return 0, 0
-    ends = [(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]
+    ends = [(int(size) - 1) * int(stride) for size, stride in zip(shape, strides, strict=True)]
     return sum(end for end in ends if end < 0), sum(end for end in ends if end > 0) + itemsize
 
 
@@ -458,7 +464,7 @@ def _dense(name: str, a: Array) -> None:
             f"{name} has shape {a.shape} and strides {a.strides}; its elements must lie side by side, "
             f"as those of oclbn.gpuarray.pack({name}) do"
         )
-    if a.size and not 0 <= a.offset <= _room(a) - a.nbytes:
+    if a.size and not 0 <= a.offset <= _room(name, a) - a.nbytes:
         raise _outside(name, a, 0, a.nbytes)
 
 
@@ -466,21 +472,32 @@ def _within(name: str, a: Array) -> None:
     """ShapeError unless all elements lie within the buffer: a kernel would read and write what is not the array's."""
     if a.size:
         low, high = _reach(a.shape, a.strides, a.dtype.itemsize)
-        if a.offset + low < 0 or a.offset + high > _room(a):
+        if a.offset + low < 0 or a.offset + high > _room(name, a):
             raise _outside(name, a, low, high)
 
 
-def _room(a: Array) -> int:
+def _room(name: str, a: Array) -> int:
     """Bytes of the memory that an array with elements lies in."""
     data: Any = a.base_data
+    if type(data) is not cl.Buffer and not _is_memory(data):
+        raise ArrayTypeError(
+            f"{name} lies in a {type(data).__module__}.{type(data).__qualname__}; a pyopencl.Buffer or SVM is wanted"
+        )
     size: int = data.size
     return size
+
+
+def _is_memory(data: Any) -> bool:
+    """Whether kernels can be given a pointer to it."""
+    if isinstance(data, cl.MemoryObjectHolder):
+        return bool(data.type == cl.mem_object_type.BUFFER)
+    return isinstance(data, cl.SVMPointer)
 
 
 def _outside(name: str, a: Array, low: int, high: int) -> ShapeError:
     return ShapeError(
         f"{name} with shape {a.shape}, strides {a.strides} and offset {a.offset} takes bytes {a.offset + low} to "
-        f"{a.offset + high} of a buffer that has {_room(a)}; an array that lies within its buffer is wanted"
+        f"{a.offset + high} of a buffer that has {_room(name, a)}; an array that lies within its buffer is wanted"
     )
 
 
@@ -504,5 +521,5 @@ def _is_dense_vector(shape: tuple[int, ...], strides: tuple[int, ...], itemsize:
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if stride != expected if size > 1 else stride % itemsize:
             return False
-        expected *= max(1, size)
+        expected *= max(1, int(size))
     return True

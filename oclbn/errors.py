@@ -57,7 +57,7 @@ class ParameterError(OclbnError, ValueError):
 
 
 class ArrayTypeError(OclbnError, TypeError):
-    """An argument is not a pyopencl.array.Array."""
+    """An argument is not a pyopencl.array.Array, or one that lies in no buffer."""
 
 
 class DtypeError(OclbnError, TypeError):

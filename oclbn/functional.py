@@ -907,5 +907,5 @@ def _start(array: Array) -> int:
 
 def _count(x: Array, axis: int) -> int:
     """Values per channel."""
-    channels = x.shape[axis]
-    return x.size // channels if channels else math.prod(x.shape[:axis] + x.shape[axis + 1 :])
+    channels = int(x.shape[axis])
+    return x.size // channels if channels else math.prod(map(int, x.shape[:axis] + x.shape[axis + 1 :]))

@@ -13,7 +13,7 @@ for those of zeros, lie in large pages where oclbn.pages can have them.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyopencl as cl
@@ -90,7 +90,7 @@ def empty(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue
 @driver_errors("zeros")
 def zeros(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
     """A new array of `shape`, filled with 0."""
-    return cl_array.zeros(_roomy(queue, shape, dtype), shape, np.dtype(dtype))
+    return cl_array.zeros(_roomy(queue, shape, dtype), _sizes(shape), np.dtype(dtype))
 
 
 def ones(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
@@ -123,9 +123,16 @@ def ones_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
 
 
 def _empty(shape: Shape, dtype: DTypeLike, queue: cl.CommandQueue | None, order: str = "C") -> Array:
-    array = cl_array.empty(_roomy(queue, shape, dtype), shape, np.dtype(dtype), order)
+    array = cl_array.empty(_roomy(queue, shape, dtype), _sizes(shape), np.dtype(dtype), order)
     pages.enlarge(array, often=False)
     return array
+
+
+def _sizes(shape: Shape) -> Shape:
+    """With Python's own integers for NumPy's, which pyopencl would keep."""
+    if np.ndim(shape) == 0:
+        return int(shape) if isinstance(shape, np.integer) else shape
+    return tuple(int(size) if isinstance(size, np.integer) else size for size in cast("tuple[int, ...]", shape))
 
 
 def _queue_of(ary: Array, name: str = "ary") -> cl.CommandQueue:

@@ -12,6 +12,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from data import ONE_PER_CHANNEL
+from pyopencl.tools import SVMAllocator, SVMPool
 
 from oclbn import BatchNorm, functional
 from oclbn.errors import (
@@ -402,6 +403,75 @@ def test_arrays_beyond_their_buffers(queue: cl.CommandQueue, call: str, name: st
         bad = cla.Array(queue, good.shape, good.dtype, data=part)
     arguments[name] = bad
     rejects(call, arguments, ShapeError, ValueError, name, str(bad.shape), str(bad.base_data.size), "buffer")
+
+
+@pytest.mark.usefixtures("_not_launched")
+@pytest.mark.parametrize("kind", ["image", "local memory", "NumPy array", "bytes", "address"])
+@pytest.mark.parametrize(("call", "name"), EVERY)
+def test_arrays_in_what_is_no_buffer(queue: cl.CommandQueue, call: str, name: str, kind: str) -> None:
+    arguments = valid(queue, call)
+    good = arguments[name]
+    makers = {
+        "image": lambda: cl.image_from_array(queue.context, np.zeros((16, 16), np.float32), 1),
+        "local memory": lambda: cl.LocalMemory(4 * good.size),
+        "NumPy array": lambda: np.zeros(good.nbytes, np.uint8),
+        "bytes": lambda: bytes(good.nbytes),
+        "address": lambda: 4096,
+    }
+    try:
+        data = makers[kind]()
+    except cl.Error as error:
+        pytest.skip(f"needs a device with images: {error}")
+    arguments[name] = cla.Array(queue, good.shape, good.dtype, data=data)
+    with pytest.raises(ArrayTypeError, match=rf"^{name} lies in a .*; a pyopencl.Buffer or SVM is wanted"):
+        invoke(call, arguments)
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint16], ids=lambda integer: integer.__name__)
+@pytest.mark.parametrize("call", CALLS)
+def test_sizes_that_are_numpys(queue: cl.CommandQueue, call: str, integer: Any) -> None:
+    """pyopencl keeps them as they come. No other test has these shapes: plans for equal numbers would serve."""
+    shape = (6, 4, {np.int64: 3, np.int32: 9, np.uint16: 11}[integer])
+    arguments = valid(queue, call, shape)
+
+    def numpys(a: cla.Array) -> cla.Array:
+        sizes, strides = (tuple(integer(number) for number in numbers) for numbers in (a.shape, a.strides))
+        return cla.Array(queue, sizes, a.dtype, data=a.base_data, strides=strides, offset=integer(0))
+
+    got = invoke(call, {name: numpys(array) for name, array in arguments.items()} | {"axis": integer(1)})
+    wanted = invoke(call, valid(queue, call, shape))
+    for one, two in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, wanted)), strict=True):
+        np.testing.assert_array_equal(*(r.get() if isinstance(r, cla.Array) else r for r in (one, two)))
+    if call == "moments":
+        assert type(got[0]) is int
+
+
+@pytest.mark.parametrize("kind", ["allocated", "pooled", "of the host"])
+@pytest.mark.parametrize("call", CALLS)
+def test_shared_virtual_memory(queue: cl.CommandQueue, call: str, kind: str) -> None:
+    if not queue.device.svm_capabilities & cl.device_svm_capabilities.COARSE_GRAIN_BUFFER:
+        pytest.skip(f"needs shared virtual memory; {queue.device.name} has none")
+    allocator = SVMAllocator(queue.context, queue=queue)
+    pool = SVMPool(allocator)
+
+    def shared(a: cla.Array) -> cla.Array:
+        if kind == "of the host":
+            memory = cl.SVM(cl.csvm_empty(queue.context, a.shape, a.dtype))
+            with memory.map_rw(queue) as host:
+                host[...] = a.get()
+            return cla.Array(queue, a.shape, a.dtype, data=memory)
+        return cla.to_device(queue, a.get(), allocator=allocator if kind == "allocated" else pool)
+
+    arguments = {name: shared(array) for name, array in valid(queue, call).items()}
+    got, wanted = invoke(call, arguments), invoke(call, valid(queue, call))
+    queue.finish()
+    for one, two in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, wanted)), strict=True):
+        if isinstance(one, cla.Array) and kind != "of the host":
+            np.testing.assert_array_equal(one.get(), two.get())
+    short = arguments["x"]
+    arguments["x"] = cla.Array(queue, (7, *short.shape[1:]), short.dtype, data=short.base_data)
+    with pytest.raises(ShapeError, match=r"^x with shape .* a buffer that has 480;"):
+        invoke(call, arguments)
 
 
 @pytest.mark.usefixtures("_not_launched")

@@ -49,6 +49,14 @@ def test_what_no_device_can_hold(bad: Any) -> None:
         gpuarray.to_gpu(bad)
 
 
+def test_sizes_that_are_numpys(queue: cl.CommandQueue) -> None:
+    for make in (gpuarray.empty, gpuarray.zeros, gpuarray.ones):
+        for shape in (np.int64(6), (np.int32(2), 3), [np.uint8(2), np.int64(3)]):
+            made = make(shape, queue=queue)
+            assert made.size == 6
+            assert {type(number) for number in (*made.shape, *made.strides)} == {int}
+
+
 def test_an_array_without_a_queue(queue: cl.CommandQueue) -> None:
     loose = gpuarray.zeros(2, queue=queue).with_queue(None)
     with pytest.raises(ParameterError, match="ary has no queue of its own; queue= must name one"):
