@@ -35,8 +35,10 @@ _COUNTERS = dict.fromkeys(("skipped", "entered"), np.dtype(np.uint32))
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
 _MOST_COUNT = (1 << 63) - 1
 _READ_ONLY = cl.mem_flags.READ_ONLY
+_BUFFER = cl.Buffer
 _MEMORY = (cl.Buffer, cl.MemoryObjectHolder)  # the class of most first, as being of a base takes longer to find out
-_PARENT, _OFFSET = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET
+_PARENT, _OFFSET, _SIZE = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET, cl.mem_info.SIZE
+_STATUS = cl.event_info.COMMAND_EXECUTION_STATUS  # asked for by get_info(), which takes half as long as a property
 # Steps that NumPy may spend on proving that interleaved views are disjoint. Its types before 2.5 allow 0 and -1 only.
 _OVERLAP_WORK: Any = 100_000
 
@@ -71,20 +73,23 @@ def array(name: str, value: Any) -> Array:
             f"{name} is a {came}; a pyopencl.array.Array is wanted (oclbn.gpuarray.to_gpu makes one of a NumPy array)"
         )
     for event in value.events:
-        if event.command_execution_status < 0:
+        if event.get_info(_STATUS) < 0:  # type: ignore[operator]
             raise _failed(name, event)
     return value
 
 
-def sound(arrays: Mapping[str, Array | None]) -> None:
+def sound(arrays: Mapping[str, Array]) -> None:
     """DeviceError where one of these arrays, by name, was left behind by a command that failed.
 
     Drivers do not see to that: work that waits for such a command is dropped by some and done by others, on whatever
     the memory holds; and on a queue in order nothing is waited for.
     """
-    for name, value in arrays.items():
-        if value is not None:
-            array(name, value)
+    last = None  # arrays that one call wrote have the same event
+    for name, a in arrays.items():
+        for event in a.events:
+            if event is not last and event.get_info(_STATUS) < 0:  # type: ignore[operator]
+                raise _failed(name, event)
+            last = event
 
 
 def _failed(name: str, event: cl.Event) -> DeviceError:
@@ -464,27 +469,33 @@ def _dense(name: str, a: Array) -> None:
             f"{name} has shape {a.shape} and strides {a.strides}; its elements must lie side by side, "
             f"as those of oclbn.gpuarray.pack({name}) do"
         )
-    if a.size and not 0 <= a.offset <= _room(name, a) - a.nbytes:
-        raise _outside(name, a, 0, a.nbytes)
+    data: Any = a.base_data
+    if type(data) is not _BUFFER or a.offset < 0 or a.offset + a.nbytes > data.get_info(_SIZE):  # type: ignore[operator]
+        _inside(name, a, 0, a.nbytes)
 
 
 def _within(name: str, a: Array) -> None:
     """ShapeError unless all elements lie within the buffer: a kernel would read and write what is not the array's."""
-    if a.size:
-        low, high = _reach(a.shape, a.strides, a.dtype.itemsize)
-        if a.offset + low < 0 or a.offset + high > _room(name, a):
-            raise _outside(name, a, low, high)
-
-
-def _room(name: str, a: Array) -> int:
-    """Bytes of the memory that an array with elements lies in."""
+    low, high = _reach(a.shape, a.strides, a.dtype.itemsize)
     data: Any = a.base_data
-    if type(data) is not cl.Buffer and not _is_memory(data):
+    if type(data) is not _BUFFER or a.offset + low < 0 or a.offset + high > data.get_info(_SIZE):  # type: ignore[operator]
+        _inside(name, a, low, high)
+
+
+def _inside(name: str, a: Array, low: int, high: int) -> None:
+    """The same of bytes counted from where the first element begins; ArrayTypeError for what is no memory."""
+    data: Any = a.base_data
+    if not a.size:
+        return
+    if not _is_memory(data):
         raise ArrayTypeError(
             f"{name} lies in a {type(data).__module__}.{type(data).__qualname__}; a pyopencl.Buffer or SVM is wanted"
         )
-    size: int = data.size
-    return size
+    if a.offset + low < 0 or a.offset + high > data.size:
+        raise ShapeError(
+            f"{name} with shape {a.shape}, strides {a.strides} and offset {a.offset} takes bytes {a.offset + low} to "
+            f"{a.offset + high} of a buffer that has {data.size}; an array that lies within its buffer is wanted"
+        )
 
 
 def _is_memory(data: Any) -> bool:
@@ -492,13 +503,6 @@ def _is_memory(data: Any) -> bool:
     if isinstance(data, cl.MemoryObjectHolder):
         return bool(data.type == cl.mem_object_type.BUFFER)
     return isinstance(data, cl.SVMPointer)
-
-
-def _outside(name: str, a: Array, low: int, high: int) -> ShapeError:
-    return ShapeError(
-        f"{name} with shape {a.shape}, strides {a.strides} and offset {a.offset} takes bytes {a.offset + low} to "
-        f"{a.offset + high} of a buffer that has {_room(name, a)}; an array that lies within its buffer is wanted"
-    )
 
 
 def _aligned(name: str, a: Array) -> None:
