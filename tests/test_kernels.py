@@ -17,7 +17,6 @@ from test_functional import all_bits, check_backward, check_inference, check_mom
 from test_merging import check as check_statistics
 
 from oclbn import functional, reference
-from oclbn.device import tuning_names
 from oclbn.functional import (
     accumulate,
     batch_norm_backward,
@@ -32,7 +31,7 @@ from oclbn.gpuarray import pack
 from oclbn.hostile import Offset, make
 from oclbn.kept import kept
 from oclbn.plan import OPERATIONS
-from oclbn.tuning import tuning_for, using
+from oclbn.tuning import using
 
 FORMS = [
     pytest.param({"variant": "resident", "lanes": 1, "vec": 4}, id="resident, one work-item"),
@@ -201,11 +200,11 @@ def test_a_group_that_sums_channels_while_it_writes_others(
     queue: cl.CommandQueue, shape: tuple[int, ...], form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups take several blocks of channels in turn where outputs go past the cache; with this one all do."""
-    if tuning_for(*tuning_names(queue.device)).most_steps:
+    if queue.device.platform.name == "rusticl" and int(queue.device.driver_version.partition(".")[0]) < 25:
         pytest.skip("this driver ends a work-item's loops early, so that no group takes several blocks")
     shrink(queue, monkeypatch, compute_units=1)
     host = make(shape, 1)
-    form = {"variant": "resident", "lanes": 1, "stream": True, "chains": 1, **form}
+    form = {"variant": "resident", "lanes": 1, "stream": True, "chains": 1, "most_steps": 0, **form}
     with using(**form):
         x = cla.to_device(queue, host.x)
         assert "chains of" in explain(x, operation="train")
