@@ -286,10 +286,10 @@ def test_a_number_taken_off_out_of_order(free_queue: cl.CommandQueue) -> None:
     for _ in range(10):
         x = cla.to_device(free_queue, host + np.float32(100))
         free_queue.finish()
-        x -= 100.0
+        x -= np.float32(100)  # a number of Python's is a double in pyopencl's kernel
         x.add_event(cl.enqueue_marker(x.queue))
         assert np.abs(moments(x)[1].get()).max() < 1
-        x += -100.0
+        x += np.float32(-100)
         assert np.abs(moments(x)[1].get() + 100).max() < 1
 
 
