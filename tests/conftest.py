@@ -208,7 +208,7 @@ def platform_number(version: str) -> str:
 
 
 def hasten_the_kernel_cache() -> None:
-    """Mesa's threads that write its cache of kernels run at nice 19; they get everybody's priority, where that is allowed.
+    """Mesa's threads that write its cache of kernels run at nice 19; here they get everybody's, where they may.
 
     llvmpipe compiles a kernel at each launch until the cache has it, for seconds: on a busy machine twice and more.
     """
