@@ -6,10 +6,11 @@
 Each process imports oclbn, and then, timed: finds the device, makes the arrays, trains, goes backward and reads the
 result. The caches of POCL, pyopencl, Mesa and NVIDIA lie in a temporary folder. Milliseconds; warm: medians.
 
-With --network it trains, goes backward and infers with all of ResNet-50's layer shapes at batch 32, with proofs of kernels
-(oclbn.proof) and without, each with caches of its own: what proofs cost beside compiling, and, warm, what finding out
-costs that a kernel was proven before. "proving" is the time within proofs but for what compiles there in either case: the
-difference of the two cold totals has all, and is the figure to trust where it is larger than the noise.
+With --network it trains, goes backward and infers with all of ResNet-50's layer shapes at batch 32, with proofs of
+kernels (oclbn.proof) and without, each with caches of its own: what proofs cost beside compiling, and, warm, what
+finding out costs that a kernel was proven before. "proving" is the time within proofs but for what compiles there in
+either case: the difference of the two cold totals has all, and is the figure to trust where it is larger than the
+noise.
 """
 
 from __future__ import annotations
