@@ -5,8 +5,6 @@ The computing, and the source of its formulas, is in oclbn.functional; what ever
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypedDict
 
@@ -23,6 +21,7 @@ from oclbn.errors import (
     ModuleShapeError,
     ModuleStateError,
     SkippedBatchesWarning,
+    warn_caller,
 )
 from oclbn.gpuarray import Array
 from oclbn.module import Module
@@ -32,14 +31,6 @@ from oclbn.variable import Tensor, Variable
 __all__ = ["BatchNormND", "Options"]
 
 _MOST_COUNTED = 2**31  # batches of a file that counters of 32 bits begin with; beyond that no factor shows one more
-
-
-def _warn(message: str, category: type[Warning]) -> None:
-    """A warning that shows the line outside of oclbn that led to it."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "oclbn":
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
 
 
 class Options(TypedDict, total=False):
@@ -282,7 +273,7 @@ class BatchNormND(Module):
         skips: NDArray[np.uint32] = (self._counted() - self._entered.get().astype(np.int64)).astype(np.uint32)
         if self._may_warn and skips.min() > self._known_skips:
             self._may_warn = False  # first, as a filter may turn the warning into an error
-            _warn(
+            warn_caller(
                 f"{self}: the guard has left every channel out of its running statistics, {skips.min()} to "
                 f"{skips.max()} times in {self._batches} batches: the data, the network before or the driver (try "
                 "`oclbn check`) gives values that are not finite",

@@ -27,6 +27,19 @@ DriverWarning         (UserWarning) a driver gives wrong results; oclbn goes rou
 SkippedBatchesWarning (UserWarning) the guard of a module left out every channel
 """
 
+from __future__ import annotations
+
+import sys
+import warnings
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """A warning that shows the line outside of oclbn that led to it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "oclbn":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
 
 class OclbnError(Exception):
     """Base of everything that oclbn raises on purpose."""

@@ -22,7 +22,6 @@ import os
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -35,7 +34,7 @@ import pyopencl as cl
 from . import pocl, program, reference, sources, strided
 from .bounds import ELEMENT, SUM, TWICE, Bound, excess
 from .device import limits
-from .errors import DeviceError, DriverWarning
+from .errors import DeviceError, DriverWarning, warn_caller
 from .expectation import EPSILON, FACTOR, Expected, expected, trained
 from .hostile import Data, Host, Offset, make
 from .miniature import Paths, miniature, paths_of
@@ -479,11 +478,10 @@ def _warn(device: cl.Device, failed: Sequence[Failure], used: Plan) -> None:
         _log.warning("%s: %s; %s is used instead", _named(device), told, used)
         return
     known.warned = True
-    warnings.warn(
+    warn_caller(
         f"{_named(device)} gives wrong results with kernels that oclbn would choose: {told}. "
         f"{used} is used instead, which is right. {_REPORT}",
         DriverWarning,
-        stacklevel=2,
     )
 
 

@@ -452,7 +452,9 @@ def test_shared_virtual_memory(queue: cl.CommandQueue, call: str, kind: str) -> 
     if not queue.device.svm_capabilities & cl.device_svm_capabilities.COARSE_GRAIN_BUFFER:
         pytest.skip(f"needs shared virtual memory; {queue.device.name} has none")
     if kind == "pooled" and "PoCL 3.0" in queue.device.platform.version:
-        pytest.skip("POCL 3.0 crashes when pyopencl's pool of shared virtual memory is let go of, without oclbn as well")
+        pytest.skip(
+            "POCL 3.0 crashes when pyopencl's pool of shared virtual memory is let go of, without oclbn as well"
+        )
     allocator = SVMAllocator(queue.context, queue=queue)
     pool = SVMPool(allocator)
 
