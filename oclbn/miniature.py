@@ -11,7 +11,7 @@ tensors with the same builds and paths have the same small one.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 from .plan import MERGES, Geometry, Plan, Problem
 
@@ -43,7 +43,7 @@ class Paths:
     chain: bool
 
     def __str__(self) -> str:
-        return ",".join(str(int(value)) for value in astuple(self))
+        return ",".join(str(int(value)) for value in vars(self).values())
 
 
 @dataclass(frozen=True)
