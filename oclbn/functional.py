@@ -391,10 +391,10 @@ def merge(first: Statistics, /, *others: Statistics) -> _Call[Statistics]:
     Formula: T. Chan, G. Golub and R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
     variances", 1979. ArrayTypeError: something else than Statistics; ParameterError: a count that is none.
 
-    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0], [8.0, 80.0]]))
-    >>> whole = merge(statistics(x[:1]), statistics(x[1:]))
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0], [5.0, 50.0], [7.0, 70.0]]))
+    >>> whole = merge(statistics(x[:2]), statistics(x[2:]))
     >>> print(whole.count, whole.mean.get(), whole.m2.get())
-    3 [ 4. 40.] [  26. 2600.]
+    4 [ 4. 40.] [  20. 2000.]
     """
     given: dict[str, Any] = {"first": first} | {f"others[{index}]": other for index, other in enumerate(others)}
     counts = []

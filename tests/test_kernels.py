@@ -148,7 +148,7 @@ def test_streaming_past_the_cache_changes_no_bit(
 ) -> None:
     """Tensors larger than the cache are written past it where the compiler can; with this cache all of them are."""
     host = make((7, 5, 333), 1)
-    kept = everything(queue, host, 1)
+    cached = everything(queue, host, 1)
     with using(**{**form, "variant": "split"}, stream=False):
         plain = everything(queue, host, 1)
     shrink(queue, monkeypatch)
@@ -156,7 +156,7 @@ def test_streaming_past_the_cache_changes_no_bit(
         streamed = everything(queue, host, 1)
     monkeypatch.setattr(kept(queue.context).thread, "prepared", {}, raising=False)
     assert streamed == plain
-    assert len(kept) == len(plain)
+    assert len(cached) == len(plain)
 
 
 @pytest.mark.parametrize(
