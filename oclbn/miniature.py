@@ -34,7 +34,9 @@ class Paths:
     chunks: bool  # of a row, several
     together: bool  # several channels to a group, where rows are walked one by one
     whole: bool  # rows, or all channels side by side, are whole vectors
-    far: bool  # rows are long enough to be written past the cache
+    flush: bool  # rows of the whole tensor, or as many as make up a strip's, are whole vectors: they all begin alike
+    far: bool  # rows, or slices within one, are long enough to be written past the cache
+    rounds: bool  # with several work-items along rows: each has as many vectors there as are summed at once
     long: bool  # channels of a run are long enough for a loop of their own
     tiny: int  # length of a row that is shorter than a vector; else 0
     fold: bool  # several rows of the tensor make up one of a strip
@@ -61,18 +63,21 @@ def paths_of(problem: Problem, planned: Plan) -> Paths:
     """What decides on the small tensor, beside the plan's launches."""
     defines, g = dict(planned.launches[0].build.defines), planned.geometry
     vec, side_by_side = defines["VEC"], problem.channels if problem.columns else problem.inner
-    run = bool(defines.get("RUN"))
+    run, lanes = bool(defines.get("RUN")), planned.launches[0].lanes
+    rows = not problem.columns and not run
     return Paths(
         slices=g.slices > 1 or len(planned.launches) > 1,
         beside=g.column_slices > 1,
         chunks=not problem.columns and g.chunk_columns < g.slice_columns,
-        together=not problem.columns and not run and g.share > 1,
+        together=rows and g.share > 1,
         whole=side_by_side % vec == 0,
-        far=not problem.columns and problem.inner >= _FAR_ROW,
+        flush=not rows and problem.channels * problem.inner * (g.chunk_columns if problem.columns else 1) % vec == 0,
+        far=rows and lanes == 1 and g.slice_columns >= _FAR_ROW,
+        rounds=rows and lanes > 1 and min(g.chunk_columns, g.slice_columns) >= defines["UNROLL"] * vec * g.width,
         long=run and problem.inner >= _LONG * vec,
         tiny=problem.inner if run and problem.inner < vec else 0,
         fold=problem.columns and g.chunk_columns > 1,
-        alone=problem.columns and planned.launches[0].lanes == 1 and g.share >= problem.channels,
+        alone=problem.columns and lanes == 1 and g.share >= problem.channels,
         width=g.width,
         chain=g.chain > 1,
     )
@@ -127,23 +132,32 @@ def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
 
 
 def _along_rows(paths: Paths, defines: dict[str, int], lanes: int) -> _Cut:
-    """rows.clh: with several work-items rows are whole vectors, with one they hold a vector at least."""
+    """rows.clh: with several work-items rows are whole vectors, with one they hold a vector at least.
+
+    A work-item has rounds of UNROLL vectors in a row and a part of one, where it has any on the plan's tensor; slices
+    and chunks within a row are followed by shorter ones.
+    """
     vec, unroll = defines["VEC"], defines["UNROLL"]
     side, tall, tail = vec * paths.width, lanes // paths.width, _tail(paths, vec)
-    chunk = side * unroll * _LEVEL if lanes == 1 else 2 * side
-    if paths.far:
-        inner = max(_FAR_ROW // side + 1, 2 * chunk // side if paths.chunks else 0) * side + vec + tail
+    part = max(1, unroll // 2)
+    if lanes == 1:
+        mine = max(_VECTORS, unroll * _LEVEL + part)
+        chunk = mine * side
+        columns = max(chunk + chunk // 2 if paths.chunks else chunk, (_FAR_ROW // side + 1) * side if paths.far else 0)
+        if not paths.far:
+            columns = min(columns, (_FAR_ROW - 1) // vec * vec - vec)
     else:
-        inner = max(_VECTORS * side, 2 * chunk if paths.chunks else 0) if lanes == 1 else side - side // vec // 4 * vec
-        inner = min(inner, (_FAR_ROW - 1) // vec * vec - vec) if lanes == 1 else inner
-        inner += tail
-    slice_columns = -(-inner // (2 * vec)) * vec if paths.beside and inner >= 2 * vec else 0
-    columns = slice_columns or inner
-    chunk_columns = columns
-    if paths.chunks:
-        chunk_columns = min(chunk, max(side, columns // (2 * side) * side))
-    level = -(-vec * unroll * _LEVEL // inner) if lanes == 1 else 0
-    rows = tall if chunk_columns < columns else max(2 * tall, level)
+        mine = unroll + part if paths.rounds else part
+        chunk = mine * side
+        columns = chunk - side // vec // 4 * vec  # some work-items have a vector less
+        if paths.chunks:
+            columns = chunk + max(side, chunk // 2 // side * side)
+    columns = columns // vec * vec
+    slice_columns = columns if paths.beside else 0
+    inner = columns + (max(1, columns // vec // 2) * vec if paths.beside else 0) + tail
+    chunk_columns = min(chunk, columns - vec) if paths.chunks else slice_columns or inner
+    level = -(-vec * unroll * _LEVEL // columns) if lanes == 1 else 0
+    rows = tall if paths.chunks else max(2 * tall, level)
     share = _CHANNELS if paths.together else 1
     return _Cut(inner, share, share + max(2, share // 2), rows, chunk_columns, slice_columns=slice_columns)
 
@@ -158,7 +172,10 @@ def _along_runs(paths: Paths, defines: dict[str, int], problem: Problem) -> _Cut
         least = -(-vec // inner)
     share = max(least, min(vec + 1, run // inner, defines["BLOCKS"] * vec))
     rows = _SUMS * unroll + 2 if share * inner <= _STRIP else unroll + 1
-    return _Cut(inner, share, share + least, rows, inner)
+    channels, before = share + least, (_CHAIN - 1) * share if paths.chain else 0
+    while ((channels + before) * inner % vec == 0) != paths.flush or (channels % share or share) < least:
+        channels += 1
+    return _Cut(inner, share, channels, rows, inner)
 
 
 def _down_columns(paths: Paths, defines: dict[str, int], lanes: int) -> _Cut:
@@ -174,8 +191,8 @@ def _down_sheets(paths: Paths, defines: dict[str, int], problem: Problem, g: Geo
     vec, longest = defines["VEC"], defines["BLOCKS"] * defines["VEC"]
     rows, tail = _SUMS * defines["UNROLL"] + 2, _tail(paths, vec)
     if paths.fold:
-        channels = vec + tail
-        fold = 3 if channels * 3 <= longest else 2
+        channels = vec + (vec // 2 if paths.flush and not paths.whole else tail)
+        fold = 3 if channels * 3 <= longest and not paths.flush else 2
         if channels * fold > longest:
             channels, fold = problem.channels, g.chunk_columns
         return _Cut(1, channels, channels, rows * fold, fold, fold=fold)

@@ -45,6 +45,7 @@ from .version import version
 VARIABLE = "OCLBN_PROVE"
 _GUARD = 64  # elements of NaN around every array: whole lines, so that arrays begin as those of users mostly do
 _RATIO = 32.0  # mean to standard deviation of the data: enough to show what is lost, or read from another channel
+_WANDERING = 3  # of as many channels, one
 _COUNTED = 5  # where the counter of skipped updates stands beforehand
 _GATHER = {"grad_scale": 0.5, "grad_momentum": 0.25}
 _ONE_BY_ONE = 1030  # numbers for kernels that take them one by one, several each
@@ -330,10 +331,15 @@ def _gathered(new: Host, bound: Host, old: Host) -> tuple[Host, Host]:
 
 
 def _data(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Data:
-    """Channels of means far off zero, and one with a NaN among them where there are several."""
+    """Channels of means far off zero; where there are several, one with a NaN among them, and some that wander.
+
+    These wander from row to row by more than they scatter, so that sums about what the first rows have are done again.
+    """
     host = make(shape, 1, dtype, Offset(_RATIO))
     if shape[1] == 1:
         return host
+    path = np.linspace(0.0, _RATIO, shape[0]).reshape(-1, *(1 for _ in shape[1:])).astype(dtype)
+    host.x[:, : shape[1] - 1 : _WANDERING] += path
     bad = (shape[1] - 1) // 2  # neither the last one, which ends early, nor all of a vector's
     host.x[(-1, bad, *(-1 for _ in shape[2:]))] = np.nan
     return replace(host, bad=(bad,))
