@@ -8,9 +8,9 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _NAME = ".oclbn-{}.part"
 _ABANDONED = 3600.0  # seconds in which nothing was written: whoever wrote a part was killed
@@ -46,6 +46,20 @@ def replacing(path: str | os.PathLike[str], *, parents: bool = False) -> Iterato
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
+
+
+def user_folder(ask: Callable[..., Path], **options: Any) -> Path:
+    """oclbn's folder of a kind, by a function of platformdirs; OSError for a user without a home, as in containers.
+
+    Older versions of platformdirs give a relative path then, which would be made wherever the process stands.
+    """
+    try:
+        found = ask("oclbn", **options)
+    except RuntimeError as error:
+        raise FileNotFoundError(errno.ENOENT, str(error)) from None
+    if found.parts[:1] == ("~",):
+        raise FileNotFoundError(errno.ENOENT, "this user has no home directory", str(found))
+    return found
 
 
 def _tidy(folder: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import platformdirs
 
 from .errors import MissingExtraError, ParameterError
-from .files import replacing
+from .files import replacing, user_folder
 
 VARIABLE = "OCLBN_TUNING"
 _HEAD = "What stands here beats what oclbn ships; delete a device's entry to undo it. Written by `oclbn tune`."
@@ -63,11 +63,22 @@ class Entry:
 
 
 def path() -> Path | None:
-    """The file that holds the user's table, whether it is there or not; None where OCLBN_TUNING is empty."""
+    """The file that holds the user's table, whether it is there or not.
+
+    None where OCLBN_TUNING is empty, and where it is not set and this user has no home directory.
+    """
     named = os.environ.get(VARIABLE)
-    if named is None:
-        return platformdirs.user_config_path("oclbn") / "tuning.toml"
-    return Path(named) if named else None
+    if named is not None:
+        return Path(named) if named else None
+    try:
+        return user_folder(platformdirs.user_config_path) / "tuning.toml"
+    except FileNotFoundError:
+        return None
+
+
+def why_none() -> str:
+    """Why `path` is None, as a clause."""
+    return f"{VARIABLE} is empty" if VARIABLE in os.environ else "this user has no home directory"
 
 
 def read(file: Path) -> tuple[Entry, ...]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import platformdirs
 
-from .files import replacing
+from .files import replacing, user_folder
 
 _EVERY = 2.0  # seconds between two writings: a killed process loses what was proven since the last one
 _log = logging.getLogger(__name__)
@@ -57,9 +57,9 @@ class Verdicts:
 
     @property
     def path(self) -> Path:
-        """The file, whether it is there or not."""
+        """The file, whether it is there or not; OSError where this user has no home for it."""
         name = hashlib.sha256(self.identity.encode()).hexdigest()[:32]
-        return platformdirs.user_cache_path("oclbn", appauthor=False) / "proofs" / f"{name}.json"
+        return user_folder(platformdirs.user_cache_path, appauthor=False) / "proofs" / f"{name}.json"
 
     def add(self, key: str, verdict: Verdict) -> None:
         """Remember one; it is written at once or, soon after another, with the next or at the end of the process."""
@@ -90,11 +90,12 @@ class Verdicts:
             return {
                 str(key): Verdict(math.inf if units is None else float(units), str(of))
                 for key, (units, of) in content["forms"].items()
+                if units is None or units >= 0  # anything else, NaN as well, this class has not written
             }
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            _log.info("verdicts in %s are not used: %r", self.path, error)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            _log.info("verdicts on %s are not used: %r", self.identity, error)
             return {}
 
     def _write_at_exit(self, process: int) -> None:

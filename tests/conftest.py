@@ -306,3 +306,16 @@ def dtype(request: pytest.FixtureRequest) -> np.dtype:
     if request.param is np.float64:
         request.getfixturevalue("needs_fp64")
     return np.dtype(request.param)
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home directory, as a container's may be: neither the environment nor the system knows one."""
+    pwd = pytest.importorskip("pwd")
+
+    def nobody(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for variable in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "OCLBN_TUNING"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from test_functional import check_backward, check_inference, check_moments, check_training, everything, put
 
-from oclbn import functional, gpuarray, proof, sources
+from oclbn import functional, gpuarray, proof, sources, tuning
 from oclbn.cli import group
 from oclbn.errors import DeviceError, DriverWarning
 from oclbn.functional import explain
@@ -389,6 +389,9 @@ def test_verdicts_are_kept(fresh: Callable[..., cl.CommandQueue], caplog: pytest
         pytest.param(b'{"identity": "IDENTITY", "forms": {"a": 3}}', id="another form"),
         pytest.param(b'{"identity": "IDENTITY", "forms": [1, 2]}', id="a list"),
         pytest.param(b"[]", id="no object"),
+        pytest.param(
+            b'{"identity": "IDENTITY", "forms": {"a": [1' + b"0" * 400 + b', "y"]}}', id="a number without end"
+        ),
     ],
 )
 def test_a_damaged_file_costs_time_only(
@@ -418,6 +421,53 @@ def test_a_folder_that_cannot_be_written_costs_time_only(
     assert counted(fresh(), caplog) == 1
     assert counted(fresh(), caplog) == 0
     assert any("not kept" in record.getMessage() for record in caplog.records) or counted(fresh(), caplog) == 0
+
+
+@pytest.mark.parametrize("units", ["-1", "NaN", "-Infinity"])
+def test_a_verdict_that_is_none_is_found_anew(
+    fresh: Callable[..., cl.CommandQueue], units: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert counted(fresh(), caplog) == 1
+    (known,) = proof._devices.values()
+    known.verdicts.write()
+    content = json.loads(known.verdicts.path.read_bytes())
+    content["forms"] = {key: [float(units), "y"] for key in content["forms"]}
+    known.verdicts.path.write_text(json.dumps(content))
+    proof.forget()
+    assert counted(fresh(), caplog) == 1
+
+
+def test_without_a_home_kernels_prove_themselves_in_every_process(
+    fresh: Callable[..., cl.CommandQueue],
+    caplog: pytest.LogCaptureFixture,
+    homeless: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tuning.forget()
+    queue = fresh()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert counted(queue, caplog) == 1
+    with caplog.at_level(logging.INFO, "oclbn.verdicts"):
+        for known in proof._devices.values():
+            known.verdicts.write()
+    assert any("not kept" in record.getMessage() for record in caplog.records)
+    assert not list(tmp_path.iterdir())  # above all, no folder called "~"
+    tuning.forget()
+
+
+def test_an_application_without_sources_proves_its_kernels(
+    fresh: Callable[..., cl.CommandQueue],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    queue = fresh()
+    monkeypatch.setattr(proof, "__file__", str(tmp_path / "proof.pyc"))
+    proof._measure.cache_clear()
+    assert counted(queue, caplog) == 1
+    proof._measure.cache_clear()
 
 
 def test_verdicts_of_two_processes_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

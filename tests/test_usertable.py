@@ -35,6 +35,11 @@ def test_a_variable_names_another_or_none(monkeypatch: pytest.MonkeyPatch) -> No
     assert usertable.path() is None
 
 
+def test_without_a_home_there_is_none(homeless: None) -> None:
+    assert usertable.path() is None
+    assert usertable.why_none() == "this user has no home directory"
+
+
 def test_a_missing_table_has_no_entries(table: Path) -> None:
     assert usertable.read(table) == ()
 

@@ -109,7 +109,7 @@ def _check_target(target: Path | None) -> None:
     """Whatever would keep the result from being written has to show before the search."""
     if target is None:
         raise click.UsageError(
-            f"{usertable.VARIABLE} is empty, so there is no table to write to: name one with --output, or say --dry-run"
+            f"{usertable.why_none()}, so there is no table to write to: name one with --output, or say --dry-run"
         )
     usertable.require_tomlkit()
     usertable.read(target)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oclbn import __version__
+from oclbn import __version__, usertable
 from oclbn.cli.tune_run import Tuned
 from oclbn.device import DeviceInfo
 from oclbn.tuner import Choices
@@ -35,7 +35,7 @@ def print_origins(console: Console, info: DeviceInfo, found: Origins, table: Pat
         shown.add_row(name, _value(value), Text(origin, style="" if origin.startswith("default") else "green"))
     console.print(shown)
     if table is None:
-        where = "Your table: none, as OCLBN_TUNING is empty"
+        where = f"Your table: none, as {usertable.why_none()}"
     else:
         where = f"Your table: {table}" + ("" if table.exists() else " (not there yet)")
     console.print(Text(where, style="dim"), soft_wrap=True)
