@@ -152,6 +152,7 @@ def batch_norm_train(
     except LayoutError:
         again = functools.partial(_calls[batch_norm_train], x, scale, bias, running_mean, running_var)
         options = {"epsilon": epsilon, "factor": factor, "axis": axis, "guard": guard, "skipped": skipped}
+        options |= {"entered": entered, "init_factor": init_factor}
         return _in_order(x, axis, None, out, lambda _, y: again(out=y, **options))
     save_mean, save_invstd = per_channel_results(x, axis, scale)
     return _Call(

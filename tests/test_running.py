@@ -110,3 +110,26 @@ def test_what_weighs_nothing_does_not_count(queue: cl.CommandQueue, way: dict[st
         for found, value in zip(state, (wanted.running_mean, wanted.running_var), strict=True):
             np.testing.assert_allclose(found.get(), value, rtol=1e-5, atol=1e-5)
         assert np.isfinite(state[0].get()[host.good]).all()
+
+
+@pytest.mark.parametrize("bound", [False, True], ids=["called", "bound"])
+@pytest.mark.parametrize("order", ["x in no order", "out in another order"])
+def test_batches_are_counted_where_results_lie_otherwise(queue: cl.CommandQueue, order: str, bound: bool) -> None:
+    """Copies before and after a call leave nothing of what it was given behind."""
+    host = make((4, 3, 5), 1)
+    outs: list[dict[str, Any]] = [{}, {}]
+    xs = [put(queue, host.x), put(queue, host.x)]
+    if order == "x in no order":
+        xs[1] = put(queue, host.x.transpose(2, 0, 1).copy()).transpose((1, 2, 0))
+    else:
+        outs[1] = {"out": put(queue, np.full(host.x.shape, np.nan, np.float32, order="F"))}
+    seen = []
+    for x, out in zip(xs, outs, strict=True):
+        state = [put(queue, array) for array in (host.running_mean, host.running_var, np.uint32([3, 0, 9]))]
+        given = (x, put(queue, host.scale), put(queue, host.bias), *state[:2])
+        options = {"epsilon": 0.1, "factor": 0.05, "entered": state[2], "init_factor": 0.5, **out}
+        results = bind(batch_norm_train, *given, **options)() if bound else batch_norm_train(*given, **options)
+        seen.append([array.get() for array in (*results, *state)])
+    for straight, astray in zip(*seen, strict=True):
+        np.testing.assert_allclose(astray, straight, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(seen[1][-1], [4, 1, 10])
