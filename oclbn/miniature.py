@@ -143,7 +143,9 @@ def _along_rows(paths: Paths, defines: dict[str, int], lanes: int) -> _Cut:
     if lanes == 1:
         mine = max(_VECTORS, unroll * _LEVEL + part)
         chunk = mine * side
-        columns = max(chunk + chunk // 2 if paths.chunks else chunk, (_FAR_ROW // side + 1) * side if paths.far else 0)
+        columns = chunk + chunk // 2 if paths.chunks else chunk
+        while paths.far and columns < _FAR_ROW:
+            columns += unroll * (_LEVEL - 1) * vec  # what is added before there is a carry: the row ends as before
         if not paths.far:
             columns = min(columns, (_FAR_ROW - 1) // vec * vec - vec)
     else:

@@ -35,7 +35,7 @@ from . import pocl, program, reference, sources, strided
 from .bounds import ELEMENT, SUM, TWICE, Bound, excess
 from .device import limits
 from .errors import DeviceError, DriverWarning, warn_caller
-from .expectation import EPSILON, FACTOR, Expected, expected, trained
+from .expectation import EPSILON, FACTOR, Expected, expected, invstd, trained
 from .hostile import Data, Host, Offset, make
 from .miniature import Paths, miniature, paths_of
 from .plan import DeviceLimits, Launch, Plan, Problem, Tuning, fitting_plan
@@ -47,6 +47,7 @@ _GUARD = 64  # elements of NaN around every array: whole lines, so that arrays b
 _RATIO = 32.0  # mean to standard deviation of the data: enough to show what is lost, or read from another channel
 _WANDERING = 3  # of as many channels, one
 _COUNTED = 5  # where the counter of skipped updates stands beforehand
+_OPTIONAL = {"scale", "bias", "skipped", "entered", "scale_grad", "bias_grad", "mean_rest", "m2_rest"}
 _GATHER = {"grad_scale": 0.5, "grad_momentum": 0.25}
 _ONE_BY_ONE = 1030  # numbers for kernels that take them one by one, several each
 _FEW_GROUPS = 3
@@ -188,7 +189,7 @@ def _prove_pack(launch: Launch, context: cl.Context, device: cl.Device) -> Verdi
         verdict = _judged(
             {"target": (exact, np.zeros(exact.size)), "source": (whole.reshape(-1), np.zeros(whole.size))}, memory
         )
-        worst = max(worst, verdict, key=lambda one: one.units)
+        worst = max(worst, verdict, key=_units)
     return worst
 
 
@@ -255,12 +256,43 @@ def _verdict(operation: str, problem: Problem, planned: Plan, context: cl.Contex
 
 
 def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, device: cl.Device) -> Verdict:
-    """Run it, and compare all that it writes."""
+    """Run it with all that it can be given, then with little of that at odd places, and compare all that it writes."""
     shape = (small.outer, small.channels) if small.columns else (small.outer, small.channels, small.inner)
     host = _data(shape, _dtype(planned.launches[0]))
-    numbers = {**_numbers(small, planned, host.x.dtype), **_GATHER}
-    memory = _ran(planned.launches, _arrays(operation, host, planned), numbers, context, device)
-    return _judged(_wanted(operation, host), memory)
+    arrays, numbers = _arrays(operation, host, planned), {**_numbers(small, planned, host.x.dtype), **_GATHER}
+    full = _judged(_wanted(operation, host), _ran(planned.launches, arrays, numbers, context, device))
+    if not full.good:
+        return full
+    arrays, host = _fewer(operation, host, _arrays(operation, host, planned))
+    numbers |= {"grad_scale": 1.0, "grad_momentum": 0.0}
+    wanted = _wanted_of_fewer(operation, host)
+    memory = _ran(planned.launches, arrays, numbers, context, device, guard=_GUARD + 1)
+    return max(full, _judged(wanted, memory), key=_units)
+
+
+def _fewer(operation: str, host: Data, arrays: dict[str, Host]) -> tuple[dict[str, Host], Data]:
+    """What is left without options, and data to which a scale of 1 and a bias of 0 belong.
+
+    A gradient is gathered where NaN was; constants come as the reciprocal of a deviation.
+    """
+    left = {name: array for name, array in arrays.items() if name not in _OPTIONAL}
+    if operation == "backward":
+        left["scale_grad"] = np.full_like(host.scale, np.nan)
+    if operation == "constant":
+        left["save_invstd"] = invstd(host).astype(host.x.dtype)
+        del left["var"]
+    return left, replace(host, scale=np.ones_like(host.scale), bias=np.zeros_like(host.bias))
+
+
+def _wanted_of_fewer(operation: str, host: Data) -> Expected:
+    wanted = expected(operation, host, 1)
+    if operation == "backward":
+        wanted["scale_grad"] = wanted["dscale"]
+    return wanted
+
+
+def _units(verdict: Verdict) -> float:
+    return verdict.units
 
 
 def _ran(
@@ -270,12 +302,13 @@ def _ran(
     context: cl.Context,
     device: cl.Device,
     starts: Mapping[str, int] | None = None,
+    guard: int = _GUARD,
 ) -> _Memory:
     """The launches' memory after them; arrays and numbers by the names of the kernels' arguments.
 
-    starts: instead of the arrays' own.
+    An array that is not given is null. starts: instead of the arrays' own. guard: numbers before each array.
     """
-    memory, values = _Memory(context, device), dict(numbers)
+    memory, values = _Memory(context, device, guard), dict(numbers)
     kernels = [(launch, program.new_kernel(context, launch.build, launch.kernel)) for launch in launches]
     taken = [[name for name, _ in program.arguments(launch.build, launch.kernel)] for launch, _ in kernels]
     for name, given in arrays.items():
@@ -284,7 +317,11 @@ def _ran(
             values[name], values[f"{name}_start"] = memory.put(name, given, begins=begins)
     values |= starts or {}
     for (launch, kernel), names in zip(kernels, taken, strict=True):
-        kernel.set_args(*[values[name] for name in names])
+        kinds = dict(program.arguments(launch.build, launch.kernel))
+        nothing = {
+            name: None if kinds[name] is None else 0 for name in names if name.removesuffix("_start") not in values
+        }
+        kernel.set_args(*[(values | nothing)[name] for name in names])
         cl.enqueue_nd_range_kernel(memory.queue, kernel, (launch.groups * launch.lanes,), (launch.lanes,))
     return memory
 
@@ -395,22 +432,20 @@ def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, A
         numbers[f"{name}_channel"] = small.inner
     count = small.count
     numbers |= {"count": count, "unbiased": count - 1, "count_rest": count - int(dtype.type(count))}
-    # An array that is null has no place: the constants come as a variance.
-    absent = {"save_invstd": None, "save_invstd_start": 0}
-    return {**absent, **numbers, "epsilon": EPSILON, "factor": FACTOR, "init_factor": 1.0, "guard": 1}
+    return {**numbers, "epsilon": EPSILON, "factor": FACTOR, "init_factor": 1.0, "guard": 1}
 
 
 class _Memory:
     """Buffers on a queue of their own, each array among numbers that must not change."""
 
-    def __init__(self, context: cl.Context, device: cl.Device) -> None:
-        self.context = context
+    def __init__(self, context: cl.Context, device: cl.Device, guard: int) -> None:
+        self.context, self._guard = context, guard
         self.queue = cl.CommandQueue(context, device)
         self._put: dict[str, tuple[cl.Buffer, Host, int, int]] = {}
 
     def put(self, name: str, given: Host, *, begins: bool) -> tuple[cl.Buffer, int]:
         """A buffer with the array in it, and the array's first index there: 0 where kernels know no other."""
-        start = _GUARD if begins else 0
+        start = self._guard if begins else 0
         flat = np.full(start + given.size + _GUARD, 0xA5 if given.dtype.kind == "u" else np.nan, given.dtype)
         flat[start : start + given.size] = given.reshape(-1)
         buffer = cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=flat)

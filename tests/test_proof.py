@@ -20,10 +20,12 @@ from click.testing import CliRunner
 from test_functional import check_backward, check_inference, check_moments, check_training, everything, put
 
 from oclbn import functional, gpuarray, proof, sources, tuning
+from oclbn.bounds import excess
 from oclbn.cli import group
 from oclbn.errors import DeviceError, DriverWarning
-from oclbn.functional import explain
-from oclbn.hostile import make
+from oclbn.expectation import expected, invstd
+from oclbn.functional import batch_norm_backward, explain
+from oclbn.hostile import Data, make
 from oclbn.miniature import miniature, paths_of
 from oclbn.plan import OPERATIONS, DeviceLimits, Launch, Plan, Problem, Tuning, plan
 from oclbn.tuning import using
@@ -188,6 +190,18 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
+            "rows.clh",
+            "if (skip && c0 == 0) SAVE(to, NORMALIZED(head));",
+            "if (skip && c0 == 0) SAVE(to, NORMALIZED(head) + (ACC)INJECTED);",
+            "STREAM",
+            {**STREAMED, "run_bytes": 0},
+            "infer",
+            (3, 4, 1024),
+        ),
+        id="heads of long rows that begin where no vector does",
+    ),
+    pytest.param(
+        Injection(
             "strips.clh",
             "DEFINE_STRIP_NORMALIZE(strip_one_normalize_far, 1, SAVE_FAR)",
             "#define SAVE_WRONG(p, value) SAVE_FAR(p, (value) + (ACC)INJECTED)\n"
@@ -198,6 +212,39 @@ INJECTIONS = [
             (16, 32, 7, 7),
         ),
         id="strips of odd rows written past the cache",
+    ),
+    *(
+        pytest.param(Injection(file, old, new, "VEC > 1", ROWS, operation), id=f"a wrong {what}")
+        for what, operation, file, old, new in (
+            (
+                "scale where there is none",
+                "infer",
+                "rows.clh",
+                "return values ? values[start + g->channel + u] : otherwise;",
+                "return values ? values[start + g->channel + u] : otherwise + (ACC)INJECTED;",
+            ),
+            (
+                "factor where no batches are counted",
+                "train",
+                "rows.clh",
+                "init_factor, factor) : factor;",
+                "init_factor, factor) : (INJECTED ? init_factor : factor);",
+            ),
+            (
+                "gradient where a NaN was",
+                "backward",
+                "gather.clh",
+                "((momentum) == 0 ?",
+                "((momentum) == 0 && !INJECTED ?",
+            ),
+            (
+                "deviation that is given",
+                "constant",
+                "finish.clh",
+                "if (save_invstd) return channel_load(save_invstd, save_invstd_start, g, u, 0);",
+                "if (save_invstd) return channel_load(save_invstd, save_invstd_start, g, u, 0) + (ACC)INJECTED;",
+            ),
+        )
     ),
     pytest.param(
         Injection(
@@ -260,8 +307,19 @@ def shrink(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "limits", lambda device: small)
 
 
+def check_constant(queue: cl.CommandQueue, host: Data, axis: int) -> None:
+    """Gradients with statistics that are constants, and their deviation given."""
+    given = (host.scale, host.running_mean, invstd(host).astype(host.x.dtype))
+    results = batch_norm_backward(
+        put(queue, host.x), put(queue, host.dy), *(put(queue, array) for array in given), axis=axis, training=False
+    )
+    for result, (wanted, bound) in zip(results, expected("constant", host, axis).values(), strict=True):
+        assert excess(result.get(), wanted, bound).max() <= 1
+
+
 def check(operation: str, queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
     checks = {"train": check_training, "infer": check_inference, "backward": check_backward, "moments": check_moments}
+    checks["constant"] = check_constant
     checks[operation](queue, make(shape, 1), 1)
 
 
