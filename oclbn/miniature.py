@@ -18,6 +18,7 @@ from .plan import MERGES, Geometry, Plan, Problem
 _FAR_ROW = 512  # elements: such rows are written past the cache (rows.clh)
 _LONG = 12  # vectors of a channel that is written in a loop of its own (runs.clh)
 _LEVEL = 17  # additions that reach the second level of sums along rows (SHORT in rows.clh)
+_DOWN = 8  # additions that reach the second level of sums down columns (SHORT in columns.clh)
 _SUMS = 8  # of UNROLL rows of a strip each, that reach the next level (FEW in strips.clh)
 _STRIP = 1536  # elements of a strip that is summed on all levels
 _VECTORS = 3  # whole ones in a strip
@@ -185,7 +186,7 @@ def _down_columns(paths: Paths, defines: dict[str, int], lanes: int) -> _Cut:
     vec, tall = defines["VEC"], lanes // paths.width
     share = vec * defines["BLOCKS"] * paths.width
     more = max(vec, share // 3 // vec * vec) if paths.whole else share // 3 // vec * vec + _tail(paths, vec)
-    return _Cut(1, share, share + more, 2 * tall, 1)
+    return _Cut(1, share, share + more, (_DOWN + 2) * tall, 1)
 
 
 def _down_sheets(paths: Paths, defines: dict[str, int], problem: Problem, g: Geometry) -> _Cut:

@@ -213,6 +213,17 @@ INJECTIONS = [
         ),
         id="strips of odd rows written past the cache",
     ),
+    pytest.param(
+        Injection(
+            "columns.clh",
+            "deviation[i] += first[i]; ",
+            "deviation[i] = (INJECTED ? (ACC)0 : (ACC)1) * deviation[i] + first[i]; ",
+            "LANES > 1",
+            {"lanes": 16, "vec": 1},
+            shape=(300, 37),
+        ),
+        id="a second level of sums down columns",
+    ),
     *(
         pytest.param(Injection(file, old, new, "VEC > 1", ROWS, operation), id=f"a wrong {what}")
         for what, operation, file, old, new in (
