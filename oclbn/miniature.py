@@ -101,7 +101,8 @@ def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
         cut = _along_rows(paths, defines, lanes)
     beside = -(-cut.inner // cut.slice_columns) if cut.slice_columns else 1
     below = 2 if paths.slices else 1
-    rows = cut.chunk_rows + (cut.chunk_rows // cut.fold // 3 + 1) * cut.fold  # a chunk and a part of one
+    whole = 1 if problem.columns or defines.get("RUN") else 2  # along rows the third chunk takes over another base
+    rows = whole * cut.chunk_rows + (cut.chunk_rows // cut.fold // 3 + 1) * cut.fold  # chunks and a part of one
     last = rows - (cut.fold - 1)  # of a strip's row, one row of the tensor
     if below > 1 and cut.chunk_rows >= 3 * cut.fold:
         last -= cut.fold  # and the last slice is shorter

@@ -215,6 +215,12 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
+            "rows.clh", "if (!begun) distances_begin", "if (INJECTED || !begun) distances_begin", "VEC > 1", ROWS
+        ),
+        id="sums of all chunks but the last ones lost",
+    ),
+    pytest.param(
+        Injection(
             "columns.clh",
             "deviation[i] += first[i]; ",
             "deviation[i] = (INJECTED ? (ACC)0 : (ACC)1) * deviation[i] + first[i]; ",
