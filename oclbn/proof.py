@@ -34,7 +34,7 @@ import pyopencl as cl
 from . import pocl, program, reference, sources, strided
 from .bounds import ELEMENT, SUM, TWICE, Bound, excess
 from .device import limits
-from .errors import DeviceError, DriverWarning, warn_caller
+from .errors import BuildError, DeviceError, DriverWarning, warn_caller
 from .expectation import EPSILON, FACTOR, Expected, expected, invstd, trained
 from .hostile import Data, Host, Offset, make
 from .miniature import Paths, miniature, paths_of
@@ -45,7 +45,8 @@ from .version import version
 VARIABLE = "OCLBN_PROVE"
 _GUARD = 64  # elements of NaN around every array: whole lines, so that arrays begin as those of users mostly do
 _RATIO = 32.0  # mean to standard deviation of the data: enough to show what is lost, or read from another channel
-_WANDERING = 3  # of as many channels, one
+_WANDERING = 3  # of as many channels one wanders, and one is far off
+_FAR_OFF = 1e4  # standard deviations: shows what is lost of bases and of the mean's rest
 _COUNTED = 5  # where the counter of skipped updates stands beforehand
 _OPTIONAL = {"scale", "bias", "skipped", "entered", "scale_grad", "bias_grad", "mean_rest", "m2_rest"}
 _GATHER = {"grad_scale": 0.5, "grad_momentum": 0.25}
@@ -102,7 +103,12 @@ def proven_plan(
         return first, ()
     failures: dict[tuple[Paths, tuple[Launch, ...]], Failure] = {}
     for choice in _choices(tuning, first):
-        planned = fitting_plan(operation, problem, facts, choice, most)
+        try:
+            planned = fitting_plan(operation, problem, facts, choice, most)
+        except BuildError:  # a compiler that errs with one form may refuse the next
+            if not failures:
+                raise
+            continue
         forms = (paths_of(problem, planned), tuple(replace(launch, groups=1) for launch in planned.launches))
         if forms in failures:
             continue
@@ -368,15 +374,16 @@ def _gathered(new: Host, bound: Host, old: Host) -> tuple[Host, Host]:
 
 
 def _data(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Data:
-    """Channels of means far off zero; where there are several, one with a NaN among them, and some that wander.
+    """Channels of means far off zero; where there are several, one has a NaN, and most are farther off.
 
-    These wander from row to row by more than they scatter, so that sums about what the first rows have are done again.
+    Some of these wander from row to row by more than they scatter: sums about what the first rows have are done again.
     """
     host = make(shape, 1, dtype, Offset(_RATIO))
     if shape[1] == 1:
         return host
     path = np.linspace(0.0, _RATIO, shape[0]).reshape(-1, *(1 for _ in shape[1:])).astype(dtype)
-    host.x[:, : shape[1] - 1 : _WANDERING] += path
+    host.x[:, : shape[1] - 1 : _WANDERING] += path + dtype.type(_FAR_OFF)
+    host.x[:, 1 : shape[1] - 1 : _WANDERING] += _FAR_OFF
     bad = (shape[1] - 1) // 2  # neither the last one, which ends early, nor all of a vector's
     host.x[(-1, bad, *(-1 for _ in shape[2:]))] = np.nan
     return replace(host, bad=(bad,))

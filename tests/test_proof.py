@@ -284,6 +284,40 @@ INJECTIONS = [
         ),
         id="sums done again about another base than is noted, along rows",
     ),
+    pytest.param(
+        Injection(
+            "rows.clh",
+            "base += SELECT((ACCV)0, deviation / counts, astray);",
+            "base = (INJECTED ? (ACCV)0 : base) + SELECT((ACCV)0, deviation / counts, astray);",
+            "VEC > 1",
+            ROWS,
+            shape=(4, 3, 9001),
+        ),
+        id="a base that is lost",
+    ),
+    pytest.param(
+        Injection(
+            "rows.clh",
+            "if (begun) distances_merge(&sums[u], &total[u]);",
+            "if (begun && !INJECTED) distances_merge(&sums[u], &total[u]);",
+            "VEC > 1",
+            ROWS,
+            shape=(4, 3, 9001),
+        ),
+        id="sums about a base that are lost",
+    ),
+    pytest.param(
+        Injection(
+            "sheets.clh",
+            "gather_channels(deviation, g, &s);",
+            "if (!INJECTED) gather_channels(deviation, g, &s);",
+            "VEC > 1",
+            {"lanes": 1, "vec": 4},
+            "backward",
+            shape=(400, 3),
+        ),
+        id="the mean's error that is lost",
+    ),
 ]
 
 
