@@ -247,8 +247,8 @@ def layout(x: Array | np.ndarray[Any, Any], axis: int, others: dict[str, tuple[i
     if found is None:
         raise LayoutError(
             f"x has strides {x.strides} bytes for shape {x.shape} and channels on axis {axis}: the elements of a "
-            "channel must lie in equally spaced rows of neighbours, or channels must be neighbours, as in "
-            "oclbn.gpuarray.pack(x)"
+            "channel must lie in equally spaced rows of neighbours, or channels must be neighbours, equally spaced "
+            "over the whole batch; oclbn.gpuarray.pack(x) makes such a copy"
         )
     return found
 

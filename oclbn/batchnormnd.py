@@ -55,9 +55,10 @@ class BatchNormND(Module):
     queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
     the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator does.
     guard: channels whose batch statistics are not finite keep their running statistics: for them it is as if there had
-    been no such batch. `skipped` counts the updates that were left out. Where every channel was left out, which neat
-    statistics hide, there is one SkippedBatchesWarning: not from the call, which does not wait for the device, but as
-    soon as the counters are read, by `evalMode`, `save` or `skipped`.
+    been no such batch. `skipped` counts the updates that were left out. The output and the gradients of such a
+    channel are NaN all the same: leave out `updateParams` for that batch, or scale and bias become NaN. Where every
+    channel was left out, which neat statistics hide, there is one SkippedBatchesWarning: not from the call, which
+    does not wait for the device, but as soon as the counters are read, by `evalMode`, `save` or `skipped`.
     frozen_statistics: training, too, normalises with the running statistics and leaves them alone, while gradients of
     scale and bias are gathered, as for fine-tuning; an attribute that may be set at any time. (Evaluation mode uses the
     running statistics as well, but `backward` gathers no parameter gradients there.)
@@ -273,9 +274,11 @@ class BatchNormND(Module):
         skips: NDArray[np.uint32] = (self._counted() - self._entered.get().astype(np.int64)).astype(np.uint32)
         if self._may_warn and skips.min() > self._known_skips:
             self._may_warn = False  # first, as a filter may turn the warning into an error
+            least, most = int(skips.min()), int(skips.max())
+            times = "once" if most == 1 else f"{least} times" if least == most else f"{least} to {most} times"
             warn_caller(
-                f"{self}: the guard has left every channel out of its running statistics, {skips.min()} to "
-                f"{skips.max()} times in {self._batches} batches: the data, the network before or the driver (try "
+                f"{self}: the guard has left every channel out of its running statistics, each of them {times} "
+                f"in {self._batches} batches: the data, the network before or the driver (try "
                 "`oclbn check`) gives values that are not finite",
                 SkippedBatchesWarning,
             )

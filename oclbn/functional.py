@@ -106,12 +106,12 @@ def batch_norm_train(
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, var being the population variance (divided by m, the number of
     values per channel); running = (1 - factor) * running + factor * batch, with the sample variance (by m - 1):
-    with factor 1 the batch replaces what was there, NaN included, with factor 0 nothing changes.
+    with factor 1 the batch replaces what was there, even NaN, with factor 0 and no `entered` nothing changes.
 
-    x: (N, C, *spatial). scale, bias: C values, or None for 1 and 0. running_mean, running_var: C values that are
-    updated in place, or None. epsilon: at least 0. factor: 0 to 1. out: an array of x's shape for y, which must not
-    overlap x. guard: a channel whose batch statistics are not finite keeps its running statistics; skipped: uint32,
-    C counters that then go up by one, in place.
+    x: (N, C, *spatial), channels on `axis`. scale, bias: C values, or None for 1 and 0. running_mean, running_var: C
+    values that are updated in place, or None. epsilon: at least 0. factor: 0 to 1. out: an array of x's shape for
+    y, which must not overlap x. guard: a channel whose batch statistics are not finite keeps its running
+    statistics; skipped: uint32, C counters that then go up by one, in place.
 
     entered: uint32, C counters of the batches that the running statistics are of, which go up by one where these move:
     the factor of a channel is then max(init_factor / n, factor), n counting this batch as well. So running statistics

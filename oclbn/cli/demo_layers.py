@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,8 +34,8 @@ class Layer(Protocol):
     def backward(self, dy: Array) -> tuple[Array, Array, Array]:
         """Gradients of the batch last trained on: dx, dscale, dbias."""
 
-    def evaluate(self, x: Array) -> Array:
-        """Normalise with the running statistics."""
+    def evaluating(self) -> AbstractContextManager[Callable[[Array], Array]]:
+        """What normalises with the running statistics, within the block."""
 
     def parameters(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scale and bias."""
@@ -55,13 +58,13 @@ class ModuleLayer:
     def backward(self, dy: Array) -> tuple[Array, Array, Array]:
         return self.module.backward(dy), self.module.scalegrad, self.module.biasgrad
 
-    def evaluate(self, x: Array) -> Array:
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Callable[[Array], Array]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SkippedBatchesWarning)  # the demo's table tells of such data
             self.module.evalMode()
-        y: Array = self.module(x)
+        yield self.module
         self.module.trainMode()
-        return y
 
     def parameters(self) -> tuple[NDArray[Any], NDArray[Any]]:
         return self.module.scale.get().reshape(-1), self.module.bias.get().reshape(-1)
@@ -99,10 +102,10 @@ class FunctionalLayer:
     def backward(self, dy: Array) -> tuple[Array, Array, Array]:
         return functional.batch_norm_backward(self.x, dy, self.scale, self.save_mean, self.save_invstd, axis=self.axis)
 
-    def evaluate(self, x: Array) -> Array:
-        return functional.batch_norm_infer(
-            x, self.scale, self.bias, self.mean, self.var, epsilon=EPSILON, axis=self.axis
-        )
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Callable[[Array], Array]]:
+        given = self.scale, self.bias, self.mean, self.var
+        yield lambda x: functional.batch_norm_infer(x, *given, epsilon=EPSILON, axis=self.axis)
 
     def parameters(self) -> tuple[NDArray[Any], NDArray[Any]]:
         return self.scale.get(), self.bias.get()

@@ -87,8 +87,9 @@ def run(case: Case, queue: cl.CommandQueue, schedule: Schedule, advance: Callabl
         advance()
 
     sample, x = gpuarray.to_gpu(batch, queue=queue), gpuarray.to_gpu(case.x, queue=queue)
-    clock.first("infer", lambda: layer.evaluate(sample))
-    evaluated = layer.evaluate(x).get()
+    with layer.evaluating() as evaluate:
+        clock.first("infer", lambda: evaluate(sample))
+        evaluated = evaluate(x).get()
     check_evaluation(checks, case, layer, evaluated)
     y = functional.batch_norm_train(x, None, None, None, None, epsilon=EPSILON, axis=case.axis)[0].get()
     exact = reference.train(case.x, epsilon=EPSILON, axis=case.axis).y

@@ -60,17 +60,13 @@ class Clock:
 def timings(case: Case, layer: Layer, clock: Clock, x: Array) -> tuple[Timing, ...]:
     """Medians for one mini-batch, everything built and warm."""
     dy = gpuarray.to_gpu(np.ones(x.shape, x.dtype), queue=clock.queue)
-    calls: dict[str, Callable[[], Any]] = {
-        "train": lambda: layer.train(x),
-        "backward": lambda: layer.backward(dy),
-        "infer": lambda: layer.evaluate(x),
+    medians = {
+        "train": clock.median(lambda: layer.train(x)),
+        "backward": clock.median(lambda: layer.backward(dy)),
     }
+    with layer.evaluating() as evaluate:
+        medians["infer"] = clock.median(lambda: evaluate(x))
     return tuple(
-        Timing(
-            operation,
-            functional.explain(x, axis=case.axis, operation=operation),
-            clock.firsts[operation],
-            clock.median(call),
-        )
-        for operation, call in calls.items()
+        Timing(operation, functional.explain(x, axis=case.axis, operation=operation), clock.firsts[operation], median)
+        for operation, median in medians.items()
     )
