@@ -52,7 +52,14 @@ def new_kernel(context: cl.Context, build: Build, name: str) -> cl.Kernel:
 
     Compiles on first use. Raises BuildError where the driver refuses the program.
     """
-    made = cl.Kernel(program(context, build), name)
+    built = program(context, build)
+    try:
+        made = cl.Kernel(built, name)
+    except OSError as error:  # of pyopencl's first kernel in a process
+        raise BuildError(
+            f"pyopencl cannot write its cache: {error}. Set PYOPENCL_NO_CACHE=1, or XDG_CACHE_HOME to a folder that "
+            "can be written, in the environment"
+        ) from error
     made.set_arg_types([kind for _, kind in arguments(build, name)])
     return made
 
@@ -92,20 +99,32 @@ def _header(build: Build) -> str:
 def _compile(context: cl.Context, build: Build) -> cl.Program:
     # POCL keeps what it compiled under the source and the name that LLVM gave the processor, not the one put in.
     mended = "".join(f"// for {name}\n" for device in context.devices if (name := pocl.mend_target(device)))
-    own = cl.Context.from_int_ptr(
-        context.int_ptr
-    )  # pyopencl's programs hold theirs, and oclbn.kept waits for its users'
+    # Another object for the context: pyopencl's programs hold theirs, and oclbn.kept waits for its users'.
+    own = cl.Context.from_int_ptr(context.int_ptr)
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # remarks of a build that succeeded
-            built: cl.Program = cl.Program(own, text_of(build) + mended).build(list(OPTIONS))
+            built = _built(own, text_of(build) + mended)
     except cl.Error as error:
         raise BuildError(_explain(build, context, str(error))) from error
     seconds = time.perf_counter() - start
     chosen = " ".join(f"{name}={value}" for name, value in build.defines)
     _log.info("built %s with %s in %.3f s", build.source, chosen, seconds, extra={"seconds": seconds})
     return built
+
+
+def _built(context: cl.Context, text: str) -> cl.Program:
+    """The program, by way of pyopencl's cache on disk where the driver has none, if that can be written."""
+    made = cl.Program(context, text)
+    try:
+        made.build(list(OPTIONS))
+    except KeyError as error:
+        if "PYOPENCL_CACHE_FAILURE_FATAL" not in error.args:  # for which pyopencl asks there, set or not
+            raise
+        made = cl.Program(context, text)
+        made.build(list(OPTIONS), cache_dir=False)  # type: ignore[arg-type]  # False: none
+    return made
 
 
 def _explain(build: Build, context: cl.Context, log: str) -> str:

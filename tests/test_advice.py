@@ -148,6 +148,8 @@ def test_the_others_devices_are_there(poor: list[Any], queue: cl.CommandQueue) -
     found = oclbn.device.select(queue.device)
     assert found.platform_index == 2
     for spec in ("broken", "0", "rusticl"):
+        if spec in f"{found.name} {found.platform}".lower():
+            continue  # rusticl's own device, here
         with pytest.raises(DeviceNotFoundError) as caught:
             oclbn.device.select(spec)
         message = str(caught.value)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -36,6 +39,48 @@ def test_a_failed_build_is_none(queue: cl.CommandQueue, caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO, logger="oclbn"), pytest.raises(BuildError):
         program.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 3000))))
     assert not caplog.records
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """pyopencl keeps programs on disk where the driver does not (Intel's, rusticl, Oclgrind)."""
+    program.new_kernel(queue.context, ACCUMULATE, "accumulate")  # pyopencl's first kernel opens another of its caches
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("PYOPENCL_CACHE_FAILURE_FATAL", raising=False)
+    new = Build("accumulate.cl", (*ACCUMULATE.defines, ("UNCACHED", 1)))
+    assert program.new_kernel(queue.context, new, "accumulate").function_name == "accumulate"
+
+
+_FIRST = """
+import sys
+import numpy as np
+import oclbn.device
+from oclbn import functional, gpuarray
+
+x = gpuarray.to_gpu(np.ones((4, 3), np.float32), queue=oclbn.device.queue_for(sys.argv[1]))
+try:
+    functional.batch_norm_train(x, None, None, None, None)[0].get()
+    print("right")
+except Exception as error:
+    print(type(error).__name__, str(error).partition("\\n")[0])
+"""
+
+
+def test_the_first_kernel_where_no_cache_can_be_written(queue: cl.CommandQueue, spec: str, tmp_path: Path) -> None:
+    """Some versions of pyopencl cannot do without: then the message says what helps, and it does."""
+    (tmp_path / "file").write_text("")
+    given = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "file"), "POCL_CACHE_DIR": str(tmp_path)}
+    for more in ({}, {"PYOPENCL_NO_CACHE": "1"}):
+        command = [sys.executable, "-W", "ignore", "-c", _FIRST, spec]
+        done = subprocess.run(command, env=given | more, capture_output=True, text=True, timeout=300, check=True)
+        told = done.stdout.strip()
+        if told == "right":
+            return
+        assert not more, told
+        assert told.startswith("BuildError pyopencl cannot write its cache")
+        assert "PYOPENCL_NO_CACHE=1" in told
 
 
 def test_a_kernel_is_the_threads_own(queue: cl.CommandQueue) -> None:
