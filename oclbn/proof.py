@@ -36,7 +36,7 @@ from .bounds import ELEMENT, SUM, TWICE, Bound, excess
 from .device import limits
 from .errors import BuildError, DeviceError, DriverWarning, warn_caller
 from .expectation import EPSILON, FACTOR, Expected, expected, invstd, trained
-from .hostile import Data, Host, Offset, make
+from .hostile import Data, Host, Offset, make, others
 from .miniature import Paths, miniature, paths_of
 from .plan import DeviceLimits, Launch, Plan, Problem, Tuning, fitting_plan
 from .verdicts import Verdict, Verdicts
@@ -229,6 +229,9 @@ def forget() -> None:
 def _choices(tuning: Tuning, first: Plan) -> Iterator[Tuning]:
     """As chosen, then ever more careful."""
     yield tuning
+    if tuning.unroll != (usual := Tuning().unroll):
+        tuning = replace(tuning, unroll=usual)
+        yield tuning
     widest = 16
     for variant in (tuning.variant, *_VARIANTS):
         vec = min(tuning.vec, widest)
@@ -377,8 +380,10 @@ def _data(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Data:
     """Channels of means far off zero; where there are several, one has a NaN, and most are farther off.
 
     Some of these wander from row to row by more than they scatter: sums about what the first rows have are done again.
+    dy goes with x, so that x counts in dx.
     """
     host = make(shape, 1, dtype, Offset(_RATIO))
+    host.dy[...] += host.x - np.mean(host.x, axis=others(shape, 1), keepdims=True)
     if shape[1] == 1:
         return host
     path = np.linspace(0.0, _RATIO, shape[0]).reshape(-1, *(1 for _ in shape[1:])).astype(dtype)
