@@ -448,6 +448,8 @@ def test_a_wrong_merge_is_an_error(fresh: Callable[..., cl.CommandQueue]) -> Non
 )
 def test_a_wrong_pack_is_an_error(fresh: Callable[..., cl.CommandQueue], old: str, new: str) -> None:
     queue = fresh(Injection("pack.cl", old, new, "1", {}))
+    if old.startswith("source[from") and "Oclgrind" in queue.device.name:
+        pytest.skip("a simulator reports the access out of bounds itself")
     with pytest.raises(DeviceError, match=r"pack is wrong.*target"):
         gpuarray.pack(put(queue, np.ones((4, 5), np.float32)).T)
 
