@@ -67,7 +67,7 @@ SHAPES = [
 
 @pytest.fixture
 def form(queue: cl.CommandQueue, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """One of FORMS or CHAINED; on Intel's runtime with four rows at a time for two, on llvmpipe with vectors of 2 for 8.
+    """One of FORMS or CHAINED; on Intel's runtime with four rows at a time for two, on llvmpipe vectors of 2 for 8.
 
     Intel's compiler rearranges dx of two rows at a time, which proofs refuse (tests/test_proof.py). llvmpipe makes a
     vector of eight work-items of each element, and compiles a kernel with vectors of 8 for half a minute; oclbn plans
