@@ -7,10 +7,10 @@ is, the kernels of a plan with their builds, gives its first result on a device,
 (running statistics, gathered gradients, counters), and that nothing beside them has changed. Verdicts are remembered
 in the process and on disk (oclbn.verdicts).
 
-A form that fails is not used. The planner is asked again: without chains, with narrower vectors, for the other
-variants, and at last for `serial`. One warning per device and process (DriverWarning) says what failed; `explain`
-says it as well. Where nothing passes, that is a DeviceError. The environment variable OCLBN_PROVE=0 switches all of
-it off.
+A form that fails is not used. The planner is asked again: for the usual UNROLL, without chains, with narrower
+vectors, for the other variants, and at last for `serial`. One warning per device and process (DriverWarning) says
+what failed; `explain` says it as well. Where nothing passes, that is a DeviceError. The environment variable
+OCLBN_PROVE=0 switches all of it off.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ _devices: dict[cl.Device, _OfDevice] = {}
 class Failure:
     """A form that is not used, and why."""
 
-    operation: str
     form: str
     verdict: Verdict
 
@@ -76,7 +75,6 @@ class _OfDevice:
 
     def __init__(self, device: cl.Device) -> None:
         self.verdicts = Verdicts.of(_identity(device))
-        self.failures: dict[str, Failure] = {}
         self.warned = False
 
 
@@ -98,11 +96,10 @@ def proven_plan(
 
     most: as plan.fitting_plan takes it. DeviceError where no form is right.
     """
-    first = fitting_plan(operation, problem, facts, tuning, most)
     if not switched_on():
-        return first, ()
+        return fitting_plan(operation, problem, facts, tuning, most), ()
     failures: dict[tuple[Paths, tuple[Launch, ...]], Failure] = {}
-    for choice in _choices(tuning, first):
+    for choice in _choices(tuning):
         try:
             planned = fitting_plan(operation, problem, facts, choice, most)
         except BuildError:  # a compiler that errs with one form may refuse the next
@@ -117,7 +114,7 @@ def proven_plan(
             if failures:
                 _warn(device, tuple(failures.values()), planned)
             return planned, tuple(failures.values())
-        failures[forms] = Failure(operation, str(planned), verdict)
+        failures[forms] = Failure(str(planned), verdict)
     told = "; ".join(map(str, failures.values()))
     raise DeviceError(f"no kernel for {operation} gives right results on {_named(device)}. Tried: {told}. {_REPORT}")
 
@@ -226,15 +223,14 @@ def forget() -> None:
         _source_digest.cache_clear()
 
 
-def _choices(tuning: Tuning, first: Plan) -> Iterator[Tuning]:
+def _choices(tuning: Tuning) -> Iterator[Tuning]:
     """As chosen, then ever more careful."""
     yield tuning
     if tuning.unroll != (usual := Tuning().unroll):
         tuning = replace(tuning, unroll=usual)
         yield tuning
-    widest = 16
     for variant in (tuning.variant, *_VARIANTS):
-        vec = min(tuning.vec, widest)
+        vec = tuning.vec
         while vec >= 1:
             for chains in dict.fromkeys((tuning.chains, 0)):
                 yield replace(tuning, variant=variant, vec=vec, chains=chains)
@@ -272,7 +268,7 @@ def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, d
     full = _judged(_wanted(operation, host), _ran(planned.launches, arrays, numbers, context, device))
     if not full.good:
         return full
-    arrays, host = _fewer(operation, host, _arrays(operation, host, planned))
+    arrays, host = _fewer(operation, host, arrays)
     numbers |= {"grad_scale": 1.0, "grad_momentum": 0.0}
     wanted = _wanted_of_fewer(operation, host)
     memory = _ran(planned.launches, arrays, numbers, context, device, guard=_GUARD + 1)
