@@ -106,15 +106,15 @@ def proven_plan(
             if not failures:
                 raise
             continue
-        forms = (paths_of(problem, planned), tuple(replace(launch, groups=1) for launch in planned.launches))
-        if forms in failures:
+        paths = paths_of(problem, planned)
+        if failures and _form(planned, paths) in failures:
             continue
-        verdict = _verdict(operation, problem, planned, context, device)
+        verdict = _verdict(operation, problem, planned, paths, context, device)
         if verdict.good:
             if failures:
                 _warn(device, tuple(failures.values()), planned)
             return planned, tuple(failures.values())
-        failures[forms] = Failure(str(planned), verdict)
+        failures[_form(planned, paths)] = Failure(str(planned), verdict)
     told = "; ".join(map(str, failures.values()))
     raise DeviceError(f"no kernel for {operation} gives right results on {_named(device)}. Tried: {told}. {_REPORT}")
 
@@ -238,8 +238,14 @@ def _choices(tuning: Tuning) -> Iterator[Tuning]:
     yield replace(tuning, variant="serial")
 
 
-def _verdict(operation: str, problem: Problem, planned: Plan, context: cl.Context, device: cl.Device) -> Verdict:
-    key = _key(operation, planned, paths_of(problem, planned))
+def _form(planned: Plan, paths: Paths) -> tuple[Paths, tuple[Launch, ...]]:
+    return paths, tuple(replace(launch, groups=1) for launch in planned.launches)
+
+
+def _verdict(
+    operation: str, problem: Problem, planned: Plan, paths: Paths, context: cl.Context, device: cl.Device
+) -> Verdict:
+    key = _key(operation, planned, paths)
     with _lock:
         known = _of(device)
         verdict = known.verdicts.known.get(key)
