@@ -23,7 +23,7 @@ from numerics_running import Averages, study
 
 import oclbn
 import oclbn.device
-from oclbn import hostile
+from oclbn.truth import hostile
 
 RATIOS = (1.0, 10.0, 1e2, 1e3, 1e4, 1e5, 1e6)
 

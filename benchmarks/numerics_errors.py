@@ -23,7 +23,7 @@ import numpy as np
 from numerics_methods import OURS, Case, Results
 from numpy.typing import NDArray
 
-from oclbn.bounds import Bound
+from oclbn.truth.bounds import Bound
 
 Long = np.longdouble
 EPS, TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
@@ -32,7 +32,7 @@ _PIECE = 1 << 20  # elements that are held in longdouble at a time
 
 
 class Channel:
-    """One channel's right results and their scales; oclbn.bounds' bounds on oclbn's own."""
+    """One channel's right results and their scales; oclbn.truth.bounds' bounds on oclbn's own."""
 
     def __init__(self, case: Case, x: NDArray[Any], dy: NDArray[Any], at: int) -> None:
         self.x, self.dy = x, dy

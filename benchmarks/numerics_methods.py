@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from oclbn import gpuarray
 from oclbn.functional import batch_norm_backward, batch_norm_train, moments
-from oclbn.hostile import Data
+from oclbn.truth.hostile import Data
 
 try:
     import torch

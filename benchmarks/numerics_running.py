@@ -11,9 +11,9 @@ from numerics_errors import EPS, Long
 from numerics_methods import plain, torch
 
 from oclbn import gpuarray
-from oclbn.averaging import averaging_factor
-from oclbn.bounds import Bound
 from oclbn.functional import batch_norm_train
+from oclbn.modules.averaging import averaging_factor
+from oclbn.truth.bounds import Bound
 
 SHAPE = (8, 16, 5, 5)
 
@@ -24,7 +24,7 @@ class Averages:
 
     name: str
     error: dict[tuple[str, str], float]  # (method, "mean" or "var")
-    of_bound: dict[str, float]  # oclbn's, of the bound that oclbn.bounds adds up over the batches
+    of_bound: dict[str, float]  # oclbn's, of the bound that oclbn.truth.bounds adds up over the batches
 
 
 def study(queue: cl.CommandQueue, ratio: float, least: float, batches: int) -> Averages:

@@ -71,8 +71,9 @@ def network(spec: str) -> None:
     import pyopencl as cl
 
     import oclbn.device
-    from oclbn import functional, gpuarray, proof
-    from oclbn.suites import SUITES
+    from oclbn import functional, gpuarray
+    from oclbn.proof import proving
+    from oclbn.tools.bench.suites import SUITES
 
     inside = {"deciding": 0.0, "planning": 0.0, "proving": 0.0}
 
@@ -86,8 +87,11 @@ def network(spec: str) -> None:
 
         return run
 
-    proof.proven_plan, proof.fitting_plan = timed("deciding", proof.proven_plan), timed("planning", proof.fitting_plan)
-    proof._prove = timed("proving", proof._prove)
+    proving.proven_plan, proving.fitting_plan = (
+        timed("deciding", proving.proven_plan),
+        timed("planning", proving.fitting_plan),
+    )
+    proving._prove = timed("proving", proving._prove)
     queue = oclbn.device.queue_for(spec or None)
     largest = max(math.prod(shape) for shape, _ in SUITES["resnet50"])
     flat = [gpuarray.zeros(largest, queue=queue) for _ in range(3)]

@@ -8,7 +8,8 @@ oclbn.errors. Nothing here touches a device before it is used.
 from __future__ import annotations
 
 from oclbn import functional, gpuarray
-from oclbn.batchnorm import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND
+from oclbn.modules.batchnorm import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D
+from oclbn.modules.batchnormnd import BatchNormND
 from oclbn.version import version
 
 __all__ = ["BatchNorm", "BatchNorm1D", "BatchNorm2D", "BatchNorm3D", "BatchNormND", "functional", "gpuarray"]

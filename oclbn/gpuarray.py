@@ -2,7 +2,7 @@
 
 Every function takes ``queue=``, a pyopencl.CommandQueue, to use another one than
 :func:`oclbn.device.default_queue`. What comes back is a plain C-contiguous pyopencl.array.Array. Large arrays, but
-for those of zeros, lie in large pages where oclbn.pages can have them.
+for those of zeros, lie in large pages where oclbn.device.pages can have them.
 
     >>> import numpy as np
     >>> from oclbn import gpuarray
@@ -21,8 +21,10 @@ import pyopencl.array as cl_array
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pyopencl.array import Array
 
-from oclbn import arguments, device, functional, pages
-from oclbn.device import driver_errors
+from oclbn import device
+from oclbn.call import arguments
+from oclbn.call.copying import copy_strided
+from oclbn.device import driver_errors, pages
 from oclbn.errors import ContextError, DtypeError, ParameterError, SizeError
 
 __all__ = ["Array", "empty", "empty_like", "full", "ones", "ones_like", "pack", "to_gpu", "zeros", "zeros_like"]
@@ -74,7 +76,7 @@ def pack(view: Array, order: str = "C", *, queue: cl.CommandQueue | None = None)
     if queue.context != view.context:
         raise ContextError(f"queue belongs to context {queue.context}, view to {view.context}; one context is wanted")
     made = _empty(view.shape, view.dtype, queue, order)
-    functional.copy_strided(view, made)
+    copy_strided(view, made)
     return made
 
 

@@ -23,7 +23,7 @@ import oclbn
 from oclbn import device
 from oclbn.errors import ContextError
 from oclbn.functional import batch_norm_backward, batch_norm_train, bind, moments, recording
-from oclbn.hostile import make
+from oclbn.truth.hostile import make
 
 _WARM = 2000  # steps after which caches and pools have what they keep
 

@@ -1,4 +1,4 @@
-"""Every bit of what the kernels compute, in every form: written before a change that must not change any, compared after it.
+"""Every bit of what the kernels compute, in every form: written before a change that must not move any, and compared.
 
     python tests/bits.py --device SPEC write FILE
     python tests/bits.py --device SPEC compare FILE   # exit status 1 where a result has other bits
@@ -28,7 +28,7 @@ from test_kernels import CHAINED, FORMS, SHAPES, shrink
 import oclbn.device
 from oclbn.functional import batch_norm_backward, batch_norm_train, explain, merge, statistics
 from oclbn.gpuarray import pack
-from oclbn.hostile import Offset, make
+from oclbn.truth.hostile import Offset, make
 from oclbn.tuning import using
 
 

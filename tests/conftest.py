@@ -35,8 +35,8 @@ import pyopencl as cl
 import pytest
 
 import oclbn.device
-import oclbn.pocl
-from oclbn import functional
+import oclbn.device.pocl
+from oclbn.call import order
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
 
@@ -110,14 +110,14 @@ class Launches:
         self._report = report
         self._seen: set[tuple[str, int]] = set()
         self._outcome = ""
-        self._enqueue = functional._enqueue
+        self._enqueue = order.enqueue
 
     def _spy(self, name: str, queue: cl.CommandQueue, kernel: cl.Kernel, groups: int, lanes: int, *more: Any) -> Any:
         self._seen.add((name, lanes))
         return self._enqueue(name, queue, kernel, groups, lanes, *more)
 
     def pytest_sessionstart(self) -> None:
-        functional._enqueue = self._spy
+        order.enqueue = self._spy
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._seen.clear()
@@ -223,7 +223,7 @@ def queue(request: pytest.FixtureRequest) -> Iterator[cl.CommandQueue]:
     """An in-order queue on the device that the test runs on."""
     if request.param is None:
         pytest.fail(HOW_TO_GET_A_DEVICE, pytrace=False)
-    oclbn.pocl.mend_target(request.param.device)  # as oclbn.device does: tests use pyopencl's kernels as well
+    oclbn.device.pocl.mend_target(request.param.device)  # as oclbn.device does: tests use pyopencl's kernels as well
     context = cl.Context([request.param.device])  # held for the session: Intel's queues do not keep theirs alive
     hasten_the_kernel_cache()
     yield cl.CommandQueue(context)

@@ -1,4 +1,4 @@
-"""Shapes that break batch normalizations, with the reason of each row in its id; the data is in oclbn.hostile."""
+"""Shapes that break batch normalizations, with the reason of each row in its id; the data is in oclbn.truth.hostile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from oclbn.hostile import MAKERS
+from oclbn.truth.hostile import MAKERS
 
 
 def _row(shape: tuple[int, ...], why: str, axis: int = 1) -> Any:

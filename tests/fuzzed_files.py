@@ -1,6 +1,6 @@
 """Parameter files with damage of every kind, made from a number; and the child process that loads them.
 
-`python -m fuzzed_files` answers the questions of oclbn.childprocess: a crash of HDF5 is the child's.
+`python -m fuzzed_files` answers the questions of oclbn.tools.child: a crash of HDF5 is the child's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from oclbn import BatchNorm2D, childprocess, device, storage
+from oclbn import BatchNorm2D, device
 from oclbn.errors import ModuleFileError
+from oclbn.files import puzzlelib
+from oclbn.tools import child
 
 C = 5
 NAME = "net.bn"
@@ -30,17 +32,17 @@ def images() -> list[bytes]:
     """Undamaged files: ours, with and without compression, two modules in one, and HDF5's older format."""
     rng = np.random.default_rng(5)
 
-    def content(size: int) -> storage.Content:
+    def content(size: int) -> puzzlelib.Content:
         arrays = {key: rng.uniform(0.5, 2, (1, size, 1, 1)).astype("f4") for key in ("scale", "bias", "mean", "var")}
         variables = {key: (key, arrays[key]) for key in ("scale", "bias")}
-        return storage.Content(variables, {key: arrays[key] for key in ("mean", "var")}, {"numOfProps": 3})
+        return puzzlelib.Content(variables, {key: arrays[key] for key in ("mean", "var")}, {"numOfProps": 3})
 
-    made = [storage.save(None, NAME, content(C), varlinks={}, compress=compress) for compress in (None, "gzip")]
+    made = [puzzlelib.save(None, NAME, content(C), varlinks={}, compress=compress) for compress in (None, "gzip")]
     for oldest, compress in (("earliest", None), ("earliest", "gzip"), ("v110", "lzf")):
         with h5py.File("image", "w", driver="core", backing_store=False, libver=(oldest, "v110")) as file:
-            storage.save(file, NAME, content(C), varlinks={}, compress=compress)
+            puzzlelib.save(file, NAME, content(C), varlinks={}, compress=compress)
             if compress == "gzip":
-                storage.save(file, "other", content(3), varlinks={}, compress=compress)
+                puzzlelib.save(file, "other", content(3), varlinks={}, compress=compress)
             made.append(file.id.get_file_image())
     return [image for image in made if image is not None]
 
@@ -177,7 +179,7 @@ class Loader:
 def main() -> None:
     loader: Loader | None = None
     with tempfile.TemporaryDirectory() as folder:
-        for request, answer in childprocess.requests():
+        for request, answer in child.requests():
             try:
                 if loader is None:
                     loader = Loader(request["device"], folder)

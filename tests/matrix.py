@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oclbn.plan import OPERATIONS
+from oclbn.plan.operations import OPERATIONS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

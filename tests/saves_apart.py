@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from oclbn import storage, usertable
+from oclbn.files import puzzlelib
+from oclbn.tuning import usertable
 
 CHANNELS = 20_000
 NAMES = usertable.DeviceNames("platform", "version", "name", "driver")
@@ -31,29 +32,29 @@ _SAVES = 4  # that a child makes at most, about, before it is killed
 _PATIENCE = 5  # children in a row that saved nothing, before the next ones get twice the time: theirs is a busy machine
 
 
-def content(number: int) -> storage.Content:
+def content(number: int) -> puzzlelib.Content:
     """Arrays and a counter that all say the same number."""
     array = np.full(CHANNELS, number, np.float32)
-    return storage.Content({"scale": ("scale", array)}, {"var": array}, {"numOfProps": number})
+    return puzzlelib.Content({"scale": ("scale", array)}, {"var": array}, {"numOfProps": number})
 
 
 def save(folder: Path, number: int) -> None:
     """A parameter file and a tuning table."""
-    storage.save(folder / "bn.hdf", "bn", content(number), varlinks={}, compress=None)
+    puzzlelib.save(folder / "bn.hdf", "bn", content(number), varlinks={}, compress=None)
     usertable.write(folder / "tuning.toml", NAMES, {"vec": number}, "1")
 
 
 def saved(folder: Path) -> tuple[int, int]:
     """The numbers of the two files; an error where one is not whole."""
     shape = {"scale": (CHANNELS,)}, {"var": (CHANNELS,)}
-    found = storage.load(folder / "bn.hdf", "bn", *shape, {"numOfProps": ()}, np.dtype(np.float32))
+    found = puzzlelib.load(folder / "bn.hdf", "bn", *shape, {"numOfProps": ()}, np.dtype(np.float32))
     (number,) = {*found.variables["scale"].tolist(), *found.attributes["var"].tolist(), *found.counters.values()}
     (entry,) = usertable.read(folder / "tuning.toml")
     return int(number), entry.choices["vec"]
 
 
 def save_parameters(path: Path, number: int) -> None:
-    storage.save(path, "bn", content(number), varlinks={}, compress=None)
+    puzzlelib.save(path, "bn", content(number), varlinks={}, compress=None)
 
 
 def save_table(path: Path, number: int) -> None:

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 import oclbn.device
-from oclbn import advice
 from oclbn.cli.group import oclbn as command
+from oclbn.device import advice, listing
 from oclbn.errors import BuildError, DeviceNotFoundError
 
 PORTABLE, POCL = "Portable Computing Language", "OpenCL 3.0 PoCL 3.1"
@@ -161,14 +161,14 @@ def test_the_other_devices_of_a_platform_are_there(
     poor: list[Any], queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poor.append(queue.device.platform)
-    right = oclbn.device._info
+    right = listing._info
 
     def failing(platform: int, index: int, device: cl.Device) -> Any:
         if device != queue.device:
             return right(platform, index, device)
         raise cl.RuntimeError(cl._cl._ErrorRecord("clGetDeviceInfo", cl.status_code.OUT_OF_HOST_MEMORY, ""))
 
-    monkeypatch.setattr(oclbn.device, "_info", failing)
+    monkeypatch.setattr(listing, "_info", failing)
     assert len(oclbn.device.devices()) == len(queue.device.platform.get_devices()) - 1
     assert any("cannot be described: clGetDeviceInfo failed" in line for line in oclbn.device.without_devices())
 

@@ -15,6 +15,7 @@ from data import ONE_PER_CHANNEL
 from pyopencl.tools import SVMAllocator, SVMPool
 
 from oclbn import BatchNorm, functional
+from oclbn.call import order
 from oclbn.errors import (
     ArrayTypeError,
     ContextError,
@@ -29,7 +30,7 @@ from oclbn.errors import (
 )
 from oclbn.functional import accumulate, batch_norm_infer, batch_norm_train
 from oclbn.gpuarray import pack
-from oclbn.hostile import make
+from oclbn.truth.hostile import make
 
 pytestmark = pytest.mark.once(reason="errors are raised before the runtime is asked for anything")
 
@@ -380,7 +381,7 @@ def _not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("a kernel was to be launched")
 
-    monkeypatch.setattr(functional, "_enqueue", refuse)
+    monkeypatch.setattr(order, "enqueue", refuse)
 
 
 @pytest.mark.usefixtures("_not_launched")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from oclbn.averaging import averaging_factor, settled_count
 from oclbn.errors import ModuleParameterError
+from oclbn.modules.averaging import averaging_factor, settled_count
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import inspect
 import re
 from collections.abc import Callable
@@ -16,8 +17,7 @@ from numpy.typing import DTypeLike
 from tolerances import assert_within
 
 import oclbn
-from oclbn import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND, device, reference
-from oclbn.bounds import Bound
+from oclbn import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND, device
 from oclbn.errors import (
     ContextError,
     ModuleDtypeError,
@@ -27,7 +27,9 @@ from oclbn.errors import (
     ModuleStateError,
     ShapeError,
 )
-from oclbn.hostile import Data, Offset, Spoiled, gaussian, make
+from oclbn.truth import reference
+from oclbn.truth.bounds import Bound
+from oclbn.truth.hostile import Data, Offset, Spoiled, gaussian, make
 
 C = 5
 MODULES = [  # how to make it, shape of its data, shape of its parameters
@@ -791,11 +793,12 @@ def test_an_unknown_unit(queue: cl.CommandQueue) -> None:
 # --- examples
 
 
-@pytest.mark.parametrize("module", ["batchnorm", "batchnormnd", "functional", "gpuarray"])
+@pytest.mark.parametrize("module", ["modules.batchnorm", "modules.batchnormnd", "functional", "gpuarray", "call.order"])
 def test_the_examples_of_the_documentation(
     queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     monkeypatch.setattr(device, "default_queue", lambda: queue)
-    failed, tried = doctest.testmod(getattr(oclbn, module), extraglobs={"gpuarray": oclbn.gpuarray})
+    names = {"gpuarray": oclbn.gpuarray, "np": np, "batch_norm_train": oclbn.functional.batch_norm_train}
+    failed, tried = doctest.testmod(importlib.import_module(f"oclbn.{module}"), extraglobs=names)
     assert tried > 0
     assert failed == 0

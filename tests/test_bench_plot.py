@@ -9,11 +9,12 @@ import pyopencl as cl
 import pytest
 from click.testing import CliRunner
 
-from oclbn import benchmark, device
+from oclbn import device
 from oclbn.cli import bench_plot
 from oclbn.cli.bench_report import Report
 from oclbn.cli.group import oclbn
-from oclbn.suites import SUITES, Case
+from oclbn.tools.bench import benchmark
+from oclbn.tools.bench.suites import SUITES, Case
 
 pytestmark = pytest.mark.once(reason="pictures are drawn by the host")
 

@@ -14,13 +14,13 @@ import pyopencl as cl
 import pytest
 from click.testing import CliRunner
 
-from oclbn import benchmark, profiling, turns, workload
 from oclbn.cli import bench
 from oclbn.cli.bench_report import SCHEMA
 from oclbn.cli.group import oclbn
 from oclbn.errors import DeviceError, ParameterError, SizeError
-from oclbn.peers import contract
-from oclbn.peers.process import Absent
+from oclbn.tools.bench import benchmark, profiling, turns, workload
+from oclbn.tools.peers import contract
+from oclbn.tools.peers.process import Absent
 
 
 def work(queue: cl.CommandQueue, shape: tuple[int, ...], outputs: str, axis: int = 1) -> workload.Work:

@@ -15,7 +15,7 @@ from test_events import arrays_of
 
 from oclbn import errors, functional
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, bind, moments
-from oclbn.hostile import make
+from oclbn.truth.hostile import make
 from oclbn.tuning import using
 
 SHAPES = [  # resident, in runs, split, and down columns; nothing at all

@@ -19,15 +19,20 @@ import pyopencl as cl
 import pytest
 from click.testing import CliRunner, Result
 
-from oclbn import checklist, checks, device, expectation, functional, hostile, pocl
-from oclbn.bounds import excess
-from oclbn.checklist import BuildCheck, NumberCheck, SpeedCheck
-from oclbn.childprocess import ChildProcess, Rejected
+from oclbn import device, functional
+from oclbn.call.prepared import dissect
 from oclbn.cli import check as check_command
-from oclbn.cli import check_repro, check_run
+from oclbn.cli import check_run
 from oclbn.cli.group import oclbn
-from oclbn.device import DeviceInfo
-from oclbn.plan import OPERATIONS, DeviceLimits, Tuning
+from oclbn.device import DeviceInfo, pocl
+from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.words import DeviceLimits, Tuning
+from oclbn.tools.check import checklist, checks
+from oclbn.tools.check import repro as check_repro
+from oclbn.tools.check.checklist import BuildCheck, NumberCheck, SpeedCheck
+from oclbn.tools.child import ChildProcess, Rejected
+from oclbn.truth import expectation, hostile
+from oclbn.truth.bounds import excess
 
 CPU = DeviceLimits("cpu", 8, 4096, 1 << 20, 32 << 20, 1 << 34, 1 << 32, fp64=True, fp16=False)
 
@@ -117,7 +122,7 @@ def test_a_write_beyond_a_result_is_seen(queue: cl.CommandQueue, monkeypatch: py
 def test_a_kernel_that_can_have_no_groups_is_seen(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     build = next(c for c in checklist.checks(CPU, Tuning()) if isinstance(c, BuildCheck))
     assert all(most >= 1 for most in checks.build(queue, build)["most"].values())
-    monkeypatch.setattr(checks.program, "most_lanes", lambda *_: 0)
+    monkeypatch.setattr(checks.building, "most_lanes", lambda *_: 0)
     with pytest.raises(checks.Fault, match="may have 0 work-items"):
         checks.build(queue, build)
 
@@ -282,7 +287,7 @@ def test_a_script_runs_by_itself(
     file = tmp_path / "repro.py"
     file.write_text(check_repro.script(asked_of(info), check, 'y errs by 7 times\nits "bound"'))
     imports = [line.strip() for line in file.read_text().splitlines() if re.match(r"\s*(import|from) .*oclbn", line)]
-    assert imports == ["from oclbn.pocl import mend_target"] * (pocl.mend_target(info.device) is not None)
+    assert imports == ["from oclbn.device.pocl import mend_target"] * (pocl.mend_target(info.device) is not None)
     done = run_script(file)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"device: {info.device.name.strip()}" in done.stdout
@@ -300,8 +305,8 @@ def test_every_small_check_makes_a_script(info: DeviceInfo, operation: str) -> N
 
 
 def altered(operation: str, **numbers: float) -> Callable[..., Any]:
-    """A `functional.dissect` by which the kernels of a script get other numbers than they should."""
-    right = functional.dissect
+    """A `dissect` by which the kernels of a script get other numbers than they should."""
+    right = dissect
 
     def dissected(*given: Any) -> Any:
         planned, told = right(*given)
@@ -332,7 +337,7 @@ def test_a_script_sees_a_wrong_result(
     axis: int,
 ) -> None:
     """What goes wrong is a number that the check's own call uses: constants come as a variance, as there."""
-    monkeypatch.setattr(functional, "dissect", altered(operation, **{number: 3}))
+    monkeypatch.setattr(check_repro, "dissect", altered(operation, **{number: 3}))
     file = tmp_path / "repro.py"
     file.write_text(
         check_repro.script(asked_of(info), NumberCheck(operation, shape, axis, checklist.ORDINARY), "wrong")

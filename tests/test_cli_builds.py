@@ -10,14 +10,14 @@ import pyopencl as cl
 import pytest
 
 import oclbn.device
-from oclbn import program
 from oclbn.cli import builds
-from oclbn.plan import Build
+from oclbn.plan.words import Build
+from oclbn.program import building
 
 
 def test_builds_are_counted_within_the_block(queue: cl.CommandQueue) -> None:
     def build(number: int) -> None:
-        program.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("COUNTED", number))))
+        building.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("COUNTED", number))))
 
     logger = logging.getLogger("oclbn.program")
     before = (logger.level, list(logger.handlers))

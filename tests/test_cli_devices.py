@@ -16,12 +16,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import oclbn.device
-from oclbn import proof
 from oclbn.cli import group
 from oclbn.cli.devices import as_size
-from oclbn.device import DeviceInfo
+from oclbn.device import DeviceInfo, listing
 from oclbn.errors import DeviceError
-from oclbn.plan import DeviceLimits
+from oclbn.plan.words import DeviceLimits
+from oclbn.proof import proving
 
 FACTS = DeviceLimits(
     kind="gpu",
@@ -65,8 +65,9 @@ def no_selection(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oclbn.device, "devices", lambda: LISTED)
-    monkeypatch.setattr(proof, "failures", lambda device: ())
+    for module in (oclbn.device, listing):
+        monkeypatch.setattr(module, "devices", lambda: LISTED)
+    monkeypatch.setattr(proving, "failures", lambda device: ())
     monkeypatch.setattr(oclbn.device, "without_devices", tuple)
 
 

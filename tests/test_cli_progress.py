@@ -13,7 +13,8 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from oclbn import device
 from oclbn.cli import check_run, tune_run
 from oclbn.cli.progress import progress
-from oclbn.tuner import Found
+from oclbn.plan.words import DeviceLimits
+from oclbn.tools.tune.search import Found
 
 LONG = "2:0 backward.cl with COLUMNS=1 DOUBLE=1 LANES=1 VEC=4 BLOCKS=128 UNROLL=4 STREAM=0"
 
@@ -58,7 +59,7 @@ def test_the_bars_of_check_and_tune_fit(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(module, "Console", lambda **_: console)
     info = device.DeviceInfo(
         *(0, 0, "a processor", "a platform", "OpenCL 3.0", "1", "cpu", False),
-        *(device.DeviceLimits("cpu", 2, 64, 1 << 15, 0, 1 << 30, 1 << 28, True, False), None),  # type: ignore[arg-type]
+        *(DeviceLimits("cpu", 2, 64, 1 << 15, 0, 1 << 30, 1 << 28, True, False), None),  # type: ignore[arg-type]
     )
     with check_run._shown(info) as advance:
         advance(LONG, 1632)

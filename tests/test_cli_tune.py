@@ -15,12 +15,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 import oclbn.device
-from oclbn import functional, tuning, usertable
-from oclbn.childprocess import Rejected
+from oclbn import functional, tuning
 from oclbn.cli import tune_run
 from oclbn.cli.group import oclbn as command
-from oclbn.trialprocess import TrialProcess
-from oclbn.tuner import Choices, Verdict
+from oclbn.plan.words import Tuning
+from oclbn.tools.child import Rejected
+from oclbn.tools.tune.process import TrialProcess
+from oclbn.tools.tune.search import Choices, Verdict
+from oclbn.tuning import usertable
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +185,7 @@ def test_show_says_where_each_choice_comes_from(spec: str, table: Path, believer
     assert f"Your table: {table}" in result.stdout.replace("\n", "")
     (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)
     assert told["choices"]["unroll"] == {"value": 2, "from": f"your table {table}"}
-    assert set(told["choices"]) == set(tuning.Tuning.__dataclass_fields__)
+    assert set(told["choices"]) == set(Tuning.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

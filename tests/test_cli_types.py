@@ -20,7 +20,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(check_run, "run", begun)
     monkeypatch.setattr(tune_run, "TrialProcess", begun)
-    monkeypatch.setattr("oclbn.benchmark.compare", begun)
+    monkeypatch.setattr("oclbn.tools.bench.benchmark.compare", begun)
 
 
 def refused(spec: str, *arguments: str, status: int = 2) -> str:

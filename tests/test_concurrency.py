@@ -21,8 +21,8 @@ from test_functional import all_bits, everything, put
 
 from oclbn import BatchNorm2D, device
 from oclbn.functional import batch_norm_train
-from oclbn.hostile import make
-from oclbn.kept import kept
+from oclbn.program.kept import kept
+from oclbn.truth.hostile import make
 
 pytestmark = pytest.mark.usefixtures("bears_threads")
 SHAPES = [((7, 5, 13), 1), ((70, 37, 3, 3), 1), ((300, 33), 1), ((2, 3, 20_011), 1)]

@@ -14,7 +14,7 @@ from test_batchnorm import MODULES, C, host_of, put
 
 from oclbn import BatchNorm2D, BatchNormND, device
 from oclbn.errors import DeviceError, ModuleDtypeError
-from oclbn.hostile import Spoiled, gaussian, make
+from oclbn.truth.hostile import Spoiled, gaussian, make
 
 TENSORS = ("scale", "bias", "mean", "var")
 SHAPE = (4, C, 3, 3)

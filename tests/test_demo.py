@@ -16,12 +16,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 import oclbn.device
-from oclbn import reference
-from oclbn.cli import demo_data, plot
-from oclbn.cli.demo_checks import BOUNDS, Checks, channel_scale, ulps
+from oclbn.cli import plot
 from oclbn.cli.demo_report import LABELS
 from oclbn.cli.group import oclbn as oclbn_command
+from oclbn.device import listing
 from oclbn.errors import DtypeError, ParameterError, ShapeError
+from oclbn.tools.demo import data as demo_data
+from oclbn.tools.demo.checks import BOUNDS, Checks, channel_scale, ulps
+from oclbn.truth import reference
 
 
 def words(result: Result) -> str:
@@ -381,8 +383,9 @@ def test_an_unknown_device_is_an_error_that_lists_what_there_is(spec: str) -> No
 
 
 def test_without_a_device_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oclbn.device, "devices", tuple)
-    monkeypatch.setattr(oclbn.device, "without_devices", tuple)
+    for module in (oclbn.device, listing):
+        monkeypatch.setattr(module, "devices", tuple)
+        monkeypatch.setattr(module, "without_devices", tuple)
     result = demo()
     assert result.exit_code == 1
     assert "pip install 'oclbn[pocl]'" in words(result)

@@ -15,9 +15,9 @@ from data import COLUMNS, FEW_SHAPES
 from test_functional import FOUR, all_bits, everything, put
 
 from oclbn import BatchNormND
-from oclbn.averaging import averaging_factor
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments, recording
-from oclbn.hostile import Data, make
+from oclbn.modules.averaging import averaging_factor
+from oclbn.truth.hostile import Data, make
 from oclbn.tuning import using
 
 SHAPES = [*FEW_SHAPES, *COLUMNS[-4:]]

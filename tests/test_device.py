@@ -16,9 +16,19 @@ import pyopencl.array as cla
 import pytest
 
 import oclbn.device
-from oclbn.device import DeviceInfo, default_queue, devices, limits, queue_for, select, select_with_reason
+from oclbn.device import (
+    DeviceInfo,
+    default_queue,
+    devices,
+    facts,
+    limits,
+    listing,
+    queue_for,
+    select,
+    select_with_reason,
+)
+from oclbn.device.selection import rank
 from oclbn.errors import DeviceNotFoundError, ParameterError
-from oclbn.selection import rank
 
 # ---- no device needed
 
@@ -48,7 +58,7 @@ def test_platforms_that_raise_or_are_empty_are_left_out(monkeypatch: pytest.Monk
 
     platforms = [Platform(None), Platform([]), Platform(["a", "b"])]
     monkeypatch.setattr(cl, "get_platforms", lambda: platforms)
-    monkeypatch.setattr(oclbn.device, "_info", lambda *position: position)
+    monkeypatch.setattr(listing, "_info", lambda *position: position)
     found: Any = devices()
     assert found == ((2, 0, "a"), (2, 1, "b"))
 
@@ -142,7 +152,7 @@ def test_arrays_of_two_queues_on_one_device_work_together(chosen: DeviceInfo) ->
 
 def test_one_default_queue_per_thread_in_one_context(chosen: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCLBN_DEVICE", chosen.spec)
-    monkeypatch.setattr(oclbn.device, "_made", oclbn.device._Made())
+    monkeypatch.setattr(listing, "_made", listing._Made())
     barrier = threading.Barrier(4)
     found: list[tuple[cl.CommandQueue, cl.CommandQueue]] = []
 
@@ -166,7 +176,7 @@ def test_the_default_queue_stays_when_the_environment_changes(
     chosen: DeviceInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OCLBN_DEVICE", chosen.spec)
-    monkeypatch.setattr(oclbn.device, "_made", oclbn.device._Made())
+    monkeypatch.setattr(listing, "_made", listing._Made())
     queue = default_queue()
     monkeypatch.setenv("OCLBN_DEVICE", "no such device")
     assert default_queue() is queue
@@ -179,7 +189,7 @@ def test_a_forked_child_is_told(chosen: DeviceInfo) -> None:
     # A lock that a thread of the parent holds must not stop the child.
     script = """
 import os
-from oclbn.device import _made, default_queue
+from oclbn.device.listing import _made, default_queue
 from oclbn.errors import ContextError
 queue = default_queue()
 _made.lock.acquire()
@@ -240,11 +250,11 @@ def test_the_largest_cache_is_read_off_the_host(tmp_path: Path) -> None:
     for index, size in enumerate(("48K", "32M", "2048K")):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(size + "\n")
-    assert oclbn.device._host_cache_bytes(tmp_path) == 32 << 20
+    assert facts._host_cache_bytes(tmp_path) == 32 << 20
     (tmp_path / "index1" / "size").write_text("unknown")
-    oclbn.device._host_cache_bytes.cache_clear()
-    assert oclbn.device._host_cache_bytes(tmp_path) == 2 << 20
-    assert oclbn.device._host_cache_bytes(tmp_path / "nowhere") == 0
+    facts._host_cache_bytes.cache_clear()
+    assert facts._host_cache_bytes(tmp_path) == 2 << 20
+    assert facts._host_cache_bytes(tmp_path / "nowhere") == 0
 
 
 def test_tuning_knows_the_native_width(queue: cl.CommandQueue) -> None:

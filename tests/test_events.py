@@ -26,7 +26,7 @@ from oclbn.functional import (
     moments,
     recording,
 )
-from oclbn.hostile import Data, make
+from oclbn.truth.hostile import Data, make
 from oclbn.tuning import using
 
 SHAPE = (16, 8, 64, 64)  # enough work that a call which does not wait comes too early

@@ -33,7 +33,7 @@ from oclbn.functional import (
     moments,
     recording,
 )
-from oclbn.hostile import make
+from oclbn.truth.hostile import make
 from oclbn.tuning import using
 
 pytestmark = pytest.mark.once(reason="the driver's errors are made up, and what follows is Python's")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from oclbn.files import check_target, replacing
+from oclbn.files.whole import check_target, replacing
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs the pipes, links and permissions of POSIX")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyopencl as cl
 import pytest
 
-from oclbn import device, forks
+from oclbn import device
+from oclbn.device import forks
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
@@ -212,7 +213,7 @@ def test_what_is_a_driver(listed: str) -> None:
     """Those that the loader has loaded, and neither the loader nor what else needs it."""
     script = """
         from pathlib import Path
-        from oclbn import forks
+        from oclbn.device import forks
         print(len(list(forks._drivers())))
         cl.get_platforms()
         print(*(Path(path).name for path in forks._drivers()))

@@ -10,10 +10,11 @@ import pytest
 from test_batchnorm import MODULES, C, Maker, host_of, put
 from tolerances import assert_within
 
-from oclbn import BatchNorm2D, reference
-from oclbn.bounds import Bound
+from oclbn import BatchNorm2D
 from oclbn.errors import ModuleStateError
-from oclbn.hostile import make
+from oclbn.truth import reference
+from oclbn.truth.bounds import Bound
+from oclbn.truth.hostile import make
 
 
 @pytest.mark.parametrize(("maker", "shape", "parameters"), MODULES)

@@ -14,10 +14,13 @@ import pytest
 from data import COLUMNS, EMPTY, FEW_SHAPES, NASTY, ONE_PER_CHANNEL, SHAPES
 from tolerances import assert_within
 
-from oclbn import device, program, reference
-from oclbn.bounds import Bound
-from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments, recording
-from oclbn.hostile import Data, Offset, Spoiled, gaussian, make, per_channel, rare, two_values
+from oclbn import device
+from oclbn.call.order import recording
+from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments
+from oclbn.program import building
+from oclbn.truth import reference
+from oclbn.truth.bounds import Bound
+from oclbn.truth.hostile import Data, Offset, Spoiled, gaussian, make, per_channel, rare, two_values
 from oclbn.tuning import using
 
 FOUR = ("scale", "bias", "running_mean", "running_var")
@@ -926,7 +929,7 @@ def test_kernels_that_can_have_only_small_groups_get_them(
     """Some kernel's registers may allow fewer work-items than the device's own limit; only the built kernel knows."""
     host = make(shape, 1, np.float32, gaussian)
     x = cla.to_device(queue, host.x)
-    monkeypatch.setattr(program, "most_lanes", lambda kernel, _: 5 if "train" in kernel.function_name else 64)
+    monkeypatch.setattr(building, "most_lanes", lambda kernel, _: 5 if "train" in kernel.function_name else 64)
     with using(lanes=8, vec=1, unroll=2, variant="resident"):
         assert "LANES=4," in explain(x)
     with using(lanes=8, vec=1, unroll=2):

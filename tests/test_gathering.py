@@ -12,11 +12,11 @@ from data import FEW_SHAPES
 from test_functional import all_bits, check_gradients, foreign, lying, put, surroundings
 from tolerances import assert_within
 
-from oclbn import reference
-from oclbn.bounds import Bound
 from oclbn.errors import DtypeError, ShapeError
 from oclbn.functional import accumulate, batch_norm_backward
-from oclbn.hostile import make
+from oclbn.truth import reference
+from oclbn.truth.bounds import Bound
+from oclbn.truth.hostile import make
 from oclbn.tuning import using
 
 

@@ -20,9 +20,10 @@ from fuzzed_files import IMAGES, OLDER, damaged, images, is_older
 from h5py import h5d, h5p, h5s, h5t, h5z
 from test_storage import SHAPE, TENSORS, C, as_puzzlelib, contents, fresh, refused, trained, values
 
-from oclbn import device, storage
-from oclbn.childprocess import ChildProcess, Rejected
+from oclbn import device
 from oclbn.errors import ModuleFileError
+from oclbn.files import puzzlelib
+from oclbn.tools.child import ChildProcess, Rejected
 
 pytestmark = pytest.mark.once(reason="files are read and refused by the host")
 
@@ -341,7 +342,7 @@ def test_a_million_channels_in_small_pieces_are_no_bomb(tmp_path: Path) -> None:
             options: Any = {"chunks": (1, chunk, 1, 1), "compression": "gzip", "fletcher32": True}
             file.create_dataset(f"attrs/bn.{key}", data=arrays[key], **options)
     shapes = dict.fromkeys(arrays, (1, count, 1, 1))
-    stored = storage.load(path, "bn", {}, shapes, {}, np.dtype(np.float32))
+    stored = puzzlelib.load(path, "bn", {}, shapes, {}, np.dtype(np.float32))
     for key, array in arrays.items():
         np.testing.assert_array_equal(stored.attributes[key], array)
 

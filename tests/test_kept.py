@@ -10,16 +10,16 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 
-import oclbn.kept
-from oclbn import program
+import oclbn.program.kept
 from oclbn.functional import batch_norm_backward, batch_norm_train, bind
-from oclbn.kept import MOST_DORMANT, Kept, kept
+from oclbn.program import building
+from oclbn.program.kept import MOST_DORMANT, Kept, kept
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the contexts of other tests."""
-    monkeypatch.setattr(oclbn.kept, "_all", {})
+    monkeypatch.setattr(oclbn.program.kept, "_all", {})
 
 
 def step(queue: cl.CommandQueue) -> None:
@@ -38,13 +38,13 @@ def step_in_a_new_context(queue: cl.CommandQueue) -> None:
 
 
 def programs() -> list[weakref.ref[Kept]]:
-    return [weakref.ref(one) for one in oclbn.kept._all.values()]
+    return [weakref.ref(one) for one in oclbn.program.kept._all.values()]
 
 
 def test_contexts_that_nobody_uses_are_let_go_of(queue: cl.CommandQueue) -> None:
     for count in range(3 * MOST_DORMANT):
         step_in_a_new_context(queue)
-        assert len(oclbn.kept._all) <= MOST_DORMANT + 1, count
+        assert len(oclbn.program.kept._all) <= MOST_DORMANT + 1, count
     old = programs()
     for _ in range(MOST_DORMANT + 2):
         step_in_a_new_context(queue)
@@ -57,8 +57,8 @@ def test_contexts_in_use_are_kept(queue: cl.CommandQueue) -> None:
     for one in queues:
         step(one)
     gc.collect()
-    assert len(oclbn.kept._all) == len(queues)
-    assert not any(one.is_dormant for one in oclbn.kept._all.values())
+    assert len(oclbn.program.kept._all) == len(queues)
+    assert not any(one.is_dormant for one in oclbn.program.kept._all.values())
 
 
 def test_a_context_that_comes_back_finds_its_programs(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_context_that_comes_back_finds_its_programs(queue: cl.CommandQueue, mo
     context = cl.Context([queue.device])
     step(cl.CommandQueue(context))
     gc.collect()
-    monkeypatch.setattr(program, "_compile", None)
+    monkeypatch.setattr(building, "_compile", None)
     for _ in range(3):
         step(cl.CommandQueue(context))
         gc.collect()

@@ -16,7 +16,8 @@ import pytest
 from test_functional import all_bits, check_backward, check_inference, check_moments, check_training, everything, put
 from test_merging import check as check_statistics
 
-from oclbn import functional, reference
+from oclbn.call import prepared
+from oclbn.device import limits
 from oclbn.functional import (
     accumulate,
     batch_norm_backward,
@@ -24,13 +25,14 @@ from oclbn.functional import (
     batch_norm_train,
     explain,
     merge,
-    plain_copy,
     statistics,
 )
 from oclbn.gpuarray import pack
-from oclbn.hostile import Offset, make
-from oclbn.kept import kept
-from oclbn.plan import OPERATIONS
+from oclbn.plan.operations import OPERATIONS
+from oclbn.program.kept import kept
+from oclbn.tools.yardstick import plain_copy
+from oclbn.truth import reference
+from oclbn.truth.hostile import Offset, make
 from oclbn.tuning import using
 
 FORMS = [
@@ -138,10 +140,10 @@ def test_the_variant_asked_for_is_the_one_that_runs(queue: cl.CommandQueue, oper
     assert told.startswith(variant if has_it else "serial"), told
 
 
-def shrink(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
+def shrink(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
     """Make all tensors larger than the cache, for the rest of a test."""
-    small = replace(functional.limits(queue.device), cache_bytes=1, **limits)
-    monkeypatch.setattr(functional, "limits", lambda device: small)
+    small = replace(limits(queue.device), cache_bytes=1, **facts)
+    monkeypatch.setattr(prepared, "limits", lambda device: small)
     monkeypatch.setattr(kept(queue.context).thread, "prepared", {}, raising=False)
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import oclbn.device
 from oclbn.errors import DeviceNotFoundError
-from oclbn.plan import OPERATIONS
+from oclbn.plan.operations import OPERATIONS
 
 pytestmark = pytest.mark.once(reason="the reckoning is the host's")
 

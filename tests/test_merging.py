@@ -15,11 +15,11 @@ from data import EMPTY, FEW_SHAPES, NASTY
 from test_functional import all_bits, put
 from tolerances import assert_within
 
-from oclbn import reference
-from oclbn.bounds import Bound
 from oclbn.errors import ArrayTypeError, ContextError, DtypeError, LayoutError, ParameterError, ShapeError
 from oclbn.functional import Statistics, bind, merge, moments, recording, statistics
-from oclbn.hostile import Data, Offset, Spoiled, make
+from oclbn.truth import reference
+from oclbn.truth.bounds import Bound
+from oclbn.truth.hostile import Data, Offset, Spoiled, make
 from oclbn.tuning import using
 
 FORMS = [

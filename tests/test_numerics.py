@@ -19,12 +19,13 @@ import pyopencl.array as cla
 import pytest
 from tolerances import assert_within
 
-from oclbn import device, reference
-from oclbn.averaging import averaging_factor
-from oclbn.bounds import Bound, excess
-from oclbn.expectation import EPSILON, FACTOR, expected
+from oclbn import device
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments
-from oclbn.hostile import Data, Maker, Offset, along, make
+from oclbn.modules.averaging import averaging_factor
+from oclbn.truth import reference
+from oclbn.truth.bounds import Bound, excess
+from oclbn.truth.expectation import EPSILON, FACTOR, expected
+from oclbn.truth.hostile import Data, Maker, Offset, along, make
 from oclbn.tuning import using
 
 ROOT = Path(__file__).resolve().parent.parent

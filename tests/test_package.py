@@ -99,9 +99,9 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 
 def test_the_installed_wheel_finds_its_kernels(installed: Path) -> None:
     code = """
-import oclbn, oclbn.sources
+import oclbn, oclbn.program.sources
 print(oclbn.__file__)
-print(oclbn.sources.kernel_directory())
+print(oclbn.program.sources.kernel_directory())
 """
     module, kernels = map(Path, run(installed, code).splitlines())
     assert module == installed / "oclbn" / "__init__.py"

@@ -16,8 +16,8 @@ from oclbn import BatchNorm2D, functional, gpuarray
 from oclbn.errors import ArrayTypeError, ContextError, DeviceError, LayoutError, ParameterError, ShapeError
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, bind, moments, recording
 from oclbn.gpuarray import pack
-from oclbn.hostile import make
-from oclbn.strided import Cut, cut, numbers
+from oclbn.plan.strided import Cut, cut, numbers
+from oclbn.truth.hostile import make
 from oclbn.tuning import using
 
 FORMS = [

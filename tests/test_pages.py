@@ -16,7 +16,8 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 
-from oclbn import device, gpuarray, pages
+from oclbn import device, gpuarray
+from oclbn.device import pages
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, bind
 
 ROWS, CHANNELS = 2048, 4099  # 32 MiB and a little more

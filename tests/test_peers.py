@@ -16,12 +16,12 @@ import pyopencl as cl
 import pytest
 from click.testing import CliRunner
 
-from oclbn import benchmark
 from oclbn.cli import bench_report
 from oclbn.cli.group import oclbn
-from oclbn.peers import checking, contract, process, registry
-from oclbn.peers.process import Absent, PeerProcess, platform_library
-from oclbn.peers.registry import PEERS, Kind
+from oclbn.tools.bench import benchmark
+from oclbn.tools.peers import checking, contract, process, registry
+from oclbn.tools.peers.process import Absent, PeerProcess, platform_library
+from oclbn.tools.peers.registry import PEERS, Kind
 
 pytestmark = pytest.mark.once(reason="other libraries compute, none of them through this runtime")
 
@@ -143,8 +143,8 @@ def test_a_peer_stands_still_until_it_is_asked(fake: PeerProcess, tmp_path: Path
 def test_no_peer_outlives_the_benchmark(tmp_path: Path, how: signal.Signals) -> None:
     code = """
 import sys, time
-from oclbn.peers.process import Absent, PeerProcess
-from oclbn.peers.registry import PEERS
+from oclbn.tools.peers.process import Absent, PeerProcess
+from oclbn.tools.peers.registry import PEERS
 peer = PeerProcess(PEERS["numpy"], "fresh")
 try:
     peer.ask("load", block="none.npy", shape=(4, 2), axis=1)

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oclbn.errors import BuildError
-from oclbn.plan import OPERATIONS, DeviceLimits, Launch, Plan, Problem, Tuning, fitting_plan, plan
+from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.variants import fitting_plan, plan
+from oclbn.plan.words import DeviceLimits, Launch, Plan, Problem, Tuning
 
 LAPTOP = DeviceLimits(
     kind="cpu",

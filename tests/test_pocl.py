@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pyopencl as cl
 import pytest
 
-from oclbn import pocl, program
-from oclbn.plan import Build
+from oclbn.device import pocl
+from oclbn.plan.words import Build
+from oclbn.program import building
 
 AVX = {"sse2", "avx", "popcnt", "cx16"}
 AVX2 = AVX | {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}
@@ -167,11 +168,11 @@ def test_what_was_compiled_under_another_name_is_not_taken(
         texts.append(text)
         return make(context, text)
 
-    monkeypatch.setattr(program.cl, "Program", spy)
+    monkeypatch.setattr(building.cl, "Program", spy)
     build = Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 1)))
     for name in (None, "haswell", "skylake-avx512"):
         monkeypatch.setattr(pocl, "mend_target", lambda _, name=name: name)
-        program._compile(queue.context, build)
+        building._compile(queue.context, build)
     assert len(set(texts)) == 3
 
 
@@ -179,7 +180,8 @@ _UNMENDED = """
 import numpy as np
 import oclbn.device
 from oclbn import functional, gpuarray
-from oclbn.plan import OPERATIONS
+from oclbn.call.prepared import prepare
+from oclbn.plan.operations import OPERATIONS
 
 found = [info for info in oclbn.device.devices() if "PoCL 3.0" in info.platform_version]
 if not found:
@@ -192,7 +194,7 @@ for dtype in (np.float32, np.float64):
         host = np.random.default_rng(1).normal(3, 2, shape).astype(dtype)
         x = gpuarray.to_gpu(host, queue=queue)
         for operation in OPERATIONS:
-            plan = functional._prepare(operation, x, axis, x if operation in ("backward", "constant") else None).plan
+            plan = prepare(operation, x, axis, x if operation in ("backward", "constant") else None).plan
             widest = max(widest, *(dict(launch.build.defines)["VEC"] for launch in plan.launches))
         y, mean, invstd = functional.batch_norm_train(x, None, None, None, None, axis=axis)
         others = tuple(i for i in range(len(shape)) if i != axis)

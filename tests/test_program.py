@@ -12,22 +12,22 @@ from pathlib import Path
 import pyopencl as cl
 import pytest
 
-from oclbn import program, sources
 from oclbn.errors import BuildError
-from oclbn.plan import Build
+from oclbn.plan.words import Build
+from oclbn.program import building, sources
 
 ACCUMULATE = Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 1)))
 
 
 def test_a_program_is_built_once_per_context(queue: cl.CommandQueue) -> None:
-    assert program.program(queue.context, ACCUMULATE) is program.program(queue.context, ACCUMULATE)
+    assert building.program(queue.context, ACCUMULATE) is building.program(queue.context, ACCUMULATE)
 
 
 def test_a_build_is_a_record_of_the_log(queue: cl.CommandQueue, caplog: pytest.LogCaptureFixture) -> None:
     new = Build("accumulate.cl", (*ACCUMULATE.defines, ("LOGGED", 1)))
     with caplog.at_level(logging.INFO, logger="oclbn"):
-        program.program(queue.context, new)
-        program.program(queue.context, new)
+        building.program(queue.context, new)
+        building.program(queue.context, new)
     (record,) = [one for one in caplog.records if "LOGGED=1" in one.getMessage()]
     assert record.name == "oclbn.program"
     assert record.levelno == logging.INFO
@@ -37,7 +37,7 @@ def test_a_build_is_a_record_of_the_log(queue: cl.CommandQueue, caplog: pytest.L
 
 def test_a_failed_build_is_none(queue: cl.CommandQueue, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="oclbn"), pytest.raises(BuildError):
-        program.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 3000))))
+        building.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 3000))))
     assert not caplog.records
 
 
@@ -45,12 +45,12 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """pyopencl keeps programs on disk where the driver does not (Intel's, rusticl, Oclgrind)."""
-    program.new_kernel(queue.context, ACCUMULATE, "accumulate")  # pyopencl's first kernel opens another of its caches
+    building.new_kernel(queue.context, ACCUMULATE, "accumulate")  # pyopencl's first kernel opens another of its caches
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.delenv("PYOPENCL_CACHE_FAILURE_FATAL", raising=False)
     new = Build("accumulate.cl", (*ACCUMULATE.defines, ("UNCACHED", 1)))
-    assert program.new_kernel(queue.context, new, "accumulate").function_name == "accumulate"
+    assert building.new_kernel(queue.context, new, "accumulate").function_name == "accumulate"
 
 
 _FIRST = """
@@ -84,11 +84,11 @@ def test_the_first_kernel_where_no_cache_can_be_written(queue: cl.CommandQueue, 
 
 
 def test_a_kernel_is_the_threads_own(queue: cl.CommandQueue) -> None:
-    mine = program.kernel(queue.context, ACCUMULATE, "accumulate")
-    assert program.kernel(queue.context, ACCUMULATE, "accumulate") is mine
+    mine = building.kernel(queue.context, ACCUMULATE, "accumulate")
+    assert building.kernel(queue.context, ACCUMULATE, "accumulate") is mine
     theirs: list[cl.Kernel] = []
     thread = threading.Thread(
-        target=lambda: theirs.append(program.kernel(queue.context, ACCUMULATE, "accumulate")),
+        target=lambda: theirs.append(building.kernel(queue.context, ACCUMULATE, "accumulate")),
     )
     thread.start()
     thread.join()
@@ -109,7 +109,7 @@ def test_a_failing_build_shows_the_numbered_lines(
     sources.load.cache_clear()
     try:
         with pytest.raises(BuildError) as caught:
-            program.program(queue.context, Build("accumulate.cl", (*ACCUMULATE.defines, ("BROKEN", 1))))
+            building.program(queue.context, Build("accumulate.cl", (*ACCUMULATE.defines, ("BROKEN", 1))))
     finally:
         sources.load.cache_clear()
     message = str(caught.value)
@@ -122,9 +122,9 @@ def test_a_failing_build_shows_the_numbered_lines(
 
 def test_a_failed_build_can_be_mended(queue: cl.CommandQueue) -> None:
     with pytest.raises(BuildError):
-        program.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 3000))))
-    assert program.program(queue.context, ACCUMULATE)
+        building.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 3000))))
+    assert building.program(queue.context, ACCUMULATE)
 
 
 def test_the_text_opens_with_the_defines() -> None:
-    assert program.text_of(ACCUMULATE).startswith("#define DOUBLE 0\n#define LANES 1\n#define VEC 1\n#line 1")
+    assert building.text_of(ACCUMULATE).startswith("#define DOUBLE 0\n#define LANES 1\n#define VEC 1\n#line 1")

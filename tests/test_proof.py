@@ -19,17 +19,23 @@ import pytest
 from click.testing import CliRunner
 from test_functional import check_backward, check_inference, check_moments, check_training, everything, put
 
-from oclbn import functional, gpuarray, proof, sources, tuning
-from oclbn.bounds import excess
+from oclbn import functional, gpuarray, tuning
+from oclbn.call import prepared
 from oclbn.cli import group
+from oclbn.device import limits
 from oclbn.errors import DeviceError, DriverWarning
-from oclbn.expectation import expected, invstd
 from oclbn.functional import batch_norm_backward, explain
-from oclbn.hostile import Data, make
-from oclbn.miniature import miniature, paths_of
-from oclbn.plan import OPERATIONS, DeviceLimits, Launch, Plan, Problem, Tuning, plan
+from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.variants import plan
+from oclbn.plan.words import DeviceLimits, Launch, Plan, Problem, Tuning
+from oclbn.program import sources
+from oclbn.proof import proving
+from oclbn.proof.miniature import miniature, paths_of
+from oclbn.proof.verdicts import Verdict, Verdicts
+from oclbn.truth.bounds import excess
+from oclbn.truth.expectation import expected, invstd
+from oclbn.truth.hostile import Data, make
 from oclbn.tuning import using
-from oclbn.verdicts import Verdict, Verdicts
 
 
 @dataclass(frozen=True)
@@ -328,7 +334,7 @@ def fresh(
     """A queue of a context of its own for a miscompiling driver, whose verdicts are kept apart."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("OCLBN_PROVE", "1")
-    proof.forget()
+    proving.forget()
     load = sources.load
     contexts = []
 
@@ -349,13 +355,13 @@ def fresh(
         return cl.CommandQueue(contexts[-1])
 
     yield make_queue
-    proof.forget()
+    proving.forget()
 
 
 def shrink(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tensors are larger than this cache: groups take several blocks in turn."""
-    small = replace(functional.limits(queue.device), cache_bytes=1, compute_units=1)
-    monkeypatch.setattr(functional, "limits", lambda device: small)
+    small = replace(limits(queue.device), cache_bytes=1, compute_units=1)
+    monkeypatch.setattr(prepared, "limits", lambda device: small)
 
 
 def check_constant(queue: cl.CommandQueue, host: Data, axis: int) -> None:
@@ -393,11 +399,11 @@ def test_a_miscompiled_form_is_not_used(
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # one is enough
             assert "not used, as the driver fails it" in explain(x, operation=injection.operation)
-    assert proof.failures(queue.device)
+    assert proving.failures(queue.device)
     shown = CliRunner().invoke(group.oclbn, ["devices"], env={"COLUMNS": "200"}).output
     assert "wrong with this driver, and not used" in shown
     told = json.loads(CliRunner().invoke(group.oclbn, ["devices", "--json"]).output)
-    assert [info["not_used"] for info in told if info["not_used"]] == [list(proof.failures(queue.device))]
+    assert [info["not_used"] for info in told if info["not_used"]] == [list(proving.failures(queue.device))]
 
 
 @pytest.mark.parametrize("injection", [INJECTIONS[0], INJECTIONS[3], INJECTIONS[4]])
@@ -469,7 +475,7 @@ def test_a_driver_that_is_right_is_believed(
     proofs = [record for record in caplog.records if record.name == "oclbn.proof"]
     assert len(proofs) >= 4  # of five operations; some share their form with another
     assert all(record.seconds > 0 for record in proofs)  # type: ignore[attr-defined]
-    assert proof.failures(queue.device) == ()
+    assert proving.failures(queue.device) == ()
 
 
 def counted(queue: cl.CommandQueue, caplog: pytest.LogCaptureFixture) -> int:
@@ -484,9 +490,9 @@ def test_verdicts_are_kept(fresh: Callable[..., cl.CommandQueue], caplog: pytest
     queue = fresh()
     assert counted(queue, caplog) == 1
     assert counted(fresh(), caplog) == 0  # another context of the same device
-    for kept in proof._devices.values():
+    for kept in proving._devices.values():
         kept.verdicts.write()
-    proof.forget()  # another process
+    proving.forget()  # another process
     assert counted(fresh(), caplog) == 0
 
 
@@ -509,15 +515,15 @@ def test_a_damaged_file_costs_time_only(
     fresh: Callable[..., cl.CommandQueue], content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert counted(fresh(), caplog) == 1
-    (kept,) = proof._devices.values()
+    (kept,) = proving._devices.values()
     path, identity = kept.verdicts.path, kept.verdicts.identity
     kept.verdicts.write()
     assert json.loads(path.read_bytes())["identity"] == identity
     path.write_bytes(content.replace(b"IDENTITY", json.dumps(identity)[1:-1].encode()))
-    proof.forget()
+    proving.forget()
     assert counted(fresh(), caplog) == 1
-    proof.forget()
-    proof._of(fresh().device).verdicts.write()
+    proving.forget()
+    proving._of(fresh().device).verdicts.write()
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(
@@ -539,12 +545,12 @@ def test_a_verdict_that_is_none_is_found_anew(
     fresh: Callable[..., cl.CommandQueue], units: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert counted(fresh(), caplog) == 1
-    (known,) = proof._devices.values()
+    (known,) = proving._devices.values()
     known.verdicts.write()
     content = json.loads(known.verdicts.path.read_bytes())
     content["forms"] = {key: [float(units), "y"] for key in content["forms"]}
     known.verdicts.path.write_text(json.dumps(content))
-    proof.forget()
+    proving.forget()
     assert counted(fresh(), caplog) == 1
 
 
@@ -560,8 +566,8 @@ def test_without_a_home_kernels_prove_themselves_in_every_process(
     queue = fresh()
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert counted(queue, caplog) == 1
-    with caplog.at_level(logging.INFO, "oclbn.verdicts"):
-        for known in proof._devices.values():
+    with caplog.at_level(logging.INFO, "oclbn.proof"):
+        for known in proving._devices.values():
             known.verdicts.write()
     assert any("not kept" in record.getMessage() for record in caplog.records)
     assert not list(tmp_path.iterdir())  # above all, no folder called "~"
@@ -575,10 +581,10 @@ def test_an_application_without_sources_proves_its_kernels(
     tmp_path: Path,
 ) -> None:
     queue = fresh()
-    monkeypatch.setattr(proof, "__file__", str(tmp_path / "proof.pyc"))
-    proof._measure.cache_clear()
+    monkeypatch.setattr(proving, "__file__", str(tmp_path / "proof.pyc"))
+    proving._measure.cache_clear()
     assert counted(queue, caplog) == 1
-    proof._measure.cache_clear()
+    proving._measure.cache_clear()
 
 
 def test_verdicts_of_two_processes_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,11 +603,12 @@ _ONE_STEP = """
 import sys, warnings
 import numpy as np
 import oclbn.device
-from oclbn import functional, gpuarray, pocl
+from oclbn import functional, gpuarray
+from oclbn.device import facts, pocl
 
 if {blind}:
     pocl.widest_vector = lambda device: 0
-    oclbn.device.widest_vector = pocl.widest_vector
+    facts.widest_vector = pocl.widest_vector
 queue = oclbn.device.queue_for(sys.argv[1])
 told = []
 warnings.showwarning = lambda message, category, *more: told.append(category.__name__)
@@ -718,10 +725,10 @@ def test_how_much_is_proven_where(queue: cl.CommandQueue) -> None:
         seen.append(launch)
         return 16
 
-    facts = replace(functional.limits(queue.device), max_group=64)
+    facts = replace(limits(queue.device), max_group=64)
     problem = Problem(6, 3, 256, 4, columns=False, adjacent=True)
     tuning = Tuning(lanes=64, vec=1, stream=False, chains=0)
-    found, failures = proof.proven_plan("train", problem, facts, tuning, most, queue.context, queue.device)
+    found, failures = proving.proven_plan("train", problem, facts, tuning, most, queue.context, queue.device)
     assert found.launches[0].lanes == 16
     assert failures == ()
     assert seen

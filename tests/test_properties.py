@@ -11,7 +11,7 @@ from test_functional import FOUR, all_bits, check_backward, check_inference, che
 
 from oclbn import device
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments
-from oclbn.hostile import Data, Offset, gaussian, make, per_channel
+from oclbn.truth.hostile import Data, Offset, gaussian, make, per_channel
 
 Tensor = tuple[tuple[int, ...], int]  # shape and channel axis
 

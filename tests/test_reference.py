@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from oclbn import reference
 from oclbn.errors import ShapeError
+from oclbn.truth import reference
 
 SHAPES = [
     pytest.param((4, 3), 1, id="features"),

@@ -11,11 +11,11 @@ from data import FEW_SHAPES
 from test_functional import put
 from tolerances import assert_within
 
-from oclbn import reference
-from oclbn.bounds import Bound
 from oclbn.errors import ParameterError
 from oclbn.functional import batch_norm_train, bind
-from oclbn.hostile import Spoiled, gaussian, make
+from oclbn.truth import reference
+from oclbn.truth.bounds import Bound
+from oclbn.truth.hostile import Spoiled, gaussian, make
 from oclbn.tuning import using
 
 WAYS = [

@@ -16,7 +16,7 @@ import pytest
 from conftest import LONG
 from saves_apart import save_parameters, save_table
 
-from oclbn import files
+from oclbn.files import whole
 
 Tally = collections.Counter[str]
 KILLS = 2_000 if LONG else 60
@@ -117,6 +117,6 @@ def test_what_killed_processes_left_is_removed_after_an_hour(tmp_path: Path) -> 
         path.write_bytes(b"part")
     for path in (old, other):
         os.utime(path, (0, 0))
-    with files.replacing(tmp_path / "file") as file:
+    with whole.replacing(tmp_path / "file") as file:
         file.write(b"new")
     assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, "file", "mine.part"]

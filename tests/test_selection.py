@@ -9,9 +9,9 @@ import pyopencl as cl
 import pytest
 
 from oclbn.device import DeviceInfo
+from oclbn.device.selection import choose, choose_pyopencl, classify, rank, resolve
 from oclbn.errors import DeviceNotFoundError, OclbnError
-from oclbn.plan import DeviceLimits
-from oclbn.selection import choose, choose_pyopencl, classify, rank, resolve
+from oclbn.plan.words import DeviceLimits
 
 CPU, GPU, ACCELERATOR = 2, 4, 8
 

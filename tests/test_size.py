@@ -20,10 +20,11 @@ import pytest
 from conftest import LONG
 from test_functional import check_backward, check_inference, check_training
 
-from oclbn import BatchNorm, BatchNorm2D, device, reference
+from oclbn import BatchNorm, BatchNorm2D, device
 from oclbn.errors import SizeError
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments
-from oclbn.hostile import make
+from oclbn.truth import reference
+from oclbn.truth.hostile import make
 from oclbn.tuning import using
 
 MILLION = 1_000_000
@@ -167,7 +168,7 @@ def test_a_module_keeps_its_state_where_a_result_has_no_room(
     facts = device.limits(queue.device)
     small = type(facts)(**{**vars(facts), "max_alloc_bytes": x.nbytes - 1})
     with monkeypatch.context() as patch:
-        patch.setattr("oclbn.results.limits", lambda _: small)
+        patch.setattr("oclbn.call.results.limits", lambda _: small)
         for call in (lambda: bn(x), lambda: bn.backward(y)):
             with pytest.raises(SizeError, match=rf"a result needs {x.nbytes:,} bytes; .* at most {x.nbytes - 1:,} at"):
                 call()

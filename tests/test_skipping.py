@@ -16,7 +16,7 @@ from test_batchnorm import C, host_of, put
 from oclbn import BatchNorm2D, BatchNormND
 from oclbn.errors import DeviceError, SkippedBatchesWarning
 from oclbn.functional import recording
-from oclbn.hostile import make
+from oclbn.truth.hostile import make
 
 LOOKS: list[Any] = [
     pytest.param(lambda bn: bn.evalMode(), id="evalMode"),

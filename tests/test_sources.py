@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from oclbn import sources
-from oclbn.plan import OPERATIONS
-from oclbn.sources import Parameter, SourceError, kernel_directory, load, parameters
+from oclbn.plan.operations import OPERATIONS
+from oclbn.program import sources
+from oclbn.program.sources import Parameter, SourceError, kernel_directory, load, parameters
 
 FILES = sorted(path.name for path in kernel_directory().glob("*.cl"))
 

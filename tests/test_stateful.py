@@ -1,7 +1,7 @@
 """Operations on a module in any order, good ones and bad ones, against a model of it in float64 NumPy.
 
 The model never looks at the module. Beside each number it keeps how far the module's may lie from it: each call adds
-its own bound (oclbn.bounds), and what was off before goes on as the formulas tell: running statistics forget by
+its own bound (oclbn.truth.bounds), and what was off before goes on as the formulas tell: running statistics forget by
 1 - factor, gradients by their momentum, a step adds its rate times the gradient's error. So the tolerance after a
 hundred operations is the sum of what those operations may do, and nothing else.
 """
@@ -33,8 +33,7 @@ from hypothesis.stateful import (
 from test_batchnorm import state_of
 from tolerances import assert_within
 
-from oclbn import BatchNorm, BatchNorm2D, device, reference
-from oclbn.bounds import ELEMENT, Bound
+from oclbn import BatchNorm, BatchNorm2D, device
 from oclbn.errors import (
     ModuleError,
     ModuleFileError,
@@ -43,7 +42,9 @@ from oclbn.errors import (
     ModuleStateError,
     OclbnError,
 )
-from oclbn.hostile import along
+from oclbn.truth import reference
+from oclbn.truth.bounds import ELEMENT, Bound
+from oclbn.truth.hostile import along
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::oclbn.errors.SkippedBatchesWarning"),  # of test_skipping.py

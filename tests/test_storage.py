@@ -18,7 +18,7 @@ import pytest
 
 from oclbn import BatchNorm, BatchNorm2D, BatchNorm3D, BatchNormND
 from oclbn.errors import MissingExtraError, ModuleFileError, ModuleParameterError, ModuleStateError
-from oclbn.hostile import make
+from oclbn.truth.hostile import make
 
 pytestmark = pytest.mark.once(reason="files are read and written by the host")
 
@@ -526,10 +526,10 @@ def test_a_folder_is_no_place_to_write_to(queue: cl.CommandQueue, tmp_path: Path
 
 def test_files_in_memory_are_not_taken_for_each_other(queue: cl.CommandQueue) -> None:
     """HDF5 does so if their names are equal: then one thread would load what another one has open."""
-    from oclbn import storage
+    from oclbn.files import puzzlelib
 
     bn, other = trained(queue), trained(queue, batches=1)
-    with storage._open_image(bn.save() or b"") as file:
+    with puzzlelib._open_image(bn.save() or b"") as file:
         assert values(fresh_from(other.save(), queue)) == values(other)
         assert file["attrs"][".numOfProps"][()] == bn.numOfProps
 
@@ -600,11 +600,11 @@ def test_compressed_data_that_is_damaged(queue: cl.CommandQueue, tmp_path: Path)
 
 def sample() -> Any:
     """A module's content as storage has it, and how to load that."""
-    from oclbn import storage
+    from oclbn.files import puzzlelib
 
     rng = np.random.default_rng(5)
     arrays = {key: rng.uniform(0.5, 2.0, SHAPE).astype(np.float32) for key in TENSORS}
-    content = storage.Content(
+    content = puzzlelib.Content(
         {key: (key, arrays[key]) for key in ("scale", "bias")},
         {key: arrays[key] for key in ("mean", "var")},
         {"numOfProps": 3},
@@ -612,7 +612,7 @@ def sample() -> Any:
     shapes = {"scale": SHAPE, "bias": SHAPE}, {"mean": SHAPE, "var": SHAPE}
 
     def load(hdf: Any) -> tuple[Any, ...]:
-        stored = storage.load(hdf, "bn", *shapes, {"numOfProps": ()}, np.dtype(np.float32))
+        stored = puzzlelib.load(hdf, "bn", *shapes, {"numOfProps": ()}, np.dtype(np.float32))
         return {key: a.tobytes() for key, a in (stored.variables | stored.attributes).items()}, stored.counters
 
     return content, load
@@ -622,10 +622,10 @@ def sample() -> Any:
 @pytest.mark.parametrize("compress", [None, "gzip"], ids=str)
 def test_a_damaged_byte_is_refused_or_of_no_effect(compress: str | None, flip: int) -> None:
     """Wherever in the file it is: in elements, names, links, the counter, or where nothing is."""
-    from oclbn import storage
+    from oclbn.files import puzzlelib
 
     content, load = sample()
-    image = storage.save(None, "bn", content, varlinks={}, compress=compress)
+    image = puzzlelib.save(None, "bn", content, varlinks={}, compress=compress)
     assert image is not None
     wanted = load(image)
     refusals = 0
@@ -641,12 +641,12 @@ def test_a_damaged_byte_is_refused_or_of_no_effect(compress: str | None, flip: i
 
 @pytest.mark.parametrize("compress", [None, "gzip"], ids=str)
 def test_damaged_elements_are_refused_in_a_file_of_the_older_format(tmp_path: Path, compress: str | None) -> None:
-    from oclbn import storage
+    from oclbn.files import puzzlelib
 
     content, load = sample()
     path = tmp_path / "net.hdf"
     with h5py.File(path, "w", libver="earliest") as file:
-        storage.save(file, "bn", content, varlinks={}, compress=compress)
+        puzzlelib.save(file, "bn", content, varlinks={}, compress=compress)
     load(path)
     image = path.read_bytes()
     with h5py.File(path, "r") as file:
@@ -808,8 +808,8 @@ def test_without_h5py_the_message_names_the_extra(
     queue: cl.CommandQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    monkeypatch.delitem(sys.modules, "oclbn.storage", raising=False)
-    monkeypatch.delattr("oclbn.storage", raising=False)
+    monkeypatch.delitem(sys.modules, "oclbn.files.puzzlelib", raising=False)
+    monkeypatch.delattr("oclbn.files.puzzlelib", raising=False)
     bn = trained(queue)
     before = contents(bn)
     for use in (bn.save, bn.load):

@@ -20,80 +20,32 @@ KERNELS = sorted((ROOT / "kernels").glob("*.cl"))
 TEXTS = sorted((ROOT / "kernels").glob("*.cl*"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Top to bottom: a module imports only from lines below its own.
-LAYERS = [
-    "__main__",
-    "cli",
-    "__init__",
-    "batchnorm",
-    "batchnormnd",
-    "module",
-    "parameters",
-    "variable",
-    "storage",
-    "averaging",
-    "profiling",
-    "checks",
-    "benchmark",
-    "trialprocess",
-    "trials",
-    "trialcalls",
-    "workload",
-    "turns",
-    "suites",
-    "gpuarray",
-    "functional",
-    "results",
-    "order",
-    "arguments",
-    "proof",
-    "verdicts",
-    "program",
-    "kept",
-    "pages",
-    "device",
-    "forks",
-    "selection",
-    "advice",
-    "tuning",
-    "childprocess",
-    "usertable",
-    "tuner",
-    "checklist",
-    "miniature",
-    "strided",
-    "plan",
-    "sources",
-    "pocl",
-    "peers",
-    "expectation",
-    "bounds",
-    "hostile",
-    "reference",
-    "files",
-    "version",
-    "errors",
-]
-PURE = [
-    "suites",
-    "checklist",
-    "miniature",
-    "strided",
-    "plan",
-    "tuning",
-    "usertable",
-    "tuner",
-    "sources",
-    "expectation",
-    "bounds",
-    "hostile",
-    "reference",
-    "errors",
-]
+# What the modules of a folder, and those beside the folders, may import, besides their own folder.
+WALLS = {
+    "errors": set(),
+    "version": set(),
+    "plan": {"errors"},
+    "truth": {"errors"},
+    "files": {"errors"},
+    "tuning": {"errors", "files", "plan"},
+    "device": {"errors", "plan"},
+    "program": {"errors", "device", "plan"},
+    "proof": {"errors", "version", "device", "files", "plan", "program", "truth"},
+    "call": {"errors", "device", "plan", "program", "proof", "tuning"},
+    "functional": {"errors", "call", "device", "plan"},
+    "gpuarray": {"errors", "call", "device"},
+    "modules": {"errors", "call", "device", "files", "functional", "gpuarray"},
+    "__init__": {"functional", "gpuarray", "modules", "version"},
+}
+LIBRARY = {*WALLS}
+WALLS["tools"] = {*WALLS}
+WALLS["cli"] = {*WALLS}
+WALLS["__main__"] = {"cli"}
+WITHOUT_OPENCL = {"errors", "version", "plan", "truth", "files", "tuning"}
 
 
-def layer_of(module: str) -> str:
-    """oclbn.cli.demo lies in the layer cli."""
+def room_of(module: str) -> str:
+    """oclbn.cli.demo lies in the folder cli; oclbn itself is __init__."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -120,24 +72,46 @@ def imports_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_of)
-def test_imports_point_one_way(path: Path) -> None:
-    own = layer_of(module_of(path))
-    assert own in LAYERS, f"say in LAYERS where {own} belongs"
+def test_imports_keep_to_the_walls(path: Path) -> None:
+    own = room_of(module_of(path))
+    assert own in WALLS, f"say in WALLS what {own} may import"
     for name in imports_of(path):
         if name.split(".")[0] == "oclbn":
-            below = layer_of(name)
-            assert below == own in ("cli", "peers") or LAYERS.index(below) > LAYERS.index(own), f"{own} imports {below}"
+            other = room_of(name)
+            assert other in WALLS[own] | {own}, f"{own} imports {other}: {name}"
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_pure_modules_know_no_opencl(module: str) -> None:
-    path = PACKAGE / f"{module}.py"
+def test_no_walls_are_left_over() -> None:
+    assert {room_of(module_of(path)) for path in MODULES} == {*WALLS}
+
+
+def test_the_library_stands_without_truth_and_tools() -> None:
+    """Of the library only the proof imports truth, and nothing imports tools or the command line."""
+    assert not {room for room in LIBRARY if WALLS[room] & {"tools", "cli"}}
+    assert {room for room in LIBRARY if "truth" in WALLS[room]} == {"proof"}
+
+
+def test_no_room_is_entered_from_below() -> None:
+    """What a folder imports does not import it, over any number of steps."""
+    below = {room: set(WALLS[room]) for room in WALLS}
+    for _ in WALLS:
+        below = {room: found.union(*(below[other] for other in found)) for room, found in below.items()}
+    assert not [room for room, found in below.items() if room in found]
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room_of(module_of(p)) in WITHOUT_OPENCL], ids=module_of)
+def test_pure_modules_know_no_opencl(path: Path) -> None:
     assert not {name for name in imports_of(path) if name.split(".")[0] == "pyopencl"}
 
 
-def test_only_functional_and_the_proof_know_plans_and_programs() -> None:
-    both = {layer_of(module_of(path)) for path in MODULES if {"oclbn.plan", "oclbn.program"} <= imports_of(path)}
-    assert both == {"functional", "proof"}
+def test_one_file_and_the_proof_know_plans_and_programs() -> None:
+    both = set()
+    for path in MODULES:
+        rooms = {room_of(name) for name in imports_of(path) if name.split(".")[0] == "oclbn"}
+        module = module_of(path)
+        if {"plan", "program"} <= rooms | {room_of(module)} and room_of(module) in LIBRARY - {"program"}:
+            both.add(module)
+    assert both == {"oclbn.call.prepared", "oclbn.proof.proving"}
 
 
 def test_importing_asks_opencl_nothing() -> None:
@@ -187,7 +161,7 @@ def test_what_is_imported_is_declared() -> None:
                 continue
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
             foreign = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"oclbn"}
-            needs_core = node in always and layer_of(module_of(path)) not in ("cli", "peers")
+            needs_core = node in always and room_of(module_of(path)) not in ("cli", "peers")
             assert foreign <= (core if needs_core else known), f"{path.name}: {foreign}"
 
 

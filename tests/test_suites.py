@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from oclbn.suites import SUITES
+from oclbn.tools.bench.suites import SUITES
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -13,13 +13,15 @@ import numpy as np
 import pyopencl as cl
 import pytest
 
-from oclbn import device, functional, program, tuner
+from oclbn import device, functional
 from oclbn.errors import DeviceError
-from oclbn.plan import DeviceLimits, Tuning
-from oclbn.trialcalls import Case
-from oclbn.trialprocess import TrialProcess
-from oclbn.trials import Trials, WrongResult
-from oclbn.tuner import Choices, Found, Tried, Verdict, candidates, choices_of, search, shapes_for
+from oclbn.plan.words import DeviceLimits, Tuning
+from oclbn.program import building
+from oclbn.tools.tune import search as tuner
+from oclbn.tools.tune.calls import Case
+from oclbn.tools.tune.process import TrialProcess
+from oclbn.tools.tune.search import Choices, Found, Tried, Verdict, candidates, choices_of, search, shapes_for
+from oclbn.tools.tune.trials import Trials, WrongResult
 from oclbn.tuning import tuning_for, using
 
 START: Choices = {"lanes": 1, "vec": 8, "unroll": 4}
@@ -248,7 +250,7 @@ def test_what_plans_alike_is_not_timed(trials: Trials, start: Choices) -> None:
 @pytest.fixture
 def modest(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> Iterator[cl.CommandQueue]:
     """Kernels bear fewer work-items, 8, than the device at large, as those that need many registers do."""
-    monkeypatch.setattr(program, "most_lanes", lambda *_: 8)
+    monkeypatch.setattr(building, "most_lanes", lambda *_: 8)
     context = cl.Context([queue.device])  # no other test gets the plans that are remembered
     yield cl.CommandQueue(context)
     del context  # held until now: Intel's queues do not keep theirs alive

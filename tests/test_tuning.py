@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from oclbn import tuning
-from oclbn.benchmark import SUITES
 from oclbn.errors import ParameterError
-from oclbn.plan import OPERATIONS, DeviceLimits, Problem, Tuning, plan
+from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.variants import plan
+from oclbn.plan.words import DeviceLimits, Problem, Tuning
+from oclbn.tools.bench.suites import SUITES
 from oclbn.tuning import levels, shipped_for, tuning_for, using
 
 POCL = ("Portable Computing Language", "OpenCL 3.0 PoCL 3.1", "pthread-znver3", "cpu")

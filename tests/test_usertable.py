@@ -10,9 +10,10 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from oclbn import files, usertable
 from oclbn.errors import MissingExtraError, ParameterError
-from oclbn.usertable import DeviceNames
+from oclbn.files import whole
+from oclbn.tuning import usertable
+from oclbn.tuning.usertable import DeviceNames
 
 ONE = DeviceNames("Portable Computing Language", "OpenCL 3.0 PoCL 3.1", "pthread-znver3", "3.1")
 OTHER = DeviceNames("Portable Computing Language", "OpenCL 3.0 PoCL 3.0", "pthread-znver3", "3.0")
@@ -113,7 +114,7 @@ def test_a_write_that_fails_leaves_the_old_table(table: Path, monkeypatch: pytes
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(whole.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         usertable.write(table, OTHER, {"vec": 8}, "1")
     assert table.read_bytes() == kept

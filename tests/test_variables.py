@@ -22,8 +22,8 @@ from oclbn.errors import (
     ModuleShapeError,
     ModuleStateError,
 )
-from oclbn.hostile import make
-from oclbn.parameters import Variable
+from oclbn.modules.variable import Variable
+from oclbn.truth.hostile import make
 
 SHAPE = (1, C, 1, 1)
 TENSORS = ("scale", "bias", "mean", "var")

@@ -1,4 +1,4 @@
-"""Assertions on results: the bounds are oclbn.bounds."""
+"""Assertions on results: the bounds are oclbn.truth.bounds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from oclbn.bounds import excess
+from oclbn.truth.bounds import excess
 
 
 def assert_within(actual: Any, expected: ArrayLike, bound: ArrayLike, what: str) -> None:

@@ -16,16 +16,18 @@ import pyopencl as cl
 from rich.console import Console
 from rich.progress import TaskProgressColumn, TimeRemainingColumn
 
-from oclbn import benchmark, device, files, profiling
-from oclbn.benchmark import OUTPUTS, SUITES, TENSORS
+from oclbn import device
 from oclbn.cli import bench_report, builds, plot
 from oclbn.cli.bench_report import Report
 from oclbn.cli.progress import progress
 from oclbn.cli.types import ShapeType, Target, trainable
 from oclbn.errors import SizeError
-from oclbn.peers.process import PeerProcess, platform_library
-from oclbn.peers.registry import PEERS
-from oclbn.suites import Case, Shape
+from oclbn.files import whole
+from oclbn.tools.bench import benchmark, profiling
+from oclbn.tools.bench.benchmark import OUTPUTS, TENSORS
+from oclbn.tools.bench.suites import SUITES, Case, Shape
+from oclbn.tools.peers.process import PeerProcess, platform_library
+from oclbn.tools.peers.registry import PEERS
 
 
 class _Names(click.ParamType):  # type: ignore[type-arg]
@@ -173,7 +175,7 @@ def command(
         from oclbn.cli import bench_plot
 
         try:
-            with files.replacing(picture) as file:
+            with whole.replacing(picture) as file:
                 file.write(bench_plot.draw(report, picture.suffix.lower().lstrip(".")))
         except OSError as error:
             raise click.FileError(str(picture), hint=error.strerror) from error

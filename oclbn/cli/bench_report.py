@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn import __version__
-from oclbn.benchmark import COPIES, PLAIN_COPIES, Absence, Comparison, Row, geometric_mean
 from oclbn.device import DeviceInfo
-from oclbn.profiling import Profile
-from oclbn.suites import Case, Shape
+from oclbn.tools.bench.benchmark import Absence, Comparison, Row, geometric_mean
+from oclbn.tools.bench.profiling import Profile
+from oclbn.tools.bench.suites import Case, Shape
+from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES
 
 SCHEMA = 1  # of the JSON: goes up when a key goes away or changes its meaning
 BARS = {"inference": 1.10, "forward": 1.25, "backward": 1.90}  # ratios to the copy that large tensors should reach

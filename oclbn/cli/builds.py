@@ -6,8 +6,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from oclbn import program
-
 _LONG = 1.0  # seconds; from here on it is worth saying that the next run is likely to be quicker
 
 
@@ -33,7 +31,7 @@ class Builds(logging.Handler):
 @contextlib.contextmanager
 def counted() -> Iterator[Builds]:
     """What is built within the block."""
-    logger, builds = logging.getLogger(program.__name__), Builds()
+    logger, builds = logging.getLogger("oclbn.program"), Builds()
     level = logger.level
     logger.addHandler(builds)
     logger.setLevel(logging.INFO)

@@ -9,12 +9,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from oclbn import device, files
-from oclbn.checklist import BuildCheck, NumberCheck, SpeedCheck
-from oclbn.cli import check_report, check_repro, check_run
-from oclbn.cli.check_run import Checked
+from oclbn import device
+from oclbn.cli import check_report, check_run
 from oclbn.cli.devices import as_size
 from oclbn.cli.types import Seconds, Target
+from oclbn.files import whole
+from oclbn.tools.check import repro as check_repro
+from oclbn.tools.check.checklist import BuildCheck, NumberCheck, SpeedCheck
+from oclbn.tools.check.outcomes import Checked
 
 _LONGEST = 1e6  # seconds that the system's clocks can wait
 
@@ -76,7 +78,7 @@ def _write_repro(script: Path, found: list[Checked]) -> None:
         check, fault = min(shown, key=lambda pair: _elements(pair[0]))
         text = check_repro.script(checked, check, fault)
         try:
-            with files.replacing(script) as file:
+            with whole.replacing(script) as file:
                 file.write(text.encode())
         except OSError as error:
             raise click.FileError(str(script), hint=error.strerror) from error

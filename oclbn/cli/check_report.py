@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn import __version__
-from oclbn.checklist import BuildCheck, NumberCheck, SpeedCheck
-from oclbn.cli.check_run import Checked, Outcome
 from oclbn.cli.devices import as_size
 from oclbn.device import DeviceInfo
-from oclbn.plan import OPERATIONS
+from oclbn.plan.operations import OPERATIONS
+from oclbn.tools.check.checklist import BuildCheck, NumberCheck, SpeedCheck
+from oclbn.tools.check.outcomes import Checked, Outcome
 
 _GONE_ROUND = (
     "oclbn proves each kernel before its first result and uses others where one fails, so that results are right all "

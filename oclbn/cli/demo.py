@@ -14,13 +14,15 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from oclbn import device, files
-from oclbn.cli import builds, demo_data, demo_report, plot
-from oclbn.cli.demo_data import Case
-from oclbn.cli.demo_run import Outcome, Schedule, run
+from oclbn import device
+from oclbn.cli import builds, demo_report, plot
 from oclbn.cli.progress import progress
 from oclbn.device import DeviceInfo
 from oclbn.errors import OclbnError
+from oclbn.files import whole
+from oclbn.tools.demo import data as demo_data
+from oclbn.tools.demo.data import Case
+from oclbn.tools.demo.run import Outcome, Schedule, run
 
 DIGITS = "scikit-learn's handwritten digits"
 
@@ -101,7 +103,7 @@ def _check_targets(source: Path | None, output: Path | None, picture: Path | Non
         if not target.absolute().parent.is_dir():
             raise click.BadParameter(f"{target.parent} is not a folder", param_hint=option)
         try:
-            files.check_target(target)
+            whole.check_target(target)
         except OSError as error:
             raise click.BadParameter(f"{target}: {error.strerror}", param_hint=option) from error
         if source is not None and target.exists() and target.samefile(source):
@@ -133,7 +135,7 @@ def _run_all(console: Console, cases: Sequence[Case], queue: cl.CommandQueue, sc
 
 def _write(target: Path, fill: Callable[[BinaryIO], object]) -> None:
     try:
-        with files.replacing(target) as file:
+        with whole.replacing(target) as file:
             fill(file)
     except OSError as error:
         raise click.FileError(str(target), hint=error.strerror) from error

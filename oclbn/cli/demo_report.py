@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oclbn.cli.demo_checks import BOUNDS
-from oclbn.cli.demo_layers import EPSILON
-from oclbn.cli.demo_run import Outcome
 from oclbn.cli.plot import evenly
 from oclbn.device import DeviceInfo
+from oclbn.tools.demo.checks import BOUNDS
+from oclbn.tools.demo.layers import EPSILON
+from oclbn.tools.demo.run import Outcome
 
 LABELS = {
     "y": "y",

@@ -14,10 +14,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from oclbn import device, proof
+from oclbn import device
 from oclbn.device import DeviceInfo
+from oclbn.device.selection import WITHOUT_DEVICES
 from oclbn.errors import DeviceNotFoundError
-from oclbn.selection import WITHOUT_DEVICES
+from oclbn.proof import proving
 
 RANKING = "first in the ranking GPU, accelerator, CPU, simulator"
 
@@ -59,7 +60,7 @@ def command(as_json: bool) -> None:
 def _print_failures(console: Console, listed: Sequence[DeviceInfo]) -> None:
     """Kernels that a driver gets wrong, and that oclbn goes round (oclbn.proof)."""
     for info in listed:
-        told = proof.failures(info.device)
+        told = proving.failures(info.device)
         if not told:
             continue
         what = "kernel is" if len(told) == 1 else "kernels are"
@@ -91,7 +92,7 @@ def as_dict(info: DeviceInfo, reason: str | None) -> dict[str, Any]:
         "driver": info.driver,
         "simulator": info.simulator,
         **dataclasses.asdict(info.limits),
-        "not_used": list(proof.failures(info.device)),
+        "not_used": list(proving.failures(info.device)),
         "default": reason is not None,
         "reason": reason,
     }

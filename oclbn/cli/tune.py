@@ -9,15 +9,18 @@ from typing import Any
 import click
 from rich.console import Console
 
-from oclbn import __version__, device, files, tuner, tuning, usertable
-from oclbn.benchmark import SUITES
+from oclbn import __version__, device, tuning
 from oclbn.cli import tune_report, tune_run
 from oclbn.cli.tune_run import Shapes, Tuned
 from oclbn.cli.types import Seconds, ShapeType, trainable
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
-from oclbn.tuner import Choices
-from oclbn.usertable import DeviceNames
+from oclbn.files import whole
+from oclbn.tools.bench.suites import SUITES
+from oclbn.tools.tune import search
+from oclbn.tools.tune.search import Choices
+from oclbn.tuning import usertable
+from oclbn.tuning.usertable import DeviceNames
 
 SECONDS, QUICK_SECONDS = 120.0, 30.0
 
@@ -79,7 +82,7 @@ def command(
     budget = seconds if seconds is not None else QUICK_SECONDS if quick else SECONDS
     reports: list[dict[str, Any]] = []
     for info in infos:
-        todo = given or tuner.shapes_for(info.limits, quick=quick)
+        todo = given or search.shapes_for(info.limits, quick=quick)
         try:
             tuned = tune_run.run(info, _in_force(info, target), todo, budget, keep=keep)
         except KeyboardInterrupt:
@@ -114,7 +117,7 @@ def _check_target(target: Path | None) -> None:
     usertable.require_tomlkit()
     usertable.read(target)
     try:
-        files.check_target(target)
+        whole.check_target(target)
     except OSError as error:
         raise click.FileError(str(target), hint=error.strerror) from error
 
@@ -123,13 +126,13 @@ def _in_force(info: DeviceInfo, target: Path | None) -> Choices:
     """The choices to start from; a table that OCLBN_TUNING names and that is to be made holds none yet."""
     names = device.tuning_names(info.device)
     if target is not None and target == usertable.path() and not target.exists():
-        return tuner.choices_of(tuning.shipped_for(*names[:4]))
-    return tuner.choices_of(tuning.tuning_for(*names))
+        return search.choices_of(tuning.shipped_for(*names[:4]))
+    return search.choices_of(tuning.tuning_for(*names))
 
 
 def _entry(tuned: Tuned) -> Choices:
     """What the user's table has to hold: where it differs from what is shipped."""
-    shipped = tuner.choices_of(tuning.shipped_for(*device.tuning_names(tuned.info.device)[:4]))
+    shipped = search.choices_of(tuning.shipped_for(*device.tuning_names(tuned.info.device)[:4]))
     return {name: value for name, value in tuned.found.choices.items() if value != shipped[name]}
 
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oclbn import __version__, usertable
+from oclbn import __version__
 from oclbn.cli.tune_run import Tuned
 from oclbn.device import DeviceInfo
-from oclbn.tuner import Choices
-from oclbn.tuning import Level
+from oclbn.tools.tune.search import Choices
+from oclbn.tuning import Level, usertable
 
 Origins = dict[str, tuple[Any, str]]  # choice -> value, and the level that it comes from
 

@@ -14,13 +14,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from oclbn import tuner
 from oclbn.cli.progress import progress
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceError, SizeError
-from oclbn.trialcalls import GUARD
-from oclbn.trialprocess import TrialProcess
-from oclbn.tuner import Choices, Found, Tried, Value
+from oclbn.tools.tune import search
+from oclbn.tools.tune.calls import GUARD
+from oclbn.tools.tune.process import TrialProcess
+from oclbn.tools.tune.search import Choices, Found, Tried, Value
 
 TIMING_SECONDS = 0.05  # for one operation on one shape
 
@@ -35,7 +35,9 @@ class Tuned:
     before: Choices
     found: Found
     tried: list[Tried] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)  # oclbn.trials.Trials.report's; none if interrupted
+    rows: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # oclbn.tools.tune.trials.Trials.report's; none if interrupted
 
     @property
     def gain(self) -> float:
@@ -47,7 +49,7 @@ class Tuned:
     @property
     def worthwhile(self) -> bool:
         """Whether something was found that the last timing confirms."""
-        return self.found.choices != self.before and self.gain >= tuner.MARGIN
+        return self.found.choices != self.before and self.gain >= search.MARGIN
 
 
 def run(info: DeviceInfo, before: Choices, shapes: Shapes, seconds: float, *, keep: bool) -> Tuned:
@@ -71,7 +73,7 @@ def run(info: DeviceInfo, before: Choices, shapes: Shapes, seconds: float, *, ke
             shown.say("checking the choices in force")
             trials.check(before)
             end = time.monotonic() + seconds
-            tuner.search(
+            search.search(
                 tuned.found,
                 shown.moves,
                 trials,
@@ -91,7 +93,7 @@ class _Shown:
     """The bar: how far the pass over all candidates is, and what it has brought."""
 
     def __init__(self, tuned: Tuned, bar: Progress, task: TaskID) -> None:
-        self.tuned, self.moves = tuned, tuner.candidates(tuned.info.kind)
+        self.tuned, self.moves = tuned, search.candidates(tuned.info.kind)
         self._bar, self._task = bar, task
         bar.update(task, total=len(self.moves))
 

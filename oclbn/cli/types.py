@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from oclbn import files
+from oclbn.files import whole
 
 
 class ShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
@@ -49,7 +49,7 @@ class Target(click.Path):
         if not path.absolute().parent.is_dir():
             self.fail(f"{path.parent} is not a folder", param, ctx)
         try:
-            files.check_target(path)
+            whole.check_target(path)
         except OSError as error:
             self.fail(f"{path}: {error.strerror}", param, ctx)
         return path

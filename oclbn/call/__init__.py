@@ -1,0 +1,1 @@
+"""What lies between a public operation and the kernels: checking arguments, preparing, allocating, ordering work."""

@@ -1,0 +1,301 @@
+"""What is accepted: types, dtypes, shapes, layout, contexts and who shares memory with whom.
+
+Every check raises before anything is allocated or written, and its message names the argument, what came and what was
+wanted.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+from pyopencl.array import Array
+
+from oclbn.call.layout import reach
+from oclbn.errors import (
+    ArrayTypeError,
+    ContextError,
+    DeviceError,
+    DtypeError,
+    LayoutError,
+    ParameterError,
+    ShapeError,
+)
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_COUNTERS = dict.fromkeys(("skipped", "entered"), np.dtype(np.uint32))
+_LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
+_MOST_COUNT = (1 << 63) - 1
+_BUFFER = cl.Buffer
+_SIZE = cl.mem_info.SIZE
+_STATUS = cl.event_info.COMMAND_EXECUTION_STATUS  # asked for by get_info(), which takes half as long as a property
+
+
+def array(name: str, value: Any) -> Array:
+    """`value` if it is a device array, and was not left behind by a command that failed.
+
+    ArrayTypeError and DeviceError otherwise.
+    """
+    if not isinstance(value, Array):
+        came = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ArrayTypeError(
+            f"{name} is a {came}; a pyopencl.array.Array is wanted (oclbn.gpuarray.to_gpu makes one of a NumPy array)"
+        )
+    for event in value.events:
+        if event.get_info(_STATUS) < 0:  # type: ignore[operator]
+            raise _failed(name, event)
+    return value
+
+
+def sound(arrays: Mapping[str, Array]) -> None:
+    """DeviceError where one of these arrays, by name, was left behind by a command that failed.
+
+    Drivers do not see to that: work that waits for such a command is dropped by some and done by others, on whatever
+    the memory holds; and on a queue in order nothing is waited for.
+    """
+    last = None  # arrays that one call wrote have the same event
+    for name, a in arrays.items():
+        for event in a.events:
+            if event is not last and event.get_info(_STATUS) < 0:  # type: ignore[operator]
+                raise _failed(name, event)
+            last = event
+
+
+def _failed(name: str, event: cl.Event) -> DeviceError:
+    return DeviceError(
+        f"{name} was to be written by a command that failed with OpenCL's status {event.command_execution_status}; "
+        "an array that holds its data is wanted"
+    )
+
+
+def tensor(name: str, value: Any) -> Array:
+    """A device array of rank 2 or more, of float32 or float64 (where its device has that), with a queue."""
+    x = array(name, value)
+    if x.dtype not in DTYPES:
+        raise DtypeError(f"{name} is {x.dtype}; float32 or float64 is wanted")
+    if len(x.shape) < 2:
+        raise ShapeError(f"{name} has shape {x.shape}; 2 dimensions or more are wanted: (N, C) or (N, C, *spatial)")
+    if x.queue is None:
+        raise ContextError(f"{name} has no queue; give it one with {name}.with_queue(queue)")
+    _aligned(name, x)
+    _within(name, x)
+    return x
+
+
+def anyhow(name: str, value: Any) -> Array:
+    """A device array of any type, shape and strides, within its buffer."""
+    a = array(name, value)
+    _within(name, a)
+    return a
+
+
+def axis_of(axis: Any, x: Array) -> int:
+    """`axis` as an index from 0 to x.ndim - 1."""
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        index = None
+    if index is None or isinstance(axis, bool):
+        raise ParameterError(f"axis is {axis!r}; an integer is wanted")
+    rank = len(x.shape)
+    if not -rank <= index < rank:
+        raise ParameterError(f"axis is {index}; x has {rank} dimensions, so {-rank} to {rank - 1} are wanted")
+    return index % rank
+
+
+def per_channel(x: Array, axis: int, values: Mapping[str, Any], needed: Collection[str] = ()) -> dict[str, Array]:
+    """Those of `values` that are not None, by name: device arrays with one element per channel of x.
+
+    Contiguous, of x's context, and of x's dtype but for counters. What is `needed` may not be None.
+    """
+    channels, context, dtype = x.shape[axis], x.context, x.dtype
+    found: dict[str, Array] = {}
+    for name, value in values.items():
+        if value is None and name not in needed:
+            continue
+        found[name] = a = array(name, value)
+        if a.size != channels:
+            came = f"{a.size} elements (shape {a.shape})"
+            raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}")
+        wanted = _COUNTERS.get(name, dtype)
+        if a.dtype != wanted:
+            reason = "" if name in _COUNTERS else f", as x is {dtype}"
+            raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted{reason}")
+        if a.context is not context:
+            _same_context(name, a, x)
+        _dense(name, a)
+    return found
+
+
+def like(name: str, value: Any, x: Array) -> Array:
+    """A device array of x's shape, dtype and context."""
+    a = array(name, value)
+    if a.shape != x.shape:
+        raise ShapeError(f"{name} has shape {a.shape}; x has shape {x.shape}, and {name} must have the same")
+    if a.dtype != x.dtype:
+        raise DtypeError(f"{name} is {a.dtype}; {x.dtype} is wanted, as x is")
+    if a.context is not x.context:
+        _same_context(name, a, x)
+    _aligned(name, a)
+    _within(name, a)
+    return a
+
+
+def real(value: Any) -> float | None:
+    """`value` as a float if it is one real number, of any type: NumPy's, a fraction, an array of no axes; else None.
+
+    True and False are none here: as an epsilon or a factor they are a slip. Nor is text.
+    """
+    array_like = isinstance(value, (np.generic, np.ndarray))
+    if isinstance(value, (bool, str, bytes, bytearray)) or (
+        array_like and (value.ndim or value.dtype.kind not in "iuf")
+    ):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer, or a fraction
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        return None
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float from low to high, both included; infinities and NaN are refused."""
+    converted = real(value)
+    if converted is None:
+        raise ParameterError(f"{name} is {value!r}; a number is wanted")
+    if not (low <= converted <= high and math.isfinite(converted)):
+        wanted = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
+        raise ParameterError(f"{name} is {value!r}; {wanted} is wanted")
+    return converted
+
+
+def count(name: str, value: Any) -> int:
+    """`value` as a number of elements, which 64 bits can hold."""
+    try:
+        converted = operator.index(value)
+    except TypeError:
+        raise ParameterError(f"{name} is {value!r}; an integer is wanted") from None
+    if not 0 <= converted <= _MOST_COUNT:
+        raise ParameterError(f"{name} is {converted}; 0 to 2**63 - 1 is wanted")
+    return converted
+
+
+def epsilon_of(value: Any, x: Array) -> float:
+    """`value` as an epsilon that x's dtype can hold."""
+    return number("epsilon", value, 0.0, _LARGEST[x.dtype])
+
+
+def finite(name: str, value: Any, x: Array) -> float:
+    """`value` as a number that x's dtype can hold."""
+    return number(name, value, -_LARGEST[x.dtype], _LARGEST[x.dtype])
+
+
+def flat(values: Mapping[str, Any]) -> None:
+    """Device arrays, by name, of one size, one of DTYPES and one context, each with its elements side by side."""
+    first_name, first = next(iter(values.items()))
+    for name, value in values.items():
+        a = array(name, value)
+        if a.dtype not in DTYPES:
+            raise DtypeError(f"{name} is {a.dtype}; float32 or float64 is wanted")
+        if a.dtype != first.dtype:
+            raise DtypeError(f"{name} is {a.dtype}; {first.dtype} is wanted, as {first_name} is")
+        if a.size != first.size:
+            raise ShapeError(f"{name} has {a.size} elements and {first_name} {first.size}; equal sizes are wanted")
+        if a.context != first.context:
+            raise ContextError(f"{name} belongs to context {a.context}, {first_name} to {first.context}; one is wanted")
+        _dense(name, a)
+
+
+def flat_pair(name: str, value: Any, other_name: str, other: Any) -> None:
+    """Two device arrays of one size, one of DTYPES and one context, each with its elements side by side."""
+    a, b = array(name, value), array(other_name, other)
+    if a.dtype not in DTYPES or a.dtype != b.dtype:
+        raise DtypeError(f"{name} is {a.dtype} and {other_name} {b.dtype}; float32 or float64, alike, is wanted")
+    if a.size != b.size:
+        raise ShapeError(f"{name} has {a.size} elements and {other_name} {b.size}; equal sizes are wanted")
+    if a.context != b.context:
+        raise ContextError(f"{name} belongs to context {a.context}, {other_name} to {b.context}; one is wanted")
+    for each, one in ((name, a), (other_name, b)):
+        _dense(each, one)
+
+
+def _same_context(name: str, a: Array, x: Array) -> None:
+    if a.context != x.context:
+        raise ContextError(
+            f"{name} belongs to context {a.context}; x belongs to {x.context}, and one context is wanted"
+        )
+
+
+def _dense(name: str, a: Array) -> None:
+    """LayoutError or ShapeError unless the elements lie side by side within their buffer."""
+    itemsize = a.dtype.itemsize
+    if a.offset % itemsize or not _is_dense_vector(a.shape, a.strides, itemsize):
+        _aligned(name, a)
+        raise LayoutError(
+            f"{name} has shape {a.shape} and strides {a.strides}; its elements must lie side by side, "
+            f"as those of oclbn.gpuarray.pack({name}) do"
+        )
+    data: Any = a.base_data
+    if type(data) is not _BUFFER or a.offset < 0 or a.offset + a.nbytes > data.get_info(_SIZE):  # type: ignore[operator]
+        _inside(name, a, 0, a.nbytes)
+
+
+def _within(name: str, a: Array) -> None:
+    """ShapeError unless all elements lie within the buffer: a kernel would read and write what is not the array's."""
+    low, high = reach(a.shape, a.strides, a.dtype.itemsize)
+    data: Any = a.base_data
+    if type(data) is not _BUFFER or a.offset + low < 0 or a.offset + high > data.get_info(_SIZE):  # type: ignore[operator]
+        _inside(name, a, low, high)
+
+
+def _inside(name: str, a: Array, low: int, high: int) -> None:
+    """The same of bytes counted from where the first element begins; ArrayTypeError for what is no memory."""
+    data: Any = a.base_data
+    if not a.size:
+        return
+    if not _is_memory(data):
+        raise ArrayTypeError(
+            f"{name} lies in a {type(data).__module__}.{type(data).__qualname__}; a pyopencl.Buffer or SVM is wanted"
+        )
+    if a.offset + low < 0 or a.offset + high > data.size:
+        raise ShapeError(
+            f"{name} with shape {a.shape}, strides {a.strides} and offset {a.offset} takes bytes {a.offset + low} to "
+            f"{a.offset + high} of a buffer that has {data.size}; an array that lies within its buffer is wanted"
+        )
+
+
+def _is_memory(data: Any) -> bool:
+    """Whether kernels can be given a pointer to it."""
+    if isinstance(data, cl.MemoryObjectHolder):
+        return bool(data.type == cl.mem_object_type.BUFFER)
+    return isinstance(data, cl.SVMPointer)
+
+
+def _aligned(name: str, a: Array) -> None:
+    itemsize = a.dtype.itemsize
+    if a.offset % itemsize or not _are_multiples(a.strides, itemsize):
+        raise LayoutError(
+            f"{name} has offset {a.offset} and strides {a.strides} bytes; multiples of {itemsize} are wanted "
+            f"for {a.dtype}, as oclbn.gpuarray.pack({name}) has"
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _are_multiples(strides: tuple[int, ...], itemsize: int) -> bool:
+    return not any(stride % itemsize for stride in strides)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_dense_vector(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    expected = itemsize
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if stride != expected if size > 1 else stride % itemsize:
+            return False
+        expected *= max(1, int(size))
+    return True

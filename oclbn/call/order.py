@@ -1,0 +1,114 @@
+"""Order of work: what a launch has to wait for, who has to wait for it, and who is told of it."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import pyopencl as cl
+from pyopencl.array import Array
+
+_PROPERTIES, _QUEUE = cl.command_queue_info.PROPERTIES, cl.event_info.COMMAND_QUEUE
+_OUT_OF_ORDER = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
+_recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = contextvars.ContextVar(
+    "oclbn_recorders", default=()
+)
+
+
+class Order:
+    """When work on `queue` that touches these arrays may begin, and who waits for it."""
+
+    def __init__(self, queue: cl.CommandQueue, touched: Collection[Array | None]) -> None:
+        self._queue, self._touched = queue, touched
+        self._ordered = _is_ordered(queue)
+        self._elsewhere: list[Array] = []
+        self.events: list[cl.Event] = []  # that the work has to wait for
+        last = None  # arrays that one call wrote have the same event
+        for array in touched:
+            if array is None:
+                continue
+            if array.queue is not queue:
+                self._elsewhere.append(array)
+            for event in array.events:
+                # A queue in order ends its own work before it begins more. Waiting for that all the same would link
+                # each call to the one before: rusticl's events hold on to what they waited for, so that a long training
+                # run would keep all of them, and overflow the stack when the last one is let go.
+                if event is not last and not (self._ordered and _is_of(event, queue)):
+                    self.events.append(event)
+                last = event
+        for array in self._foreign():
+            # Reads on the array's own queue are not among its events; and OpenCL starts what another queue waits for
+            # only once its own queue is flushed.
+            if array.queue is not None:
+                self.events.append(cl.enqueue_marker(array.queue))
+                array.queue.flush()
+
+    def note(self, event: cl.Event, written: Sequence[Array | None]) -> None:
+        """Make `event` what the arrays wait for.
+
+        What was written waits for it alone, as it comes after all that the array waited for before. What was only read
+        waits for it as well where the queue would not see to that: out of order, and for arrays of other queues.
+        """
+        for array in written:
+            if array is not None:
+                array.events[:] = (event,)
+        if self._ordered and not self._elsewhere:
+            return
+        foreign = self._foreign()
+        if foreign:
+            self._queue.flush()
+        for array in foreign if self._ordered else self._touched:
+            if array is not None and not any(array is other for other in written):
+                if array.queue is self._queue:
+                    array.events[:] = (event,)  # it comes after all that the array had: each call would leave one more
+                else:
+                    array.add_event(event)  # other threads may add theirs, for queues of their own
+
+    def _foreign(self) -> list[Array]:
+        return [array for array in self._elsewhere if array.queue != self._queue]
+
+
+def _is_of(event: cl.Event, queue: cl.CommandQueue) -> bool:
+    """Whether the event is that of a command on this very queue."""
+    try:
+        return bool(event.get_info(_QUEUE) == queue)
+    except cl.Error:
+        return False  # of a queue that is gone; Intel's events do not keep theirs alive
+
+
+def _is_ordered(queue: cl.CommandQueue) -> bool:
+    properties: Any = queue.get_info(_PROPERTIES)
+    return not properties & _OUT_OF_ORDER
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[str, cl.Event]]]:
+    """Within the block, the name of each kernel that oclbn enqueues and its event go into a list, in order.
+
+    Holds for the current thread or task; blocks may be nested, and the outer list gets the inner block's launches too.
+    Events tell times where the queue was made with PROFILING_ENABLE.
+
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
+    >>> with recording() as launches:
+    ...     _ = batch_norm_train(x, None, None, None, None)
+    >>> [name for name, event in launches]
+    ['train_resident']
+    """
+    launches: list[tuple[str, cl.Event]] = []
+    token = _recorders.set((*_recorders.get(), launches))
+    try:
+        yield launches
+    finally:
+        _recorders.reset(token)
+
+
+def enqueue(
+    name: str, queue: cl.CommandQueue, kernel: cl.Kernel, groups: int, lanes: int, wait_for: list[cl.Event]
+) -> cl.Event:
+    """Enqueue a kernel with the arguments that are set; every launch comes through here."""
+    event = cl.enqueue_nd_range_kernel(queue, kernel, (groups * lanes,), (lanes,), wait_for=wait_for)
+    for launches in _recorders.get():
+        launches.append((name, event))
+    return event

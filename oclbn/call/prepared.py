@@ -1,0 +1,257 @@
+"""Calls with everything decided: the layout, the plan, kernels with their arguments; remembered by shapes and strides.
+
+The one file outside oclbn.proof that knows both plans and programs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+from pyopencl.array import Array
+
+from oclbn.call import order
+from oclbn.call.layout import Layout, common_layout, dense_strides
+from oclbn.call.order import Order
+from oclbn.call.results import queue_of, scratch
+from oclbn.device import limits, tuning_names
+from oclbn.errors import DtypeError
+from oclbn.plan.groups import floor_power
+from oclbn.plan.variants import fitting_plan
+from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Plan, Tuning
+from oclbn.program import building
+from oclbn.program.kept import kept
+from oclbn.proof import proving
+from oclbn.tuning import tuning_for
+
+_GROUPS_PER_UNIT = 256  # parameters are small, and few work-items are many enough
+_MOST_PREPARED = 2048  # shapes remembered per thread
+BACKWARD = ("backward", "constant")
+_DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1, "grad_scale": 1.0, "grad_momentum": 0.0}
+
+
+class _Step:
+    """One launch, by a kernel of its own, so that arguments stay set from call to call."""
+
+    def __init__(self, launch: Launch, context: cl.Context) -> None:
+        self.name = launch.kernel
+        self.kernel = building.new_kernel(context, launch.build, launch.kernel)
+        self.groups, self.lanes = launch.groups, launch.lanes
+        arguments = building.arguments(launch.build, launch.kernel)
+        self._arguments = [name for name, _ in arguments]
+        self._buffers = [(index, name) for index, (name, kind) in enumerate(arguments) if kind is None]
+
+    def set_all(self, values: Mapping[str, Any]) -> None:
+        """Set every argument, by name."""
+        self.kernel.set_args(*[values[name] for name in self._arguments])
+
+    def set_buffers(self, memory: Mapping[str, Any]) -> None:
+        """Set the buffers anew: the driver need not keep them alive, and another may get a dead one's address."""
+        set_argument = self.kernel.set_arg
+        for index, name in self._buffers:
+            buffer = memory[name]
+            if buffer is not None:  # null pointers stay, and older pyopencl sets none singly
+                set_argument(index, buffer)
+
+    def enqueue(self, queue: cl.CommandQueue, wait_for: list[cl.Event]) -> cl.Event:
+        """Enqueue with the arguments that are set."""
+        return order.enqueue(self.name, queue, self.kernel, self.groups, self.lanes, wait_for)
+
+
+class Prepared:
+    """Everything about a call that its shapes decide; made once per shape and thread."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        context: cl.Context,
+        tuning: Tuning,
+        constants: Mapping[str, Any],
+        failures: tuple[proving.Failure, ...] = (),
+    ) -> None:
+        self.plan, self._tuning, self.failures = (
+            plan,
+            tuning,
+            failures,
+        )  # the context is its users' (oclbn.program.kept)
+        self._steps = tuple(_Step(launch, context) for launch in plan.launches)
+        self._constants = constants
+        self._changing: list[Any] | None = None  # offsets, None for no array, and numbers: most calls repeat those
+
+    def anew(self, context: cl.Context) -> Prepared:
+        """The same with kernels of its own, in the same context."""
+        return Prepared(self.plan, context, self._tuning, self._constants, self.failures)
+
+    def set(self, x: Array, arrays: Mapping[str, Array | None], numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Set the kernels' arguments, by the names that they give them; returns what has to live until the launch."""
+        memory: dict[str, Any] = {name: None if array is None else array.base_data for name, array in arrays.items()}
+        if self.plan.scratch:
+            memory["partial"] = scratch(x, self.plan.scratch)
+        changing: list[Any] = [None if array is None else array.offset for array in arrays.values()]
+        changing += numbers.values()
+        if changing == self._changing:
+            for step in self._steps:
+                step.set_buffers(memory)
+        else:
+            self._changing = None  # should setting them fail
+            starts = {f"{name}_start": 0 if array is None else start_of(array) for name, array in arrays.items()}
+            for step in self._steps:
+                step.set_all({**self._constants, **memory, **starts, **numbers})
+            self._changing = changing
+        return memory
+
+    def launch(
+        self, queue: cl.CommandQueue, touched: Collection[Array | None], written: Sequence[Array | None]
+    ) -> None:
+        """Enqueue all launches with the arguments that are set, which are of these arrays."""
+        waiting = Order(queue, touched)
+        wait_for, begun = waiting.events, False
+        try:
+            for step in self._steps:
+                event = step.enqueue(queue, wait_for)
+                wait_for, begun = [event], True  # in order too: should the first one fail, the second must not begin
+        except BaseException:
+            if begun:
+                waiting.note(event, ())  # it still reads, and writes what the next call may write as well
+            raise
+        waiting.note(event, written)
+
+
+def remembered(context: cl.Context, key: Hashable, make: Callable[[], Prepared]) -> Prepared:
+    """What this thread has prepared in this context under this key; made at first."""
+    of_context = kept(context)
+    known: dict[Any, Prepared] | None = getattr(of_context.thread, "prepared", None)
+    if known is None:
+        known = of_context.thread.prepared = {}
+    found = known.get(key)
+    if found is None:
+        of_context.note(context)
+        if len(known) >= _MOST_PREPARED:
+            known.clear()
+        found = known[key] = make()
+    return found
+
+
+def prepare_single(
+    name: str,
+    queue: cl.CommandQueue,
+    work: Hashable,
+    defines: dict[str, int],
+    cut: Callable[[int], tuple[int, dict[str, int]]],
+) -> Prepared:
+    """A kernel of its own file, which needs no plan. cut: its groups and numbers, given the work-items of a group."""
+    context, device = queue.context, queue.device
+    tuning = tuning_for(*tuning_names(device))
+
+    def make() -> Prepared:
+        lanes = min(tuning.lanes, floor_power(limits(device).max_group))
+        while True:
+            build = Build(f"{name}.cl", (*defines.items(), ("LANES", lanes)))
+            room = building.most_lanes(building.kernel(context, build, name), device)
+            if room >= lanes:
+                break
+            lanes = floor_power(room)
+        groups, constants = cut(lanes)
+        launch = Launch(name, build, groups, lanes)
+        proving.require(launch, context, device)
+        plan = Plan(name, Geometry(1, 1, 1, 1, 1, 1, 1, 1), (launch,), scratch=0)
+        return Prepared(plan, context, tuning, constants)
+
+    return remembered(context, (name, work, *defines.values(), device.int_ptr, id(tuning)), make)
+
+
+def prepare_vector(name: str, model: Array, length: str) -> Prepared:
+    """The kernel `name` on arrays that are vectors like this one, whose size it calls `length`."""
+    queue, size = queue_of(model), model.size
+    most = limits(queue.device).compute_units * _GROUPS_PER_UNIT
+
+    def cut(lanes: int) -> tuple[int, dict[str, int]]:
+        return min(-(-size // lanes), most), {length: size}
+
+    return prepare_single(name, queue, size, {"DOUBLE": int(model.dtype.itemsize == 8), "VEC": 1}, cut)
+
+
+def prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> Prepared:
+    """Layout, plan and kernels for these shapes and strides; without `out`, for a result as result_like makes it."""
+    queue = queue_of(x)
+    device = queue.device
+    tuning = tuning_for(*tuning_names(device))
+    strides = (x.strides, None if dy is None else dy.strides, None if out is None else out.strides)
+    # Addresses stay unique, as what is prepared keeps its objects alive; and a Tuning takes long to be hashed.
+    key = (operation, x.shape, strides, x.dtype, axis, device.int_ptr, id(tuning))
+    return remembered(queue.context, key, lambda: _make(operation, x, axis, dy, out, tuning))
+
+
+def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | None, tuning: Tuning) -> Prepared:
+    device = queue_of(x).device
+    facts = limits(device)
+    check_fp64("x", x, queue_of(x))
+    others: dict[str, tuple[int, ...]] = {}  # by the names that the caller knows
+    if dy is not None:
+        others["dy"] = dy.strides
+    if operation != "moments":
+        others["out"] = dense_strides(x) if out is None else out.strides
+    layout = common_layout(x, axis, others)
+    context = queue_of(x).context
+
+    def most(launch: Launch) -> int:
+        return building.most_lanes(building.kernel(context, launch.build, launch.kernel), device)
+
+    problem = layout.problem(x.dtype.itemsize)
+    planned, failures = proving.proven_plan(operation, problem, facts, tuning, most, context, device)
+    return Prepared(planned, context, tuning, _constants(operation, planned, layout, ("x", *others)), failures)
+
+
+def _constants(operation: str, planned: Plan, layout: Layout, tensors: Sequence[str]) -> dict[str, Any]:
+    """The arguments of the kernels that the shapes decide; `tensors` are the layout's, by the caller's names."""
+    numbers: dict[str, Any] = asdict(planned.geometry)
+    numbers |= {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner}
+    numbers["count"] = layout.outer * layout.inner
+    result = "dx" if operation in BACKWARD else "y"
+    for name, (row, channel) in zip(tensors, layout.strides, strict=True):
+        inside = result if name == "out" else name
+        numbers[f"{inside}_row"] = row
+        numbers[f"{inside}_channel"] = channel
+    return numbers
+
+
+def dissect(
+    operation: str,
+    host: np.ndarray[Any, Any],
+    axis: int,
+    facts: DeviceLimits,
+    choices: Mapping[str, Any],
+    most: Callable[[Launch], int],
+) -> tuple[Plan, dict[str, Any]]:
+    """How a call on a tensor like `host` would run on some device: its plan, and all numbers that its kernels get.
+
+    most: how many work-items a group of a launch's kernel may have. Arrays start their buffers; options have their
+    defaults; constants are given as a variance.
+    """
+    tensors = [*(["dy"] if operation in BACKWARD else []), *(["out"] if operation != "moments" else [])]
+    layout = common_layout(host, axis, dict.fromkeys(tensors, host.strides))
+    planned = fitting_plan(operation, layout.problem(host.dtype.itemsize), facts, Tuning(**choices), most)
+    numbers = _constants(operation, planned, layout, ("x", *tensors))
+    count = numbers["count"]
+    numbers |= {"unbiased": count - 1, "count_rest": count - int(host.dtype.type(count))}
+    return planned, numbers | _DEFAULTS
+
+
+def check_fp64(name: str, array: Array, queue: cl.CommandQueue) -> None:
+    if array.dtype.itemsize == 8 and not limits(queue.device).fp64:
+        raise DtypeError(f"{name} is {array.dtype}; {queue.device.name.strip()} computes in float32 only")
+
+
+def start_of(array: Array) -> int:
+    """Index in its buffer of an array's first element."""
+    return array.offset // array.dtype.itemsize
+
+
+def count_of(x: Array, axis: int) -> int:
+    """Values per channel."""
+    channels = int(x.shape[axis])
+    return x.size // channels if channels else math.prod(map(int, x.shape[:axis] + x.shape[axis + 1 :]))

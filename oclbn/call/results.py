@@ -1,0 +1,118 @@
+"""What a call allocates: results like its arguments, and memory between its launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+from pyopencl.array import Array, empty_like
+
+from oclbn.call.layout import dense_order, dense_strides
+from oclbn.call.order import Order
+from oclbn.device import lacks_memory, limits, pages
+from oclbn.errors import LayoutError, SizeError
+
+_MOST_MODELS = 256  # shapes remembered per object that stands for a context
+
+
+def temporary(x: Array) -> Array:
+    """An array like result_like's that lives until work on it is done, whoever lets go of it."""
+    strides = dense_strides(x)
+    return Array(x.queue, x.shape, x.dtype, strides=strides, data=scratch(x, x.size))
+
+
+def result_like(x: Array) -> Array:
+    """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps.
+
+    From x's allocator; without one, on a processor, in large pages where those are worth the request. LayoutError where
+    pyopencl can do nothing with an array of that order.
+    """
+    strides, plain = dense_order(x)
+    if not plain:
+        raise LayoutError(f"an array of shape {x.shape} and strides {strides} is neither in C nor in Fortran order")
+    return fresh_result(x, strides)
+
+
+def fresh_result(x: Array, strides: tuple[int, ...] | None) -> Array:
+    """An uninitialised array of x's shape and dtype; without strides in C order."""
+    model = x if strides == x.strides else _model(queue_of(x).context, x.shape, x.dtype, strides)
+
+    def make() -> Array:
+        made: Array = empty_like(model, x.queue, x.allocator)
+        if x.allocator is None:
+            pages.enlarge(made, often=True)
+        return made
+
+    made: Array = allocated(x, x.nbytes, make)
+    return made
+
+
+def per_channel_results(x: Array, axis: int, scale: Array | None) -> tuple[Array, Array]:
+    """Two uninitialised arrays of one number per channel."""
+    model = scale
+    if model is None or model.allocator is not x.allocator:
+        model = _model(queue_of(x).context, (x.shape[axis],) if scale is None else scale.shape, x.dtype)
+    made: tuple[Array, Array] = allocated(
+        x, model.nbytes, lambda: (empty_like(model, x.queue, x.allocator), empty_like(model, x.queue, x.allocator))
+    )
+    return made
+
+
+def _model(
+    context: cl.Context, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None = None
+) -> Array:
+    """An array without memory, to make others like: that takes an eighth of what the constructor does."""
+    # On the object itself, as pyopencl does it: models keep it alive, and are to go with it.
+    models: dict[Any, Array] | None = getattr(context, "_oclbn_models", None)
+    if models is None or len(models) >= _MOST_MODELS:
+        models = context._oclbn_models = {}  # type: ignore[attr-defined]
+    key = (shape, dtype, strides)
+    found = models.get(key)
+    if found is None:
+        found = models[key] = Array(context, shape, dtype, strides=strides, data=b"")
+    return found
+
+
+def scratch(x: Array, size: int) -> Any:
+    """A buffer for `size` numbers of x's dtype.
+
+    Never from x's allocator: a pool would hand it out again while kernels that are still to run use it. A buffer of the
+    driver's own lives until they are done, whoever lets go of it.
+    """
+    nbytes = size * x.dtype.itemsize
+    context = queue_of(x).context
+    return allocated(x, nbytes, lambda: cl.Buffer(context, cl.mem_flags.READ_WRITE, nbytes))
+
+
+def allocated(x: Array, nbytes: int, make: Callable[[], Any]) -> Any:
+    """What make() allocates on x's device, of `nbytes` each.
+
+    SizeError where the device cannot hold those in one buffer, or has no memory left.
+    """
+    device = queue_of(x).device
+    most = limits(device).max_alloc_bytes
+    if nbytes > most:
+        raise SizeError(f"a result needs {nbytes:,} bytes; {device.name.strip()} allocates at most {most:,} at once")
+    try:
+        return make()
+    except (cl.Error, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise SizeError(f"{device.name.strip()} has no room for a result of {nbytes:,} bytes: {error}") from error
+
+
+def fill(array: Array, value: float) -> None:
+    """Every element becomes `value`, by the driver's command: pyopencl's own fill would compile a kernel."""
+    if array.size and array.queue is not None:
+        memory: Any = array.base_data
+        pattern, order = array.dtype.type(value), Order(array.queue, (array,))
+        given = pattern, array.offset, array.nbytes, order.events
+        order.note(cl.enqueue_fill_buffer(array.queue, memory, *given), (array,))
+
+
+def queue_of(x: Array) -> cl.CommandQueue:
+    """x's queue, which arguments.tensor has seen."""
+    assert x.queue is not None
+    return x.queue

@@ -1,0 +1,64 @@
+"""What a device can do, and the names that choices for it are found by."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pyopencl as cl
+
+from oclbn.device.pocl import mend_target, widest_vector
+from oclbn.device.selection import classify
+from oclbn.plan.words import DeviceLimits
+
+
+@functools.cache
+def limits(device: cl.Device) -> DeviceLimits:
+    """What the planner needs to know of a device: sizes in bytes, counts; read once per device."""
+    extensions = device.extensions.split()
+    kind = classify(device.type, device.name, device.platform.name)[0]
+    cache_bytes = device.global_mem_cache_size
+    if kind == "cpu":
+        cache_bytes = max(cache_bytes, _host_cache_bytes())  # some drivers name a core's own cache
+    return DeviceLimits(
+        kind=kind,
+        compute_units=device.max_compute_units,
+        max_group=device.max_work_group_size,
+        local_bytes=device.local_mem_size,
+        cache_bytes=cache_bytes,
+        memory_bytes=device.global_mem_size,
+        max_alloc_bytes=device.max_mem_alloc_size,
+        fp64="cl_khr_fp64" in extensions or _double_config(device) != 0,
+        fp16="cl_khr_fp16" in extensions,
+        vector_bytes=widest_vector(device),
+    )
+
+
+@functools.cache
+def _host_cache_bytes(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """The largest cache of the processor that this runs on, where Linux tells; else 0."""
+    sizes = [0]
+    for path in caches.glob("index*/size"):
+        size = re.fullmatch(r"(\d+)([KMG]?)", path.read_text(encoding="ascii").strip())
+        if size is not None:
+            sizes.append(int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]])
+    return max(sizes)
+
+
+@functools.cache
+def tuning_names(device: cl.Device) -> tuple[str, str, str, str, str]:
+    """What oclbn.tuning tells a device by: platform, its version, "name / version / ...", kind, driver's version.
+
+    Behind the name stand the processor that POCL compiles for, where it is known, and "vectors of 8 floats".
+    """
+    target = mend_target(device) or ""  # the processor that POCL compiles for, if its own version string is wrong
+    named = f"{device.name} / {device.version} / {target} / vectors of {device.native_vector_width_float} floats"
+    return device.platform.name, device.platform.version, named, limits(device).kind, device.driver_version
+
+
+def _double_config(device: cl.Device) -> int:
+    try:
+        return int(device.double_fp_config)
+    except cl.Error:
+        return 0  # OpenCL 1.1 does not know the question: there only the extension tells

@@ -1,0 +1,314 @@
+"""Batch normalization as a module: state, options and checks.
+
+The computing, and the source of its formulas, is in oclbn.functional; what every module has, in oclbn.module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypedDict
+
+import numpy as np
+import pyopencl as cl
+from numpy.typing import DTypeLike, NDArray
+
+from oclbn import functional, gpuarray
+from oclbn.device import driver_errors
+from oclbn.errors import (
+    ModuleFileError,
+    ModuleParameterError,
+    ModuleShapeError,
+    ModuleStateError,
+    SkippedBatchesWarning,
+    warn_caller,
+)
+from oclbn.gpuarray import Array
+from oclbn.modules.averaging import settled_count
+from oclbn.modules.module import Module
+from oclbn.modules.parameters import Shapes, whole
+from oclbn.modules.variable import Tensor, Variable
+
+__all__ = ["BatchNormND", "Options"]
+
+_MOST_COUNTED = 2**31  # batches of a file that counters of 32 bits begin with; beyond that no factor shows one more
+
+
+class Options(TypedDict, total=False):
+    """What every module takes by keyword, beyond PuzzleLib's options; BatchNormND describes them."""
+
+    queue: cl.CommandQueue | None
+    dtype: DTypeLike
+    seed: Any
+    guard: bool
+    frozen_statistics: bool
+
+
+class BatchNormND(Module):
+    """Batch normalization over axis 1 of (batch, maps, *spatial) with `nd` spatial axes.
+
+    maps: channels. epsilon >= 0: added to the variance. initFactor, minFactor in [0, 1]: the batch that is number n,
+    counted from 1, of those that entered a channel's running statistics has the factor max(initFactor / n, minFactor)
+    there. sscale: the initial scale is drawn from N(1, sscale). affine: scale and bias are trained; off, they stay 1
+    and 0. name: in files and messages. empty: tensors are not created until `load`, or until values are assigned.
+    inplace: evaluation writes over its input.
+
+    queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
+    the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator does.
+    guard: channels whose batch statistics are not finite keep their running statistics: for them it is as if there had
+    been no such batch. `skipped` counts the updates that were left out. The output and the gradients of such a
+    channel are NaN all the same: leave out `updateParams` for that batch, or scale and bias become NaN. Where every
+    channel was left out, which neat statistics hide, there is one SkippedBatchesWarning: not from the call, which
+    does not wait for the device, but as soon as the counters are read, by `evalMode`, `save` or `skipped`.
+    frozen_statistics: training, too, normalises with the running statistics and leaves them alone, while gradients of
+    scale and bias are gathered, as for fine-tuning; an attribute that may be set at any time. (Evaluation mode uses the
+    running statistics as well, but `backward` gathers no parameter gradients there.)
+
+    `scale`, `bias`, `mean`, `var` have shape (1, maps) + (1,) * nd, and so have `savemean`, `saveinvvar`, `scalegrad`
+    and `biasgrad`, which the last call and its gradient leave. `numOfProps` counts all training batches; setting it
+    says how many the statistics of every channel stand for, and `skipped` is 0 again.
+    ModuleParameterError, ModuleDtypeError: an argument that is not wanted. ModuleShapeError: data of another rank or
+    number of channels, or in training of one value per channel. Module tells of the other errors.
+
+    >>> from oclbn import BatchNormND, gpuarray
+    >>> bn = BatchNormND(4, 3)
+    >>> bn(gpuarray.ones((2, 3, 1, 2, 1, 2))).shape, bn.numOfProps, bn.mean.shape
+    ((2, 3, 1, 2, 1, 2), 1, (1, 3, 1, 1, 1, 1))
+    >>> bn.mean.get().ravel()
+    array([1., 1., 1.], dtype=float32)
+    """
+
+    _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad")
+    scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
+    _maps_argument: ClassVar[str] = "maps"
+
+    def __init__(
+        self,
+        nd: int,
+        maps: int,
+        epsilon: float = 1e-5,
+        initFactor: float = 1.0,
+        minFactor: float = 0.1,
+        sscale: float = 0.01,
+        affine: bool = True,
+        name: str | None = None,
+        empty: bool = False,
+        inplace: bool = False,
+        *,
+        queue: cl.CommandQueue | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: Any = None,
+        guard: bool = True,
+        frozen_statistics: bool = False,
+    ) -> None:
+        super().__init__(name, queue=queue, dtype=dtype)
+        nd = self._whole_number("nd", nd, 0)
+        self.maps = self._whole_number(self._maps_argument, maps, 1)
+        self.epsilon = self._real_number("epsilon", epsilon, 0.0)
+        self.initFactor = self._real_number("initFactor", initFactor, 0.0, 1.0)
+        self.minFactor = self._real_number("minFactor", minFactor, 0.0, 1.0)
+        sscale = self._real_number("sscale", sscale, 0.0)
+        self.affine = bool(affine)
+        self.inplace = bool(inplace)
+        self.guard = bool(guard)
+        self.frozen_statistics = bool(frozen_statistics)
+        self._batches = 0
+        self.blueprint = {
+            "nd": nd,
+            "maps": self.maps,
+            "epsilon": self.epsilon,
+            "initFactor": self.initFactor,
+            "minFactor": self.minFactor,
+            "sscale": sscale,
+            "affine": self.affine,
+            "name": self.name,
+            "empty": bool(empty),
+            "inplace": self.inplace,
+        }
+        self._shape = (1, self.maps) + (1,) * nd
+        self._entered: Array | None = None  # for each channel: the batches that moved it, but for those not counted
+        self._uncounted = 0
+        self._may_warn, self._known_skips = True, 0
+        self.savemean: Array | None = None
+        self.saveinvvar: Array | None = None
+        self.scalegrad: Array | None = None
+        self.biasgrad: Array | None = None
+        draw = self._generator(seed)
+        if not empty:
+            # Drawn in float64 and also without affine, as PuzzleLib does: a seeded script gets the same numbers.
+            self._create(draw(1.0, sscale if self.affine else 0.0, self._shape))
+
+    @driver_errors("evalMode")
+    @whole
+    def evalMode(self) -> None:
+        """Compute with the running statistics from now on; drops what the last call left.
+
+        `backward` then gives the data's gradient and gathers none of the variables'; `frozen_statistics` does. After
+        training it waits for the device, and warns if the guard has left out every channel.
+        """
+        if self.train:
+            self._skips()
+        super().evalMode()
+
+    @property
+    @driver_errors("skipped")
+    @whole
+    def skipped(self) -> int:
+        """How many updates of a channel's running statistics the guard left out; reading it waits for the device.
+
+        Counted along with `numOfProps`: files keep it, for each channel.
+        """
+        return int(self._skips().sum(dtype=np.int64))
+
+    @property
+    def numOfProps(self) -> int:
+        """How many training batches there were."""
+        return self._batches
+
+    @numOfProps.setter
+    @whole
+    def numOfProps(self, count: int) -> None:
+        count = self._whole_number("numOfProps", count, 0)
+        self._take(count, None, 0)
+
+    def _take(self, batches: int, entered: Array | None, skips: int) -> None:
+        """The counters, and the fewest updates that are known to have been left out of a channel."""
+        self._batches, self._uncounted, self._entered = batches, max(0, batches - _MOST_COUNTED), entered
+        self._may_warn, self._known_skips = True, skips
+
+    @whole
+    def updateParams(self, learnRate: float) -> None:
+        """One step: data += learnRate * grad, in place (to descend, learnRate is negative); nothing without affine."""
+        rate = self._real_number("learnRate", learnRate)
+        if self.affine:
+            super().updateParams(rate)
+
+    def _create(self, scale: NDArray[Any]) -> None:
+        options: Any = {"dtype": self.calctype, "queue": self.queue}
+        self.setVar("scale", Variable(gpuarray.to_gpu(scale.astype(self.calctype), queue=self.queue), "scale"))
+        self.setVar("bias", Variable(gpuarray.zeros(self._shape, **options), "bias"))
+        self.setAttr("mean", gpuarray.zeros(self._shape, **options))
+        self.setAttr("var", gpuarray.ones(self._shape, **options))
+
+    def _generator(self, seed: Any) -> Any:
+        """The function that draws (mean, deviation, shape) from a normal distribution."""
+        if seed is None:
+            return np.random.normal
+        try:
+            return np.random.default_rng(seed).normal
+        except (TypeError, ValueError) as error:
+            raise ModuleParameterError(
+                f"{self}: seed is {seed!r}; wanted None or a seed for NumPy ({error})"
+            ) from error
+
+    def _tensors(self) -> tuple[Array, Array, Array, Array]:
+        scale, bias, mean, var = self.scale, self.bias, self.mean, self.var
+        if scale is None or bias is None or mean is None or var is None:
+            raise self._incomplete()
+        return scale, bias, mean, var
+
+    def _forward(self, data: Array) -> Array:
+        scale, bias, mean, var = self._tensors()
+        if self.inplace and self.train:
+            raise ModuleStateError(f"{self}: inplace is for evaluation: training needs the input for its gradient")
+        if not self.train or self.frozen_statistics:
+            out = data if self.inplace else None
+            y = functional.batch_norm_infer(data, scale, bias, mean, var, epsilon=self.epsilon, out=out)
+            self.savemean = self.saveinvvar = None
+            return y
+        if data.size == self.maps:
+            raise ModuleShapeError(
+                f"{self}: data has shape {data.shape}: one value per channel has no variance; training needs two"
+            )
+        if self._entered is None:
+            self._entered = gpuarray.full(self._shape, self._counted(), np.uint32, queue=self.queue)
+        y, self.savemean, self.saveinvvar = functional.batch_norm_train(
+            data,
+            scale,
+            bias,
+            mean,
+            var,
+            epsilon=self.epsilon,
+            factor=self.minFactor,
+            init_factor=self.initFactor,
+            entered=self._entered,
+            guard=self.guard,
+        )
+        if data.size:
+            self._batches += 1
+        return y
+
+    def _backward(self, data: Array, grad: Array, into: Mapping[str, Array], scale: float, momentum: float) -> Array:
+        weights, _, mean, var = self._tensors()
+        options: dict[str, Any] = {}
+        if self.savemean is not None and self.saveinvvar is not None:
+            statistics = self.savemean, self.saveinvvar
+        elif self.inplace:
+            raise ModuleStateError(f"{self}: backward after an evaluation in place, which wrote over its input")
+        else:
+            statistics = mean, var
+            options = {"training": False, "epsilon": self.epsilon}
+        if self.affine and into:
+            options |= {"scale_grad": into["scale"], "bias_grad": into["bias"]}
+            options |= {"grad_scale": scale, "grad_momentum": momentum}
+        dx, scalegrad, biasgrad = functional.batch_norm_backward(data, grad, weights, *statistics, **options)
+        self.scalegrad, self.biasgrad = (scalegrad, biasgrad) if self.affine else (None, None)
+        return dx
+
+    def _data_rank(self) -> int:
+        return len(self._shape)
+
+    def _check_shape(self, shape: tuple[int, ...], argument: str) -> None:
+        rank = self._data_rank()
+        if len(shape) != rank or shape[1] != self.maps:
+            raise ModuleShapeError(
+                f"{self}: {argument} has shape {shape}; wanted {rank} axes, with {self.maps} channels on axis 1"
+            )
+
+    def _shapes(self) -> tuple[Shapes, Shapes]:
+        return {"scale": self._shape, "bias": self._shape}, {"mean": self._shape, "var": self._shape}
+
+    def _skips(self) -> NDArray[np.uint32]:
+        """For each channel, how many updates the guard left out; waits for the device."""
+        if self._entered is None:
+            return np.zeros(self._shape, np.uint32)
+        skips: NDArray[np.uint32] = (self._counted() - self._entered.get().astype(np.int64)).astype(np.uint32)
+        if self._may_warn and skips.min() > self._known_skips:
+            self._may_warn = False  # first, as a filter may turn the warning into an error
+            least, most = int(skips.min()), int(skips.max())
+            times = "once" if most == 1 else f"{least} times" if least == most else f"{least} to {most} times"
+            warn_caller(
+                f"{self}: the guard has left every channel out of its running statistics, each of them {times} "
+                f"in {self._batches} batches: the data, the network before or the driver (try "
+                "`oclbn check`) gives values that are not finite",
+                SkippedBatchesWarning,
+            )
+        return skips
+
+    def _counted(self) -> int:
+        return self._batches - self._uncounted
+
+    def _counters(self) -> dict[str, int | NDArray[Any]]:
+        skips = self._skips()
+        return {"numOfProps": self._batches} | ({"skipped": skips} if skips.any() else {})
+
+    def _counter_shapes(self) -> Shapes:
+        return {"numOfProps": (), "skipped": self._shape}
+
+    def _counters_from(self, counters: Mapping[str, Any], source: str) -> Callable[[], None]:
+        batches = counters.get("numOfProps", settled_count(self.initFactor, self.minFactor))
+        skips = counters.get("skipped")
+        if skips is not None and skips.max() > counters.get("numOfProps", 0):
+            raise ModuleFileError(f"{self}: {source} has {skips.max()} updates left out, more than batches")
+        if skips is None:
+            return lambda: self._take(batches, None, 0)
+        counts = np.maximum(min(batches, _MOST_COUNTED) - skips.astype(np.int64), 0).astype(np.uint32)
+        entered = gpuarray.to_gpu(counts, queue=self.queue)
+        return lambda: self._take(batches, entered, int(skips.min()))
+
+    def _fault(self, name: str, values: NDArray[Any]) -> str | None:
+        if name == "var" and np.any(values < 0):
+            return f"a variance below 0: {values.min():g}"
+        fixed = {"scale": 1.0, "bias": 0.0}
+        if not self.affine and name in fixed and not np.all(values == fixed[name]):
+            return f"a trained {name}; affine=False fixes it at {fixed[name]:g}"
+        return None

@@ -1,0 +1,506 @@
+"""What a module keeps: variables, attributes and counters; converted, updated, counted, saved and loaded.
+
+The camelCase names are PuzzleLib's, so that code written for its modules runs on these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import json
+import math
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
+
+import numpy as np
+import pyopencl as cl
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from oclbn import device, functional, gpuarray
+from oclbn.call import arguments
+from oclbn.device import driver_errors
+from oclbn.errors import (
+    LayoutError,
+    ModuleDtypeError,
+    ModuleFileError,
+    ModuleNameError,
+    ModuleParameterError,
+    ModuleShapeError,
+    ModuleStateError,
+    OclbnError,
+)
+from oclbn.gpuarray import Array
+from oclbn.modules.variable import Named, Variable, duplicate, fitting, to_device, to_host
+
+if TYPE_CHECKING:
+    import h5py
+
+
+__all__ = ["Parameters", "Variable"]
+
+Shapes = dict[str, tuple[int, ...]]
+Calctype = type[np.float32] | type[np.float64]
+_Own = TypeVar("_Own", bound="Parameters")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_UNITS = {"kb": 1024, "mb": 1024**2}
+
+
+def whole(method: Callable[Concatenate[_Own, _P], _R]) -> Callable[Concatenate[_Own, _P], _R]:
+    """Makes a method one step: while it runs, no other thread's begins."""
+
+    @functools.wraps(method)
+    def held(self: _Own, /, *given: _P.args, **options: _P.kwargs) -> _R:
+        with self.lock:
+            return method(self, *given, **options)
+
+    return held
+
+
+class Parameters(ABC):
+    """Base of Module: `vars` (name -> Variable), `attrs` (name -> Array), `calctype`, `queue`, `name`, `blueprint`.
+
+    Variables are trained, attributes are not; each is also an attribute of the module under its own name, always the
+    same array. Assigning there copies values in (a NumPy array, a device array, a list; as many elements, any shape).
+
+    Threads may share a module: each method is one step, and what `save` writes is what whole steps left. `lock`, a
+    reentrant lock, makes several of them one: `with bn.lock: bn(x); bn.backward(grad)`. Where modules share a Variable
+    it guards each alone.
+
+    Errors are raised before anything changes: ModuleErrors, but for the system's own (OSError) and MissingExtraError in
+    `save` and `load`, and those of oclbn.functional where a variable's own arrays do not go together.
+    """
+
+    _passing: ClassVar[tuple[str, ...]] = ()  # attributes that the last call leaves
+
+    def __init__(self, name: str | None, queue: cl.CommandQueue | None, dtype: DTypeLike) -> None:
+        self.name = name if isinstance(name, str) else None
+        if self.name != name:
+            raise ModuleParameterError(f"{self}: name is {name!r}; wanted a str or None")
+        if queue is not None and not isinstance(queue, cl.CommandQueue):
+            raise ModuleParameterError(f"{self}: queue is a {type(queue).__name__}; wanted a pyopencl.CommandQueue")
+        self.queue = device.default_queue() if queue is None else queue
+        self.calctype = self._calculation_type("dtype", dtype)
+        self.blueprint: dict[str, Any] = {"name": name}
+        self.lock = threading.RLock()
+        self._vars: dict[str, Variable] = {}
+        self._attrs: dict[str, Array] = {}
+
+    @driver_errors("copying a module")
+    @whole
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A module of its own in the same state, on the same queue; without what the last call left.
+
+        So is what copy.copy makes. A pickled module is in host memory, and loads on the default queue: hold `lock`
+        while it is pickled where other threads use it.
+        """
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__ |= {"queue": self.queue, "lock": threading.RLock()}
+        made.__dict__ |= {name: duplicate(value, memo) for name, value in self._kept()}
+        made.reset()
+        return made
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)
+
+    @driver_errors("pickling a module")
+    @whole
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: to_host(value) for name, value in self._kept()}
+
+    @driver_errors("unpickling a module")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.name, self.queue, self.lock = state["name"], device.default_queue(), threading.RLock()
+        self._calculation_type("dtype", state["calctype"])
+        self.__dict__ |= {name: to_device(value, self.queue) for name, value in state.items()}
+        self.reset()
+
+    def _kept(self) -> list[tuple[str, Any]]:
+        """All that a copy has, by name."""
+        passing = ("queue", "lock", *self._passing)
+        return [(name, value) for name, value in self.__dict__.items() if name not in passing]
+
+    def __str__(self) -> str:
+        return type(self).__name__ if self.name is None else f"{type(self).__name__} {self.name!r}"
+
+    def getBlueprint(self) -> dict[str, Any]:
+        """The class's name and PuzzleLib's constructor arguments, as JSON can hold them; our own options stay out."""
+        return {"classname": type(self).__name__, "scheme": dict(self.blueprint)}
+
+    @property
+    def vars(self) -> MutableMapping[str, Variable]:
+        """The variables by name. `vars[name] = var` is `setVar`."""
+        return Named(self._vars, self._fitting_variable)
+
+    @property
+    def attrs(self) -> MutableMapping[str, Array]:
+        """The attributes by name. `attrs[name] = array` is `setAttr`."""
+        return Named(self._attrs, self._fitting_attribute)
+
+    @whole
+    def setVar(self, name: str, var: Variable) -> None:
+        """Make `var` the variable `name`, which modules may share; its data is the attribute of that name.
+
+        Its data has the shape and dtype of what it replaces. ModuleParameterError: the module has no such variable.
+        ModuleDtypeError, ModuleShapeError, ContextError: `var` is no Variable, or its data does not fit.
+        """
+        self.vars[name] = var
+
+    @whole
+    def setAttr(self, name: str, attr: Array) -> None:
+        """Make the device array `attr` the untrained tensor `name`, also as an attribute of that name.
+
+        It has the shape and dtype of what it replaces; the errors are those of `setVar`.
+        """
+        self.attrs[name] = attr
+
+    def getVar(self, name: str) -> Variable:
+        """The variable `name`. ModuleNameError, which is a KeyError: the module has none."""
+        return self._named("variable", self._vars, name)
+
+    def getAttr(self, name: str) -> Array:
+        """The attribute `name`. ModuleNameError, which is a KeyError: the module has none."""
+        return self._named("attribute", self._attrs, name)
+
+    def hasVar(self, name: str) -> bool:
+        """Whether the module has a variable `name`."""
+        return name in self._vars
+
+    def hasAttr(self, name: str) -> bool:
+        """Whether the module has an attribute `name`."""
+        return name in self._attrs
+
+    def getVarTable(
+        self, vartable: dict[Variable, list[str]] | None = None, name: str | None = None, root: bool = True
+    ) -> dict[Variable, list[str]]:
+        """For each variable the names that it goes by, a list: modules that share one add to the same list.
+
+        vartable: what other modules' calls gave, which is added to and returned. name: what stands before each
+        variable's own name, as it is ("block."); None: with `root` the module's name, else nothing.
+        """
+        prefix = (self.name or "" if root else "") if name is None else name
+        table = {} if vartable is None else vartable
+        for own, var in self._vars.items():
+            table.setdefault(var, []).append(f"{prefix}{own}")
+        return table
+
+    def _named(self, kind: str, kept: Mapping[str, _R], name: str) -> _R:
+        if name not in kept:
+            raise ModuleNameError(f"{self}: no {kind} is called {name!r}; there is {', '.join(kept) or 'none'}")
+        return kept[name]
+
+    def _fitting_variable(self, name: str, var: Any) -> Variable:
+        shape = self._shape_of("variable", name, self._shapes()[0])
+        if not isinstance(var, Variable):
+            came = f"{type(var).__module__}.{type(var).__name__}"
+            raise ModuleDtypeError(
+                f"{self}: variable {name} is a {came}; wanted an oclbn.parameters.Variable, or assign values to the "
+                f"module's attribute {name}"
+            )
+        fitting(f"{self}: data of variable {name}", var.data, shape, self.calctype, self.queue.context)
+        return var
+
+    def _fitting_attribute(self, name: str, attr: Any) -> Array:
+        shape = self._shape_of("attribute", name, self._shapes()[1])
+        return fitting(f"{self}: attribute {name}", attr, shape, self.calctype, self.queue.context)
+
+    def _shape_of(self, kind: str, name: str, shapes: Shapes) -> tuple[int, ...]:
+        if name not in shapes:
+            raise ModuleParameterError(f"{self}: {kind} is {name!r}; wanted one of {', '.join(shapes)}")
+        return shapes[name]
+
+    def _tensor(self, name: str) -> Array | None:
+        """The array of the variable or attribute `name`, None where there is none yet."""
+        return self._vars[name].data if name in self._vars else self._attrs.get(name)
+
+    @driver_errors("assigning")
+    @whole
+    def _assign(self, name: str, values: ArrayLike | Array) -> None:
+        """Copy values into a variable or an attribute, which is made where there is none yet."""
+        array, (var_shapes, attr_shapes) = self._tensor(name), self._shapes()
+        if values is array is not None:
+            return  # bn.scale *= 2 has changed it already
+        host = self._host_of(name, values, (var_shapes | attr_shapes)[name])
+        fault = self._fault(name, host)
+        if fault:
+            raise ModuleParameterError(f"{self}: {name} is given {fault}")
+        if array is not None:
+            self._finish()
+            _overwrite([(array, host)])
+        elif name in var_shapes:
+            self.setVar(name, Variable(gpuarray.to_gpu(host, queue=self.queue), name))
+        else:
+            self.setAttr(name, gpuarray.to_gpu(host, queue=self.queue))
+
+    def _host_of(self, name: str, values: ArrayLike | Array, shape: tuple[int, ...]) -> NDArray[Any]:
+        if isinstance(values, Array):
+            if not values.flags.forc:
+                raise LayoutError(
+                    f"{self}: {name} is given an array of shape {values.shape} and strides {values.strides}; its "
+                    "elements must lie side by side"
+                )
+            values = (values if values.queue is not None else values.with_queue(self.queue)).get()
+        try:
+            host = np.asarray(values)
+        except ValueError as error:  # lists of unequal lengths
+            raise ModuleShapeError(f"{self}: {name} is given what is no array: {error}") from None
+        if host.dtype.kind not in "iuf":
+            raise ModuleDtypeError(f"{self}: {name} is given elements of type {host.dtype}; wanted real numbers")
+        if host.size != math.prod(shape):
+            came = f"{host.size} elements (shape {host.shape})"
+            raise ModuleShapeError(f"{self}: {name} is given {came}; wanted {math.prod(shape)}, in any shape")
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
+            return np.ascontiguousarray(host.astype(self.calctype).reshape(shape))
+
+    @whole
+    def reset(self) -> None:
+        """Drop the arrays that the last call and its gradient left."""
+        for name in self._passing:
+            setattr(self, name, None)
+
+    @driver_errors("calcMode")
+    @whole
+    def calcMode(self, T: DTypeLike) -> None:
+        """Compute with another type: variables, gradients and attributes are converted, the last call dropped.
+
+        T: numpy.float32, or numpy.float64 where the device has it; all else is a ModuleDtypeError.
+        """
+        calctype = self._calculation_type("T", T)
+        if calctype is self.calctype:
+            return
+        variables = {
+            name: (self._converted(var.data, calctype), self._converted(var.grad, calctype))
+            for name, var in self._vars.items()
+        }
+        attributes = {name: self._converted(attr, calctype) for name, attr in self._attrs.items()}
+        self.reset()
+        self.calctype = calctype
+        for name, (data, grad) in variables.items():
+            self._vars[name].replace(data, grad)
+        self._attrs |= attributes
+
+    @driver_errors("zeroGradParams")
+    @whole
+    def zeroGradParams(self) -> None:
+        """Fill the gradients of all variables with 0."""
+        for grad in (var.grad for var in self._vars.values()):
+            if grad.base_data is not None:
+                zero = grad.dtype.type(0)
+                queue = grad.queue or self.queue
+                grad.add_event(
+                    cl.enqueue_fill(queue, grad.base_data, zero, grad.nbytes, offset=grad.offset, wait_for=grad.events)
+                )
+
+    @whole
+    def updateParams(self, learnRate: float) -> None:
+        """One step: data += learnRate * grad for every variable, in place (to descend, learnRate is negative)."""
+        rate = self._real_number("learnRate", learnRate)
+        steps = {  # all are checked before the first is taken
+            name: functional.accumulation(var.data, var.grad, scale=rate, momentum=1.0)
+            for name, var in self._vars.items()
+        }
+        taken: list[str] = []
+        for name, step in steps.items():
+            try:
+                step()
+            except OclbnError as error:
+                error.add_note(
+                    f"{self}: updateParams stopped at {name}; updated before it: {', '.join(taken) or 'none'}"
+                )
+                raise
+            taken.append(name)
+
+    def numOfParams(self) -> int:
+        """Number of elements of all variables."""
+        return sum(int(var.data.size) for var in self._vars.values())
+
+    def paramSize(self, unit: str | None = None) -> float:
+        """Size of all variables in bytes, or divided by 1024 ("kb") or 1024**2 ("mb")."""
+        if unit is not None and unit not in _UNITS:
+            raise ModuleParameterError(f"{self}: unit is {unit!r}; wanted None, 'kb' or 'mb'")
+        size = sum(int(var.data.nbytes) for var in self._vars.values())
+        return size if unit is None else size / _UNITS[unit]
+
+    @driver_errors("save")
+    def save(
+        self,
+        hdf: str | os.PathLike[str] | h5py.Group | None = None,
+        varlinks: dict[Variable, int] | None = None,
+        name: str | None = None,
+        compress: str | int | None = "gzip",
+        assumeUniqueNames: bool = False,
+        withBlueprint: bool = False,
+        isRoot: bool = True,
+    ) -> bytes | None:
+        """Write variables, attributes and counters as HDF5, in PuzzleLib's layout; returns bytes when `hdf` is None.
+
+        hdf: a path (the file appears at once or not at all; folders are made), an open h5py.File or Group (added to,
+        left open, and flushed when `isRoot`), or None. varlinks: Variable -> number of its dataset, for modules that
+        share variables in one file. name: instead of the module's own. compress: None, "gzip", "lzf", a gzip level.
+        assumeUniqueNames: "a.b.c" is written as "a.c". withBlueprint: adds the JSON of `getBlueprint`.
+        MissingExtraError: no h5py. ModuleStateError: nothing to save yet. ModuleFileError: the names are taken.
+        OSError: the system's own, or the path is a folder, a pipe, a device or the like.
+        """
+        from oclbn.files import puzzlelib
+
+        var_shapes, attr_shapes = self._shapes()
+        if var_shapes.keys() - self._vars.keys() or attr_shapes.keys() - self._attrs.keys():
+            raise self._incomplete()
+        with self.lock:  # until everything is on the host, not while it is written
+            content = puzzlelib.Content(
+                variables={key: (var, var.data.get()) for key, var in self._vars.items()},
+                attributes={key: attr.get() for key, attr in self._attrs.items()},
+                counters=self._counters(),
+                blueprint=json.dumps(self.getBlueprint(), indent=4, sort_keys=True) if withBlueprint else None,
+            )
+        return puzzlelib.save(
+            hdf,
+            self._prefix(name, assumeUniqueNames),
+            content,
+            varlinks={} if varlinks is None else varlinks,
+            compress=compress,
+            flush=isRoot,
+        )
+
+    @driver_errors("load")
+    @whole
+    def load(
+        self,
+        hdf: str | os.PathLike[str] | bytes | h5py.Group,
+        initvars: dict[Variable, bool] | None = None,
+        name: str | None = None,
+        assumeUniqueNames: bool = False,
+        isRoot: bool = True,
+        *,
+        check_finite: bool = True,
+    ) -> None:
+        """Take variables, attributes and counters from a file of oclbn or PuzzleLib: all of them, or none and an error.
+
+        hdf: a path, the bytes that `save` returned, or an open h5py.File or Group (left open; isRoot has no effect).
+        initvars: Variables that are loaded already; they are passed over, and the ones loaded here added. What the
+        last call left is dropped. FileNotFoundError: no such path. ModuleFileError: the file is damaged, foreign or
+        does not fit. float32 files fit float64 modules, not the other way round. check_finite: a file with NaN
+        or infinity among the values does not fit. MissingExtraError: no h5py.
+        """
+        from oclbn.files import puzzlelib
+
+        initvars = {} if initvars is None else initvars
+        var_shapes, attr_shapes = self._shapes()
+        stored = puzzlelib.load(
+            hdf,
+            self._prefix(name, assumeUniqueNames),
+            {key: shape for key, shape in var_shapes.items() if self._vars.get(key) not in initvars},
+            attr_shapes,
+            self._counter_shapes(),
+            np.dtype(self.calctype),
+            check_finite=check_finite,
+        )
+        for key, host in (stored.variables | stored.attributes).items():
+            fault = self._fault(key, host)
+            if fault:
+                raise ModuleFileError(f"{self}: {stored.source} has {fault}")
+        known = {key: var.data for key, var in self._vars.items()} | self._attrs
+        hosts = stored.variables | stored.attributes
+        new = {key: gpuarray.to_gpu(host, queue=self.queue) for key, host in hosts.items() if key not in known}
+        variables = {key: Variable(new[key], key) for key in stored.variables if key in new}
+        set_counters = self._counters_from(stored.counters, stored.source)
+        self._finish()
+        _overwrite([(known[key], host) for key, host in hosts.items() if key in known])
+        self.reset()
+        for key, var in variables.items():
+            self.setVar(key, var)
+        for key in stored.attributes:
+            if key in new:
+                self.setAttr(key, new[key])
+        initvars.update((self._vars[key], True) for key in stored.variables)
+        set_counters()
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Wait until the last call, on whichever queue it runs, no longer reads variables and attributes."""
+
+    @abstractmethod
+    def _shapes(self) -> tuple[Shapes, Shapes]:
+        """Shapes of all variables and of all attributes, those included that are not created yet."""
+
+    @abstractmethod
+    def _counters(self) -> dict[str, int | NDArray[Any]]:
+        """Whole numbers that go into files beside the attributes, single ones or arrays."""
+
+    @abstractmethod
+    def _counter_shapes(self) -> Shapes:
+        """The counters that a file may have; () is a single one's."""
+
+    @abstractmethod
+    def _counters_from(self, counters: Mapping[str, Any], source: str) -> Callable[[], None]:
+        """All that can fail in taking the counters of the file `source`; what comes back takes them."""
+
+    @abstractmethod
+    def _fault(self, name: str, values: NDArray[Any]) -> str | None:
+        """What is wrong with such values of a variable or attribute, as "a negative number", or None."""
+
+    def _incomplete(self) -> ModuleStateError:
+        return ModuleStateError(f"{self}: made with empty=True, it lacks {self._lacking()}; load() brings them")
+
+    def _lacking(self) -> str:
+        variables, attributes = self._shapes()
+        return ", ".join(name for name in variables | attributes if self._tensor(name) is None)
+
+    def _calculation_type(self, argument: str, value: DTypeLike) -> Calctype:
+        fp64 = device.limits(self.queue.device).fp64
+        for accepted in (np.float32, np.float64) if fp64 else (np.float32,):
+            if _as_dtype(value) == accepted:
+                return accepted
+        wanted = "float32 or float64" if fp64 else f"float32 ({self.queue.device.name.strip()} has no float64)"
+        raise ModuleDtypeError(f"{self}: {argument} is {value!r}; wanted {wanted}")
+
+    def _converted(self, array: Array, calctype: Calctype) -> Array:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
+            return gpuarray.to_gpu(array.get().astype(calctype), queue=self.queue)
+
+    def _whole_number(self, argument: str, value: object, low: int) -> int:
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
+            raise ModuleParameterError(f"{self}: {argument} is {value!r}; wanted a whole number from {low} on")
+        return int(value)
+
+    def _real_number(self, argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+        number = arguments.real(value)
+        if number is None or not low <= number <= high or math.isinf(number):
+            wanted = "a finite number" if math.isinf(low) else f"a finite number from {low:g} on"
+            wanted = wanted if math.isinf(high) else f"a number from {low:g} to {high:g}"
+            raise ModuleParameterError(f"{self}: {argument} is {value!r}; wanted {wanted}")
+        return number
+
+    def _prefix(self, name: str | None, shorten: bool) -> str:
+        prefix = self.name or "" if name is None else name
+        tokens = prefix.split(".")
+        return f"{tokens[0]}.{tokens[-1]}" if shorten and prefix else prefix
+
+
+def _as_dtype(value: DTypeLike) -> np.dtype[Any] | None:
+    try:
+        return None if value is None else np.dtype(value)
+    except TypeError:
+        return None
+
+
+def _overwrite(pairs: list[tuple[Array, NDArray[Any]]]) -> None:
+    """Write into all arrays; where one cannot be written, the others get back what they had."""
+    old = [array.get() for array, _ in pairs]
+    try:
+        for array, host in pairs:
+            _set(array, host.astype(array.dtype, copy=False).reshape(array.shape))
+    except BaseException:
+        with contextlib.suppress(cl.Error):  # of a device that is gone nothing can be put right
+            for (array, _), was in zip(pairs, old, strict=True):
+                _set(array, was)
+        raise
+
+
+def _set(array: Array, host: NDArray[Any]) -> None:
+    array.finish()  # Array.set does not wait for the array's events
+    array.set(host)

@@ -1,0 +1,121 @@
+"""The planner's words: what it is asked (a problem, a device, choices) and what it answers (a plan of launches)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What a device can do, as far as planning cares; oclbn.device.limits reads it off a device."""
+
+    kind: str  # "cpu", "gpu" or "accelerator"
+    compute_units: int
+    max_group: int  # work-items in a work-group
+    local_bytes: int
+    cache_bytes: int  # of global memory; 0 where the driver does not say
+    memory_bytes: int
+    max_alloc_bytes: int
+    fp64: bool
+    fp16: bool
+    vector_bytes: int = 0  # of the widest vector that is safe, of any type; 0: any
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is chosen per device rather than per shape; oclbn.tuning reads it from tuning.toml."""
+
+    lanes: int = 1  # work-items per group, a power of two
+    vec: int = 8  # 4-byte elements per vector, a power of two up to 16
+    unroll: int = 4  # independent sums per work-item
+    blocks: int = 1  # with lanes > 1: vectors of neighbouring channels per work-item, where channels lie side by side
+    chunk_bytes: int = 16384  # what is summed in one go, but for strips; may be read twice, from the innermost cache
+    run_bytes: int = 4096  # rows up to this are walked together with their neighbours', in strips of this length
+    together_bytes: int = 12288  # the same where the channels' rows are not adjacent, and are walked one by one
+    once_bytes: int = 65536  # rows that are read but once are walked in such pieces, in the order of memory
+    near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
+    groups_per_unit: int = 16  # groups that a split aims at, per compute unit
+    stream: bool = True  # outputs go past the cache where a call moves more than it may count on there
+    fetch: bool = False  # rows are asked for a chunk ahead; only where global memory is the processor's own
+    chains: int = 4  # groups per compute unit that sum a block of channels while they write the one before; 0: none do
+    most_steps: int = 0  # turns of loops that the driver lets a work-item make in all; 0: any number
+    variant: str = ""  # "": the first candidate that accepts; else only this one
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A tensor as the kernels see it."""
+
+    outer: int
+    channels: int
+    inner: int
+    itemsize: int  # 4 or 8 bytes per element
+    columns: bool  # channels lie side by side: inner is 1
+    adjacent: bool = False  # in every array rows follow each other without a gap: the next channel's; columns: the next
+
+    @property
+    def count(self) -> int:
+        """Elements per channel."""
+        return self.outer * self.inner
+
+    @property
+    def slice_bytes(self) -> int:
+        """Bytes of one channel."""
+        return self.count * self.itemsize
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.slice_bytes * self.channels
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the compiler sees; sizes never appear here."""
+
+    source: str  # "forward.cl"
+    defines: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel to be enqueued: `groups` work-groups of `lanes` work-items."""
+
+    kernel: str
+    build: Build
+    groups: int
+    lanes: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the tensor is cut up; the names are those of the kernels' arguments (see kernels/walk.clh)."""
+
+    slices: int
+    slice_rows: int
+    slice_columns: int
+    column_slices: int
+    chunk_rows: int
+    chunk_columns: int
+    width: int
+    share: int  # channels that one group handles
+    chain: int = 1  # blocks of so many channels that one group takes in turn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Launches in order, the cut they share, and the numbers of partial results between them."""
+
+    variant: str
+    geometry: Geometry
+    launches: tuple[Launch, ...]
+    scratch: int  # numbers of the accumulator's type, 0 where nothing is passed on
+
+    def __str__(self) -> str:
+        first = self.launches[0]
+        defines = dict(first.build.defines)
+        shown = ", ".join(f"{name}={defines[name]}" for name in ("LANES", "VEC", "UNROLL", "BLOCKS") if name in defines)
+        walk = "columns" if defines["COLUMNS"] else "runs" if defines.get("RUN") else "rows"
+        cut = f", {self.geometry.slices} slices" if self.geometry.slices > 1 else ""
+        cut += f", chains of {self.geometry.chain}" if self.geometry.chain > 1 else ""
+        return f"{self.variant} ({' + '.join(launch.kernel for launch in self.launches)}; {walk}, {shown}{cut})"

@@ -1,0 +1,1 @@
+"""From kernel text to kernels that are ready to be enqueued."""

@@ -1,0 +1,99 @@
+"""Kernel sources: where they lie, and one file with everything it includes as a single text.
+
+Nothing here touches a device. Includes are expanded here rather than by the driver, so that no driver needs an include
+path; ``#line`` directives keep every message pointing at the file and line that a person can open.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from oclbn.errors import OclbnError
+
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"\s*$')
+_KERNEL = re.compile(r"__kernel\b[^(]*(?:\(\([^)]*(?:\([^)]*\)[^)]*)*\)\)\s*)?\bvoid\s+(\w+)\s*\(([^{]*)\)\s*\{")
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_QUALIFIERS = {"const", "restrict", "volatile"}
+
+
+class SourceError(OclbnError, FileNotFoundError):
+    """A kernel file that belongs to the package is not there."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel: its name, and "buffer" or the OpenCL name of its scalar type."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel file with its includes expanded, and where each line of the text came from."""
+
+    name: str
+    text: str
+    origins: tuple[tuple[str, int], ...]  # per line of text: file name, line number
+
+
+@functools.cache
+def kernel_directory() -> Path:
+    """The folder of the kernel files: inside an installed package, or beside it in a checkout.
+
+    Raises SourceError where there is neither.
+    """
+    here = Path(__file__).resolve().parent.parent
+    for folder in (here / "kernels", here.parent / "kernels"):
+        if (folder / "types.clh").is_file():
+            return folder
+    raise SourceError(f"no kernels/ folder in {here} or beside it: the installation of oclbn is incomplete")
+
+
+@functools.cache
+def load(name: str) -> Source:
+    """The kernel file `name` ("forward.cl") with every include in place, each included once."""
+    lines: list[str] = []
+    origins: list[tuple[str, int]] = []
+    _expand(name, lines, origins, set())
+    return Source(name, "\n".join(lines) + "\n", tuple(origins))
+
+
+def _expand(name: str, lines: list[str], origins: list[tuple[str, int]], seen: set[str]) -> None:
+    path = kernel_directory() / name
+    if not path.is_file():
+        raise SourceError(f"kernel file {name} is not in {path.parent}")
+    seen.add(name)
+
+    def put(line: str, number: int) -> None:
+        lines.append(line)
+        origins.append((name, number))
+
+    put(f'#line 1 "{name}"', 0)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        included = _INCLUDE.match(line)
+        if included is None:
+            put(line, number)
+        elif included[1] not in seen:
+            _expand(included[1], lines, origins, seen)
+            put(f'#line {number + 1} "{name}"', number)
+        else:
+            put("", number)
+
+
+@functools.cache
+def parameters(name: str, kernel: str) -> tuple[Parameter, ...]:
+    """What kernel `kernel` of file `name` takes, in order, read off the source itself."""
+    text = _COMMENT.sub("", (kernel_directory() / name).read_text(encoding="utf-8"))
+    for match in _KERNEL.finditer(text):
+        if match[1] == kernel:
+            return tuple(_parameter(words) for words in match[2].split(","))
+    raise SourceError(f"kernel file {name} has no kernel {kernel}")
+
+
+def _parameter(text: str) -> Parameter:
+    words = [word for word in text.replace("*", " * ").split() if word not in _QUALIFIERS]
+    return Parameter(words[-1], "buffer" if "*" in words else " ".join(words[:-1]))

@@ -1,0 +1,569 @@
+"""Proof of kernels: each form is held against float64 NumPy on a small tensor before its results are handed out.
+
+Compilers of OpenCL drivers do miscompile: they pass vectors in the wrong registers, run a loop's body twice, choose
+wrongly by a mask. A network that is trained on such results gets worse, and nothing says why. So before a form, that
+is, the kernels of a plan with their builds, gives its first result on a device, it normalises a made-up tensor
+(oclbn.proof.miniature), and all that it writes is compared: outputs within the bounds of oclbn.truth.bounds, what it
+does once (running statistics, gathered gradients, counters), and that nothing beside them has changed. Verdicts are
+remembered in the process and on disk (oclbn.proof.verdicts).
+
+A form that fails is not used. The planner is asked again: for the usual UNROLL, without chains, with narrower
+vectors, for the other variants, and at last for `serial`. One warning per device and process (DriverWarning) says
+what failed; `explain` says it as well. Where nothing passes, that is a DeviceError. The environment variable
+OCLBN_PROVE=0 switches all of it off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+
+from oclbn.device import limits, pocl
+from oclbn.errors import BuildError, DeviceError, DriverWarning, warn_caller
+from oclbn.plan import strided
+from oclbn.plan.variants import fitting_plan
+from oclbn.plan.words import DeviceLimits, Launch, Plan, Problem, Tuning
+from oclbn.program import building, sources
+from oclbn.proof.miniature import Paths, miniature, paths_of
+from oclbn.proof.verdicts import Verdict, Verdicts
+from oclbn.truth import reference
+from oclbn.truth.bounds import ELEMENT, SUM, TWICE, Bound, excess
+from oclbn.truth.expectation import EPSILON, FACTOR, Expected, expected, invstd, trained
+from oclbn.truth.hostile import Data, Host, Offset, make, others
+from oclbn.version import version
+
+VARIABLE = "OCLBN_PROVE"
+_GUARD = 64  # elements of NaN around every array: whole lines, so that arrays begin as those of users mostly do
+_RATIO = 32.0  # mean to standard deviation of the data: enough to show what is lost, or read from another channel
+_WANDERING = 3  # of as many channels one wanders, and one is far off
+_FAR_OFF = 1e4  # standard deviations: shows what is lost of bases and of the mean's rest
+_COUNTED = 5  # where the counter of skipped updates stands beforehand
+_OPTIONAL = {"scale", "bias", "skipped", "entered", "scale_grad", "bias_grad", "mean_rest", "m2_rest"}
+_GATHER = {"grad_scale": 0.5, "grad_momentum": 0.25}
+_ONE_BY_ONE = 1030  # numbers for kernels that take them one by one, several each
+_FEW_GROUPS = 3
+_VARIANTS = ("split", "resident")
+
+_log = logging.getLogger("oclbn.proof")
+_lock = threading.RLock()
+_devices: dict[cl.Device, _OfDevice] = {}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A form that is not used, and why."""
+
+    form: str
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return f"{self.form}: {_fault(self.verdict)}"
+
+
+class _OfDevice:
+    """What is known of one device."""
+
+    def __init__(self, device: cl.Device) -> None:
+        self.verdicts = Verdicts.of(_identity(device))
+        self.warned = False
+
+
+def switched_on() -> bool:
+    """Whether kernels prove themselves: unless OCLBN_PROVE is 0."""
+    return os.environ.get(VARIABLE, "1") != "0"
+
+
+def proven_plan(
+    operation: str,
+    problem: Problem,
+    facts: DeviceLimits,
+    tuning: Tuning,
+    most: Callable[[Launch], int],
+    context: cl.Context,
+    device: cl.Device,
+) -> tuple[Plan, tuple[Failure, ...]]:
+    """The first plan whose kernels give what they should on this device, and the forms that were not taken.
+
+    most: as plan.fitting_plan takes it. DeviceError where no form is right.
+    """
+    if not switched_on():
+        return fitting_plan(operation, problem, facts, tuning, most), ()
+    failures: dict[tuple[Paths, tuple[Launch, ...]], Failure] = {}
+    for choice in _choices(tuning):
+        try:
+            planned = fitting_plan(operation, problem, facts, choice, most)
+        except BuildError:  # a compiler that errs with one form may refuse the next
+            if not failures:
+                raise
+            continue
+        paths = paths_of(problem, planned)
+        if failures and _form(planned, paths) in failures:
+            continue
+        verdict = _verdict(operation, problem, planned, paths, context, device)
+        if verdict.good:
+            if failures:
+                _warn(device, tuple(failures.values()), planned)
+            return planned, tuple(failures.values())
+        failures[_form(planned, paths)] = Failure(str(planned), verdict)
+    told = "; ".join(map(str, failures.values()))
+    raise DeviceError(f"no kernel for {operation} gives right results on {_named(device)}. Tried: {told}. {_REPORT}")
+
+
+def require(launch: Launch, context: cl.Context, device: cl.Device) -> None:
+    """DeviceError unless a kernel is right that has no other form: accumulate, merge, pack."""
+    if not switched_on():
+        return
+    key = f"{_digest('', [launch])} {launch.kernel}"
+    with _lock:
+        known = _of(device)
+        verdict = known.verdicts.known.get(key)
+        if verdict is None:
+            verdict = _ALONE[launch.kernel](launch, context, device)
+            known.verdicts.add(key, verdict)
+    if not verdict.good:
+        raise DeviceError(f"{launch.kernel} is wrong on {_named(device)}: {_fault(verdict)}")
+
+
+def _prove_accumulate(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    dtype = _dtype(launch)
+    host = make((1, _ONE_BY_ONE), 1, dtype)
+    arrays = {"into": host.bias, "added": host.scale}
+    numbers = {**_GATHER, "scale": _GATHER["grad_scale"], "momentum": _GATHER["grad_momentum"], "count": _ONE_BY_ONE}
+    memory = _ran([replace(launch, groups=_FEW_GROUPS)], arrays, numbers, context, device)
+    nothing = np.zeros(_ONE_BY_ONE)
+    gathered = _gathered(host.scale.astype(np.float64), nothing, host.bias)
+    return _judged({"into": gathered, "added": (host.scale, nothing)}, memory)
+
+
+def _prove_merge(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    """Of sets whose means differ by as much as their values do, and lie far off zero."""
+    dtype = _dtype(launch)
+    eps = float(np.finfo(dtype).eps)
+    host = make((1, _ONE_BY_ONE), 1, dtype)
+    arrays: dict[str, Host] = {}
+    sets = []
+    for count, name, values, tilt in ((700, "first", host.bias, host.scale), (1001, "second", host.dy[0], -host.scale)):
+        mean, m2 = (values + 1e3).astype(dtype), (host.running_var * count).astype(dtype)
+        rests = [(0.25 * eps * number * tilt).astype(dtype) for number in (mean, m2)]
+        arrays |= {f"{name}_mean": mean, f"{name}_mean_rest": rests[0], f"{name}_m2": m2, f"{name}_m2_rest": rests[1]}
+        exact = [number.astype(np.float64) for number in (mean, rests[0], m2, rests[1])]
+        sets.append(reference.Statistics(count, exact[0], exact[1], exact[2] + exact[3]))
+    arrays |= dict.fromkeys(("mean", "mean_rest", "m2", "m2_rest"), np.full(_ONE_BY_ONE, np.nan, dtype))
+    numbers = {"channels": _ONE_BY_ONE, "first_count": sets[0].count, "second_count": sets[1].count}
+    memory = _ran([replace(launch, groups=_FEW_GROUPS)], arrays, numbers, context, device)
+    wanted = reference.merge(*sets)
+    apart = np.abs(sets[0].mean - sets[1].mean)
+    mean_room = eps * (ELEMENT * apart + TWICE * eps * np.abs(wanted.mean)) + _summed(wanted.mean)
+    return _judged(
+        {
+            "mean + mean_rest": (wanted.mean + wanted.mean_rest, mean_room),
+            "m2 + m2_rest": (wanted.m2, SUM * eps * wanted.m2),
+        },
+        memory,
+    )
+
+
+def _prove_pack(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    """Of a mirrored and cropped view, row by row; and of one whose rows have their elements apart."""
+    item = dict(launch.build.defines)["BYTES"]
+    whole = np.random.default_rng(item).integers(0, 256, (6, 9, 20, 37 * item), np.uint8)
+    items = whole.view(f"V{item}")
+    worst = Verdict(0.0, "nothing")
+    for view in (items[::-1, 2:, ::3].swapaxes(0, 1), items[1:, :, ::-1, 3:].transpose(0, 3, 1, 2)):
+        wanted = np.ascontiguousarray(view)
+        found = strided.cut(view.shape, item, view.strides, wanted.strides, item)
+        groups, numbers = strided.numbers(found, launch.lanes)
+        begin = view.__array_interface__["data"][0] - items.__array_interface__["data"][0]
+        ((source, target),) = found.starts((_GUARD + begin) // item, _GUARD // item)
+        arrays = {"source": whole, "target": np.zeros(wanted.nbytes, np.uint8)}
+        starts = {"source_start": source, "target_start": target}
+        memory = _ran([replace(launch, groups=groups)], arrays, numbers, context, device, starts)
+        exact = wanted.view(np.uint8).reshape(-1)
+        verdict = _judged(
+            {"target": (exact, np.zeros(exact.size)), "source": (whole.reshape(-1), np.zeros(whole.size))}, memory
+        )
+        worst = max(worst, verdict, key=_units)
+    return worst
+
+
+def _summed(values: Host) -> Host:
+    """What adding a result and its rest errs by here, in float64: of float64 it rounds them into one number again."""
+    rounded: Host = np.finfo(np.float64).eps * np.abs(values)
+    return rounded
+
+
+_ALONE = {"accumulate": _prove_accumulate, "merge": _prove_merge, "pack": _prove_pack}
+
+
+def _dtype(launch: Launch) -> np.dtype[Any]:
+    return np.dtype(np.float64 if dict(launch.build.defines)["DOUBLE"] else np.float32)
+
+
+def failures(device: cl.Device) -> tuple[str, ...]:
+    """The forms that are not used on a device, as far as was found out: in this process or an earlier one."""
+    with _lock:
+        known = _of(device).verdicts.known
+        return tuple(f"{key.partition(' ')[2]}: {_fault(v)}" for key, v in known.items() if not v.good)
+
+
+def forget() -> None:
+    """Drop what this process knows; what is on disk stays."""
+    with _lock:
+        _devices.clear()
+        _source_digest.cache_clear()
+
+
+def _choices(tuning: Tuning) -> Iterator[Tuning]:
+    """As chosen, then ever more careful."""
+    yield tuning
+    if tuning.unroll != (usual := Tuning().unroll):
+        tuning = replace(tuning, unroll=usual)
+        yield tuning
+    for variant in (tuning.variant, *_VARIANTS):
+        vec = tuning.vec
+        while vec >= 1:
+            for chains in dict.fromkeys((tuning.chains, 0)):
+                yield replace(tuning, variant=variant, vec=vec, chains=chains)
+            vec //= 2
+    yield replace(tuning, variant="serial")
+
+
+def _form(planned: Plan, paths: Paths) -> tuple[Paths, tuple[Launch, ...]]:
+    return paths, tuple(replace(launch, groups=1) for launch in planned.launches)
+
+
+def _verdict(
+    operation: str, problem: Problem, planned: Plan, paths: Paths, context: cl.Context, device: cl.Device
+) -> Verdict:
+    key = _key(operation, planned, paths)
+    with _lock:
+        known = _of(device)
+        verdict = known.verdicts.known.get(key)
+        if verdict is None:
+            start = time.perf_counter()
+            verdict = _prove(operation, *miniature(problem, planned), context, device)
+            seconds = time.perf_counter() - start
+            _log.info(
+                "proved %s %s in %.3f s: %s errs by %.3g of its bound",
+                operation,
+                planned,
+                seconds,
+                verdict.of,
+                verdict.units,
+                extra={"seconds": seconds},
+            )
+            known.verdicts.add(key, verdict)
+        return verdict
+
+
+def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, device: cl.Device) -> Verdict:
+    """Run it with all that it can be given, then with little of that at odd places, and compare all that it writes."""
+    shape = (small.outer, small.channels) if small.columns else (small.outer, small.channels, small.inner)
+    host = _data(shape, _dtype(planned.launches[0]))
+    arrays, numbers = _arrays(operation, host, planned), {**_numbers(small, planned, host.x.dtype), **_GATHER}
+    full = _judged(_wanted(operation, host), _ran(planned.launches, arrays, numbers, context, device))
+    if not full.good:
+        return full
+    arrays, host = _fewer(operation, host, arrays)
+    numbers |= {"grad_scale": 1.0, "grad_momentum": 0.0}
+    wanted = _wanted_of_fewer(operation, host)
+    memory = _ran(planned.launches, arrays, numbers, context, device, guard=_GUARD + 1)
+    return max(full, _judged(wanted, memory), key=_units)
+
+
+def _fewer(operation: str, host: Data, arrays: dict[str, Host]) -> tuple[dict[str, Host], Data]:
+    """What is left without options, and data to which a scale of 1 and a bias of 0 belong.
+
+    A gradient is gathered where NaN was; constants come as the reciprocal of a deviation.
+    """
+    left = {name: array for name, array in arrays.items() if name not in _OPTIONAL}
+    if operation == "backward":
+        left["scale_grad"] = np.full_like(host.scale, np.nan)
+    if operation == "constant":
+        left["save_invstd"] = invstd(host).astype(host.x.dtype)
+        del left["var"]
+    return left, replace(host, scale=np.ones_like(host.scale), bias=np.zeros_like(host.bias))
+
+
+def _wanted_of_fewer(operation: str, host: Data) -> Expected:
+    wanted = expected(operation, host, 1)
+    if operation == "backward":
+        wanted["scale_grad"] = wanted["dscale"]
+    return wanted
+
+
+def _units(verdict: Verdict) -> float:
+    return verdict.units
+
+
+def _ran(
+    launches: Sequence[Launch],
+    arrays: dict[str, Host],
+    numbers: Mapping[str, Any],
+    context: cl.Context,
+    device: cl.Device,
+    starts: Mapping[str, int] | None = None,
+    guard: int = _GUARD,
+) -> _Memory:
+    """The launches' memory after them; arrays and numbers by the names of the kernels' arguments.
+
+    An array that is not given is null. starts: instead of the arrays' own. guard: numbers before each array.
+    """
+    memory, values = _Memory(context, device, guard), dict(numbers)
+    kernels = [(launch, building.new_kernel(context, launch.build, launch.kernel)) for launch in launches]
+    taken = [[name for name, _ in building.arguments(launch.build, launch.kernel)] for launch, _ in kernels]
+    for name, given in arrays.items():
+        if any(name in names for names in taken):
+            begins = any(f"{name}_start" in names for names in taken)
+            values[name], values[f"{name}_start"] = memory.put(name, given, begins=begins)
+    values |= starts or {}
+    for (launch, kernel), names in zip(kernels, taken, strict=True):
+        kinds = dict(building.arguments(launch.build, launch.kernel))
+        nothing = {
+            name: None if kinds[name] is None else 0 for name in names if name.removesuffix("_start") not in values
+        }
+        kernel.set_args(*[(values | nothing)[name] for name in names])
+        cl.enqueue_nd_range_kernel(memory.queue, kernel, (launch.groups * launch.lanes,), (launch.lanes,))
+    return memory
+
+
+def _judged(results: Expected, memory: _Memory) -> Verdict:
+    worst = Verdict(0.0, "nothing")
+    for name, (wanted, bound) in results.items():
+        parts = [memory.get(part) for part in name.split(" + ")]
+        if not all(kept for _, kept in parts):
+            return Verdict(math.inf, f"what lies beside {name}")
+        got: Host = parts[0][0]
+        for part, _ in parts[1:]:
+            got = got.astype(np.float64) + part
+        units = float(np.max(excess(got, wanted, bound), initial=0.0))
+        if units > worst.units or worst.of == "nothing":
+            worst = Verdict(units, name)
+    return worst
+
+
+def _wanted(operation: str, host: Data) -> Expected:
+    """Result, or the sum of several -> what it should be, and the bound on the difference."""
+    wanted = trained(host, 1, _entered(host)) if operation == "train" else expected(operation, host, 1)
+    if operation == "moments":
+        bound = Bound(host.x, wanted["mean"][0], np.ones(host.scale.size), None, None, axis=1, dtype=host.x.dtype)
+        room = bound.mean_with_rest() + _summed(wanted["mean"][0])
+        room[list(host.bad)] = np.inf
+        wanted["mean + mean_rest"] = wanted["mean"][0], room
+        wanted["m2 + m2_rest"] = wanted["m2"]
+    if operation == "train":
+        skipped = np.full(host.scale.size, _COUNTED, np.float64)
+        skipped[list(host.bad)] += 1
+        wanted["skipped"] = skipped, np.zeros_like(skipped)
+    for name, old in (("dscale", host.scale), ("dbias", host.bias)):
+        if name in wanted:
+            wanted[f"{name[1:]}_grad"] = _gathered(*wanted[name], old)
+    return wanted
+
+
+def _gathered(new: Host, bound: Host, old: Host) -> tuple[Host, Host]:
+    """What gathering makes of a gradient that may be so far off, and of what was there."""
+    terms = _GATHER["grad_scale"] * new, _GATHER["grad_momentum"] * old.astype(np.float64)
+    rounding = ELEMENT * float(np.finfo(old.dtype).eps) * (np.abs(terms[0]) + np.abs(terms[1]))
+    return terms[0] + terms[1], _GATHER["grad_scale"] * bound + rounding
+
+
+def _data(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Data:
+    """Channels of means far off zero; where there are several, one has a NaN, and most are farther off.
+
+    Some of these wander from row to row by more than they scatter: sums about what the first rows have are done again.
+    dy goes with x, so that x counts in dx.
+    """
+    host = make(shape, 1, dtype, Offset(_RATIO))
+    host.dy[...] += host.x - np.mean(host.x, axis=others(shape, 1), keepdims=True)
+    if shape[1] == 1:
+        return host
+    path = np.linspace(0.0, _RATIO, shape[0]).reshape(-1, *(1 for _ in shape[1:])).astype(dtype)
+    host.x[:, : shape[1] - 1 : _WANDERING] += path + dtype.type(_FAR_OFF)
+    host.x[:, 1 : shape[1] - 1 : _WANDERING] += _FAR_OFF
+    bad = (shape[1] - 1) // 2  # neither the last one, which ends early, nor all of a vector's
+    host.x[(-1, bad, *(-1 for _ in shape[2:]))] = np.nan
+    return replace(host, bad=(bad,))
+
+
+def _arrays(operation: str, host: Data, planned: Plan) -> dict[str, Host]:
+    """What lies in each buffer beforehand, by the kernels' names; results are NaN."""
+    per_channel = np.full_like(host.scale, np.nan)
+    arrays = {
+        "x": host.x,
+        "dy": host.dy,
+        "y": np.full_like(host.x, np.nan),
+        "dx": np.full_like(host.x, np.nan),
+        "scale": host.scale,
+        "bias": host.bias,
+        "running_mean": host.running_mean.copy(),
+        "running_var": host.running_var.copy(),
+        "skipped": np.full(host.scale.shape, _COUNTED, np.uint32),
+        "entered": _entered(host),
+        "scale_grad": host.scale,
+        "bias_grad": host.bias,
+        "partial": np.full(planned.scratch, np.nan, host.x.dtype),
+    }
+    arrays |= dict.fromkeys(("dscale", "dbias", "m2", "mean_rest", "m2_rest"), per_channel)
+    if operation == "backward":
+        arrays["save_mean"], arrays["save_invstd"] = _saved(host)
+    elif operation == "constant":
+        arrays["save_mean"], arrays["var"] = host.running_mean, host.running_var
+    else:
+        arrays |= dict.fromkeys(("save_mean", "save_invstd"), per_channel)
+    arrays["mean"] = per_channel if operation == "moments" else host.running_mean
+    arrays.setdefault("var", host.running_var)
+    return arrays
+
+
+def _entered(host: Data) -> Host:
+    """How many batches have moved each channel: some so few that they weigh alike, some so many that they do not."""
+    return (np.arange(host.scale.size) % 3 * 8 + 1).astype(np.uint32)
+
+
+def _saved(host: Data) -> tuple[Host, Host]:
+    """The batch's own statistics, as a training step saves them."""
+    step = expected("train", host, 1)
+    return step["save_mean"][0].astype(host.x.dtype), step["save_invstd"][0].astype(host.x.dtype)
+
+
+def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The kernels' numbers: those of the shape, and those of a call."""
+    numbers: dict[str, Any] = asdict(planned.geometry)
+    numbers |= {"outer": small.outer, "channels": small.channels, "inner": small.inner}
+    for name in ("x", "y", "dy", "dx"):
+        numbers[f"{name}_row"] = small.channels * small.inner
+        numbers[f"{name}_channel"] = small.inner
+    count = small.count
+    numbers |= {"count": count, "unbiased": count - 1, "count_rest": count - int(dtype.type(count))}
+    return {**numbers, "epsilon": EPSILON, "factor": FACTOR, "init_factor": 1.0, "guard": 1}
+
+
+class _Memory:
+    """Buffers on a queue of their own, each array among numbers that must not change."""
+
+    def __init__(self, context: cl.Context, device: cl.Device, guard: int) -> None:
+        self.context, self._guard = context, guard
+        self.queue = cl.CommandQueue(context, device)
+        self._put: dict[str, tuple[cl.Buffer, Host, int, int]] = {}
+
+    def put(self, name: str, given: Host, *, begins: bool) -> tuple[cl.Buffer, int]:
+        """A buffer with the array in it, and the array's first index there: 0 where kernels know no other."""
+        start = self._guard if begins else 0
+        flat = np.full(start + given.size + _GUARD, 0xA5 if given.dtype.kind == "u" else np.nan, given.dtype)
+        flat[start : start + given.size] = given.reshape(-1)
+        buffer = cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=flat)
+        self._put[name] = buffer, flat, start, given.size
+        return buffer, start
+
+    def get(self, name: str) -> tuple[Host, bool]:
+        """What the array holds, and whether all around it is as it was."""
+        buffer, before, start, size = self._put[name]
+        flat = np.empty_like(before)
+        cl.enqueue_copy(self.queue, flat, buffer)
+        kept = flat[:start].tobytes() == before[:start].tobytes()
+        kept &= flat[start + size :].tobytes() == before[start + size :].tobytes()
+        return flat[start : start + size], kept
+
+
+def _of(device: cl.Device) -> _OfDevice:
+    found = _devices.get(device)
+    if found is None:
+        found = _devices[device] = _OfDevice(device)
+    return found
+
+
+def _key(operation: str, planned: Plan, paths: Paths) -> str:
+    """Of kernels, their texts, their defines and the paths through them; behind the digest, in words."""
+    return f"{_digest(f'{operation} {paths}', planned.launches)} {operation}, {planned}"
+
+
+def _digest(words: str, launches: Sequence[Launch]) -> str:
+    digest = hashlib.sha256(words.encode())
+    for launch in launches:
+        build = launch.build
+        digest.update(f"{launch.kernel} {launch.lanes} {_source_digest(build.source)} {build.defines}".encode())
+    return digest.hexdigest()[:24]
+
+
+@cache
+def _source_digest(source: str) -> str:
+    return hashlib.sha256(sources.load(source).text.encode()).hexdigest()
+
+
+def _identity(device: cl.Device) -> str:
+    """What a verdict holds for: this device with this driver, on this processor, and this version of oclbn."""
+    platform = device.platform
+    told = [version(), platform.name, platform.version, device.name, device.vendor, device.version]
+    told += [device.driver_version, pocl.mend_target(device) or "", str(device.native_vector_width_float)]
+    told += [" ".join(building.OPTIONS), _measure()]
+    if limits(device).kind == "cpu":
+        told.append(_processor())
+    return " | ".join(text.strip() for text in told)
+
+
+@cache
+def _measure() -> str:
+    """What a verdict was found with: a digest of the files that make, run and judge the small tensors."""
+    here = Path(__file__).parent
+    own, truth = ("proving", "miniature"), ("expectation", "reference", "bounds", "hostile")
+    files = [*(here / f"{name}.py" for name in own), *(here.parent / "truth" / f"{name}.py" for name in truth)]
+    try:
+        texts = [file.read_bytes() for file in files]
+    except OSError:  # an application that was packed without its sources: the version has to tell
+        return ""
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
+
+
+@cache
+def _processor() -> str:
+    """The first processor's model and flags, where Linux tells: drivers call several by one name."""
+    if sys.platform != "linux":
+        return ""
+    try:
+        with Path("/proc/cpuinfo").open("rb", buffering=0) as file:
+            lines = file.read(4096).decode("ascii", "replace").splitlines()
+    except OSError:
+        return ""
+    kept = ("cpu family", "model", "stepping", "flags", "Features", "CPU part")
+    return hashlib.sha256("\n".join(line for line in lines if line.startswith(kept)).encode()).hexdigest()[:16]
+
+
+def _warn(device: cl.Device, failed: Sequence[Failure], used: Plan) -> None:
+    known = _of(device)
+    told = "; ".join(map(str, failed))
+    if known.warned:
+        _log.warning("%s: %s; %s is used instead", _named(device), told, used)
+        return
+    known.warned = True
+    warn_caller(
+        f"{_named(device)} gives wrong results with kernels that oclbn would choose: {told}. "
+        f"{used} is used instead, which is right. {_REPORT}",
+        DriverWarning,
+    )
+
+
+_REPORT = "`oclbn check --repro report.py` writes a program that shows it to the driver's maker"
+
+
+def _fault(verdict: Verdict) -> str:
+    if math.isinf(verdict.units):
+        return f"{verdict.of} is wrong beyond measure"
+    return f"{verdict.of} errs by {verdict.units:.3g} times its bound"
+
+
+def _named(device: cl.Device) -> str:
+    return f"{device.name.strip()} ({device.platform.name.strip()}, driver {device.driver_version.strip()})"

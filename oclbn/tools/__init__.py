@@ -1,0 +1,1 @@
+"""What the command line does: checking, tuning, timing, showing. The library imports nothing of it."""

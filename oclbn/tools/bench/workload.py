@@ -1,0 +1,160 @@
+"""What the benchmark runs on the device: oclbn's operations and the copies, on one tensor."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cla
+
+from oclbn import functional, gpuarray
+from oclbn.call.results import result_like
+from oclbn.errors import DeviceError
+from oclbn.tools.bench.suites import Shape
+from oclbn.tools.bench.turns import Entry
+from oclbn.tools.peers import checking, contract
+from oclbn.tools.yardstick import plain_copy
+
+EPSILON, FACTOR = 1e-5, 0.1
+KINDS = {  # of each operation: what functional.explain calls its parts
+    "forward": ("train",),
+    "backward": ("backward",),
+    "inference": ("infer",),
+    "both": ("train", "backward"),
+}
+PLAIN_COPIES = ("copy command", "copy kernel")
+COPIES = (*PLAIN_COPIES, "copy kernel, past the cache")
+_CHECKED = {  # the results, in the order in which the calls below return them
+    "forward": ("y",),
+    "backward": ("dx", "dscale", "dbias"),
+    "inference": ("y",),
+    "both": ("y", "dx", "dscale", "dbias"),
+}
+
+
+class Work:
+    """One float32 tensor on queue's device, channels on `axis`, with all that normalising it takes.
+
+    outputs: one of oclbn.tools.bench.benchmark.OUTPUTS. values: the block that the tensor is tiled with.
+    """
+
+    def __init__(self, queue: cl.CommandQueue, shape: Shape, axis: int, outputs: str, values: contract.Floats) -> None:
+        self.queue, self.axis, self._values, self._bound = queue, axis, values, outputs == "bound"
+        put = functools.partial(gpuarray.to_gpu, queue=queue)
+        if outputs == "pool":
+            tools: Any = cl.tools
+            pool = tools.MemoryPool(tools.ImmediateAllocator(queue))
+            put = functools.partial(cla.to_device, queue, allocator=pool)
+        self.x, self.dy = (put(contract.tensor(values, shape, name)) for name in ("x", "dy"))
+        reused = outputs in ("reused", "bound")
+        self._out: cla.Array | None = gpuarray.empty_like(self.x) if reused else None
+        self._other_out: cla.Array | None = gpuarray.empty_like(self.x) if reused else None
+        self._given = contract.parameters(values, shape[axis])
+        arrays = {name: cla.to_device(queue, np.array(value)) for name, value in self._given.items()}
+        self._scale, self._bias, self._mean, self._var = (arrays[name] for name in ("scale", "bias", "mean", "var"))
+        self._running = (self._mean.copy(), self._var.copy())
+        parameters = (self._scale, self._bias, None, None)
+        made = functional.batch_norm_train(self.x, *parameters, epsilon=EPSILON, axis=axis, out=self._out)
+        self._saved = made[1:]
+        queue.finish()
+
+    def calls(self) -> dict[str, Callable[[], Any]]:
+        """oclbn's operations by name; each enqueues its work and returns its results, the tensors first."""
+        x, dy, scale, axis, out = self.x, self.dy, self._scale, self.axis, self._out
+        given: dict[str, Any] = {"axis": axis, "out": out}
+        parameters = (x, scale, self._bias)
+        train = self._call(
+            functional.batch_norm_train, *parameters, *self._running, epsilon=EPSILON, factor=FACTOR, **given
+        )
+        backward = self._call(functional.batch_norm_backward, x, dy, scale, *self._saved, **given)
+        infer = self._call(functional.batch_norm_infer, *parameters, self._mean, self._var, epsilon=EPSILON, **given)
+        return {"forward": train, "backward": backward, "inference": lambda: (infer(),), "both": self._both(train)}
+
+    def _call(self, operation: Callable[..., Any], *given: Any, **options: Any) -> Callable[[], Any]:
+        if self._bound:
+            return functional.bind(operation, *given, **options)
+        return lambda: operation(*given, **options)
+
+    def _both(self, train: Callable[[], Any]) -> Callable[[], Any]:
+        """Forward, then backward from its statistics."""
+        options: dict[str, Any] = {"axis": self.axis, "out": self._other_out}
+        bound: Callable[[], Any] | None = None
+        if self._bound:
+            bound = functional.bind(
+                functional.batch_norm_backward, self.x, self.dy, self._scale, *train()[1:], **options
+            )
+
+        def both() -> Any:
+            y, *saved = train()
+            made = bound() if bound else functional.batch_norm_backward(self.x, self.dy, self._scale, *saved, **options)
+            return (y, *made)
+
+        return both
+
+    def check(self, operations: Sequence[str]) -> checking.Wanted:
+        """The reference's results for some channels. DeviceError: oclbn's are others."""
+        channels = checking.some_channels(self.x.shape, self.axis)
+        x, dy = (np.take(contract.tensor(self._values, self.x.shape, n), channels, axis=self.axis) for n in ("x", "dy"))
+        wanted = checking.wanted(x, dy, self._given, channels, self.axis, EPSILON, FACTOR)
+        calls = self.calls()
+        for operation in operations:
+            made = calls[operation]()
+            found = {}
+            for name, array in zip(_CHECKED[operation], made, strict=False):  # forward returns the statistics as well
+                found[name] = np.take(array.get(), channels, axis=self.axis if name in ("y", "dx") else 0)
+            if fault := wanted.fault(operation, found):
+                raise DeviceError(f"oclbn's {operation} of {self.x.shape} fails the benchmark's check: {fault}")
+        return wanted
+
+    def operations(self, names: Sequence[str]) -> list[Entry]:
+        """oclbn's operations, ready to be timed."""
+        calls = self.calls()
+        return [self._entry("oclbn", name, calls[name], self.plan(name)) for name in names]
+
+    def plan(self, operation: str) -> str:
+        """How oclbn runs an operation."""
+        return "; ".join(functional.explain(self.x, axis=self.axis, operation=kind) for kind in KINDS[operation])
+
+    def copies(self) -> list[Entry]:
+        """The device's copy command and two kernels, ready to be timed."""
+        source = _memory(self.x)
+
+        def command() -> Any:
+            y = self._target()
+            cl.enqueue_copy(self.queue, _memory(y), source)
+            return y
+
+        def kernel(stream: bool) -> Any:
+            y = self._target()
+            plain_copy(self.x, y, stream=stream)
+            return y
+
+        calls = (command, lambda: kernel(False), lambda: kernel(True))
+        return [self._entry("copy", name, call) for name, call in zip(COPIES, calls, strict=True)]
+
+    def _target(self) -> cla.Array:
+        return result_like(self.x) if self._out is None else self._out
+
+    def _entry(self, who: str, operation: str, call: Callable[[], Any], plan: str = "") -> Entry:
+        def turn(count: int, warm: bool) -> list[float]:
+            seconds, held = [], call() if warm else None
+            self.queue.finish()
+            for _ in range(count):
+                start = time.perf_counter()
+                held = None  # giving back what was allocated costs the user as well
+                held = call()
+                self.queue.finish()
+                seconds.append(time.perf_counter() - start)
+            del held
+            return seconds
+
+        turn(1, False)  # compiles, and touches the memory
+        return Entry(who, operation, turn, min(turn(2, False)), plan)
+
+
+def _memory(array: cla.Array) -> Any:
+    return array.base_data

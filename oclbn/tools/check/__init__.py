@@ -1,0 +1,1 @@
+"""`oclbn check`: every form of every kernel against the reference, in a process apart."""

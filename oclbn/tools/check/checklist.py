@@ -1,0 +1,174 @@
+"""What `oclbn check` asks of a device: kernels to build, tensors to normalise, speeds to measure.
+
+Pure: from what a device can do and the choices in force for it to a list of checks, each of which
+oclbn.tools.check.checks carries out in a child process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+from oclbn.plan.groups import floor_power
+from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.variants import plan
+from oclbn.plan.words import Build, DeviceLimits, Problem, Tuning
+from oclbn.truth.hostile import MAKERS
+
+Shape = tuple[int, ...]
+
+# Extents of the tensors that the planner is asked about; it has no choice that none of them brings out.
+_OUTER = (1, 2, 5, 32, 64, 300, 2000, 1 << 16, 1 << 22)
+_CHANNELS = (1, 3, 8, 33, 64, 256, 1000, 4097, 1 << 16)
+_INNER = (1, 2, 5, 9, 49, 64, 196, 784, 3136, 12_544, 1 << 20, 1 << 25)
+_MOST_ELEMENTS = 1 << 31
+
+_HARD: tuple[tuple[Shape, int], ...] = (  # with all data, by all variants
+    ((5, 37, 7, 9), 1),  # short rows, odd in everything
+    ((2, 3, 9001), 1),  # ragged rows of several chunks
+    ((401, 71), 1),  # columns beside a power of two
+)
+_OTHERS: tuple[tuple[Shape, int], ...] = (
+    ((2, 1), 1),  # the least that trains
+    ((1, 7, 29), 1),  # one sample
+    ((7, 5, 13), 1),  # all prime
+    ((3, 2, 4096), 1),  # whole vectors only
+    ((2, 4097, 2), 1),  # more channels than a power of two
+    ((2, 3, 256, 257), 1),  # channels to be split
+    ((20_011, 5), 1),  # few long columns
+    ((3, 20, 21, 33), 3),  # channels last, a scrap
+    ((3, 40, 5), 0),  # rows of the first axis
+)
+_LARGE: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 1024, 14, 14))  # where these go past the cache: other kernels do it
+_QUICK: tuple[tuple[Shape, int], ...] = (((3, 7, 3, 5), 1), ((2, 3, 301), 1), ((37, 19), 1))
+_VARIANTS = ("resident", "split", "serial")
+_TIMED: tuple[Shape, ...] = ((32, 256, 28, 28), (32, 512, 7, 7))
+ORDINARY, FAR_MEAN = "N(0,1)", "mean is 1e4 std"
+
+
+@dataclass(frozen=True)
+class BuildCheck:
+    """One text for the compiler, and the kernels in it that are used."""
+
+    build: Build
+    kernels: tuple[str, ...]
+    kind: ClassVar[str] = "build"
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations that need it."""
+        used = {*self.kernels}
+        return tuple(name for name, wanted in OPERATIONS.items() if {wanted.resident, *wanted.split} & used)
+
+    def __str__(self) -> str:
+        return f"{self.build.source} with " + " ".join(f"{name}={value}" for name, value in self.build.defines)
+
+
+@dataclass(frozen=True)
+class NumberCheck:
+    """One operation on one tensor, its channels on `axis`, filled with data of oclbn.truth.hostile.MAKERS."""
+
+    operation: str
+    shape: Shape
+    axis: int
+    data: str
+    dtype: str = "float32"
+    variant: str = ""  # "": as planned
+    kind: ClassVar[str] = "numbers"
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The one operation."""
+        return (self.operation,)
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape)) + (f" @{self.axis}" if self.axis != 1 else "")
+        more = [part for part in (self.variant, self.dtype if self.dtype != "float32" else "") if part]
+        return ", ".join([f"{self.operation} of {shape}", self.data, *more])
+
+
+@dataclass(frozen=True)
+class SpeedCheck:
+    """Training, backward and inference of one float32 tensor, beside its copy."""
+
+    shape: Shape
+    kind: ClassVar[str] = "speed"
+
+    def __str__(self) -> str:
+        return f"speed at {'x'.join(map(str, self.shape))}"
+
+
+Check = BuildCheck | NumberCheck | SpeedCheck
+
+
+def checks(device: DeviceLimits, tuning: Tuning, *, quick: bool = False) -> list[Check]:
+    """All checks, in order. quick: a few small tensors, what they need built, and no speeds."""
+    numbers = list(_numbers(device, tuning, quick=quick))
+    if quick:
+        return list(numbers)
+    return [*_builds(device, tuning), *numbers, *map(SpeedCheck, _TIMED)]
+
+
+def more_builds(device: DeviceLimits, tuning: Tuning, most: Mapping[Build, Mapping[str, int]]) -> list[BuildCheck]:
+    """Builds for plans with fewer work-items in a group, where some kernel may not have as many as were planned.
+
+    most: what the device told of the kernels that are built already; empty where that is enough for all of them.
+    """
+    rooms = [room for build, told in most.items() for room in told.values() if room < dict(build.defines)["LANES"]]
+    if not rooms:
+        return []
+    found = _builds(device, replace(tuning, lanes=floor_power(min(rooms))))
+    return [check for check in found if check.build not in most]
+
+
+def request(check: Check) -> dict[str, Any]:
+    """A check as JSON can hold it; `asked` reads it."""
+    return {"kind": check.kind, **asdict(check)}
+
+
+def asked(request: dict[str, Any]) -> Check:
+    """The check that `request` made this of, before it went through JSON."""
+    given = {name: value for name, value in request.items() if name != "kind"}
+    if request["kind"] == BuildCheck.kind:
+        defines = tuple((name, value) for name, value in given["build"]["defines"])
+        return BuildCheck(Build(given["build"]["source"], defines), tuple(given["kernels"]))
+    given["shape"] = tuple(given["shape"])
+    return SpeedCheck(**given) if request["kind"] == SpeedCheck.kind else NumberCheck(**given)
+
+
+def _builds(device: DeviceLimits, tuning: Tuning) -> Iterator[BuildCheck]:
+    found: dict[Build, dict[str, None]] = {}
+    sizes = (4, 8) if device.fp64 else (4,)
+    for operation, itemsize, columns, adjacent in itertools.product(OPERATIONS, sizes, (False, True), (False, True)):
+        for outer, channels, inner in itertools.product(_OUTER, _CHANNELS, (1,) if columns else _INNER):
+            if outer * channels * inner <= _MOST_ELEMENTS:
+                problem = Problem(outer, channels, inner, itemsize, columns, adjacent)
+                for launch in plan(operation, problem, device, tuning).launches:
+                    found.setdefault(launch.build, {})[launch.kernel] = None
+    for build, kernels in found.items():
+        yield BuildCheck(build, tuple(kernels))
+
+
+def _numbers(device: DeviceLimits, tuning: Tuning, *, quick: bool) -> Iterator[NumberCheck]:
+    hard, others = (_QUICK, ()) if quick else (_HARD, _OTHERS)
+    makers = (ORDINARY, FAR_MEAN, "one NaN") if quick else tuple(MAKERS)
+    for operation in OPERATIONS:
+        for shape, axis in hard:
+            for maker in makers:
+                yield NumberCheck(operation, shape, axis, maker)
+            for variant, maker in itertools.product(_VARIANTS, (ORDINARY, FAR_MEAN)):
+                yield NumberCheck(operation, shape, axis, maker, variant=variant)
+            for maker in (ORDINARY, FAR_MEAN) if device.fp64 else ():
+                yield NumberCheck(operation, shape, axis, maker, dtype="float64")
+        for shape, axis in others:
+            yield NumberCheck(operation, shape, axis, ORDINARY)
+        for shape in () if quick else _LARGE:
+            outer, channels, *inner = shape
+            problem = Problem(outer, channels, math.prod(inner), 4, columns=False, adjacent=True)
+            if any(
+                dict(launch.build.defines)["STREAM"] for launch in plan(operation, problem, device, tuning).launches
+            ):
+                yield NumberCheck(operation, shape, 1, FAR_MEAN)

@@ -1,0 +1,1 @@
+"""`oclbn demo`: normalization of handwritten digits, step by step, checked against the reference."""

@@ -1,0 +1,139 @@
+"""One case of the demo on the device: train, evaluate, go backward, check each result, time each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+from numpy.typing import NDArray
+
+from oclbn import functional, gpuarray
+from oclbn.errors import ParameterError
+from oclbn.tools.demo.checks import Checks, Float64s, channel_scale
+from oclbn.tools.demo.data import Case
+from oclbn.tools.demo.layers import EPSILON, Layer, layer_for
+from oclbn.tools.demo.steps import Trainer, check_evaluation
+from oclbn.tools.demo.timing import Clock, Timing, timings
+from oclbn.truth import reference
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train."""
+
+    batch_size: int
+    epochs: int
+    batches: int | None  # at most so many, where given
+
+    def size(self, case: Case) -> int:
+        return min(self.batch_size, case.samples)
+
+    def total(self, case: Case) -> int:
+        whole = self.epochs * (case.samples // self.size(case))
+        return whole if self.batches is None else min(whole, self.batches)
+
+
+@dataclass(frozen=True)
+class Settling:
+    """How far the running statistics are from those of the whole data set, after so many batches."""
+
+    batch: int
+    mean: float  # root mean square over the channels, relative to that of the standard deviations
+    var: float  # the same, relative to that of the variances
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of each channel, (C,)."""
+
+    mean: Float64s
+    std: Float64s
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that the report tells about one case."""
+
+    case: Case
+    label: str
+    batch_shape: tuple[int, ...]
+    settling: tuple[Settling, ...]
+    checks: Checks
+    before: Spread
+    normalised: Spread  # by their own statistics, scale 1 and bias 0
+    evaluated: Spread  # by the running statistics, with the layer's scale and bias
+    timings: tuple[Timing, ...]
+    y: NDArray[Any]  # the normalised data themselves
+
+
+def run(case: Case, queue: cl.CommandQueue, schedule: Schedule, advance: Callable[[], None]) -> Outcome:
+    """Run one case; `advance` is called after each batch. ParameterError: one value per channel in a batch."""
+    size, total = schedule.size(case), schedule.total(case)
+    per_channel = case.x.size // case.samples // case.channels * size
+    if per_channel < 2:
+        raise ParameterError(f"batches of {size} have one value per channel of {case.name}: training needs at least 2")
+    layer = layer_for(case, queue)
+    checks = Checks(case.x.dtype)
+    whole = _moments(case.x, case.axis)
+    clock = Clock(queue)
+    trainer = Trainer(case, layer, checks, clock)
+    settling = [_distance(0, layer, whole)]
+    for number, batch in enumerate(_batches(case, size, total), start=1):
+        trainer.step(batch)
+        if number in {1, total // 2, total}:
+            settling.append(_distance(number, layer, whole))
+        advance()
+
+    sample, x = gpuarray.to_gpu(batch, queue=queue), gpuarray.to_gpu(case.x, queue=queue)
+    with layer.evaluating() as evaluate:
+        clock.first("infer", lambda: evaluate(sample))
+        evaluated = evaluate(x).get()
+    check_evaluation(checks, case, layer, evaluated)
+    y = functional.batch_norm_train(x, None, None, None, None, epsilon=EPSILON, axis=case.axis)[0].get()
+    exact = reference.train(case.x, epsilon=EPSILON, axis=case.axis).y
+    checks.add("normalised", y, exact, channel_scale(exact, case.axis, np.ones(case.channels)))
+    return Outcome(
+        case=case,
+        label=layer.label,
+        batch_shape=batch.shape,
+        settling=tuple(settling),
+        checks=checks,
+        before=whole,
+        normalised=_moments(y, case.axis),
+        evaluated=_moments(evaluated, case.axis),
+        timings=timings(case, layer, clock, sample),
+        y=y,
+    )
+
+
+def _batches(case: Case, size: int, total: int) -> Iterator[NDArray[Any]]:
+    """Shuffled anew in each epoch; samples that do not fill a batch wait for another epoch."""
+    rng = np.random.default_rng(0)
+    left = total
+    while left:
+        order = rng.permutation(case.samples)
+        for start in range(0, case.samples - size + 1, size):
+            if left == 0:
+                return
+            left -= 1
+            yield case.batch(order[start : start + size])
+
+
+def _moments(array: NDArray[Any], axis: int) -> Spread:
+    count, mean, m2 = reference.moments(array, axis=axis)
+    with np.errstate(all="ignore"):
+        return Spread(mean, np.sqrt(m2 / count))
+
+
+def _distance(batch: int, layer: Layer, whole: Spread) -> Settling:
+    mean, var = (values.astype(np.float64) for values in layer.running())
+    known = np.isfinite(whole.mean) & np.isfinite(whole.std)
+
+    def relative(error: Float64s, unit: Float64s) -> float:
+        with np.errstate(all="ignore"):
+            return float(np.linalg.norm(error[known]) / np.linalg.norm(unit[known]))
+
+    return Settling(batch, relative(mean - whole.mean, whole.std), relative(var - whole.std**2, whole.std**2))

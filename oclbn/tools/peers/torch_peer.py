@@ -1,0 +1,58 @@
+"""PyTorch's CPU kernels on as many threads as the device has compute units, with autograd, as people run them.
+
+It allocates its results itself. Reused outputs: the allocator keeps its heap (see registry.py), so that memory comes
+back instead of being mapped anew; PyTorch's own out= variants exist for one direction only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+
+from oclbn.tools.peers.contract import Case
+
+
+class Peer:
+    """Channels last is PyTorch's channels_last: the same memory, seen with channels on axis 1."""
+
+    def __init__(self, case: Case) -> None:
+        self.torch: Any = importlib.import_module("torch")
+        self.torch.set_num_threads(case.threads)
+        self.version = str(self.torch.__version__)
+        self.case = case
+        arrays = (case.x, case.dy, case.scale, case.bias, case.mean.copy(), case.var.copy())
+        x, self.dy, self.scale, self.bias, self.mean, self.var = map(self.torch.from_numpy, arrays)
+        self.x, self.dy = x.movedim(case.axis, 1), self.dy.movedim(case.axis, 1)
+        self.leaves = tuple(tensor.detach().requires_grad_() for tensor in (self.x, self.scale, self.bias))
+        self.running = (self.mean.clone(), self.var.clone())
+
+    def call(self, operation: str) -> Callable[[], Any]:
+        grad = self.torch.autograd.grad
+        if operation == "forward":
+            return self.forward
+        if operation == "inference":
+            return self.inference
+        if operation == "backward":
+            y = self.forward()
+            return lambda: grad(y, self.leaves, self.dy, retain_graph=True)
+        return lambda: grad(self.forward(), self.leaves, self.dy)
+
+    def forward(self) -> Any:
+        x, scale, bias = self.leaves
+        return self._batch_norm(x, *self.running, scale, bias, True)
+
+    def inference(self) -> Any:
+        with self.torch.no_grad():
+            return self._batch_norm(self.x, self.mean, self.var, self.scale, self.bias, False)
+
+    def _batch_norm(self, *given: Any) -> Any:
+        return self.torch.nn.functional.batch_norm(*given, momentum=self.case.factor, eps=self.case.epsilon)
+
+    def results(self, operation: str, returned: Any) -> dict[str, NDArray[Any]]:
+        if operation in ("forward", "inference"):
+            return {"y": returned.detach().movedim(1, self.case.axis).numpy()}
+        dx, dscale, dbias = returned
+        return {"dx": dx.movedim(1, self.case.axis).numpy(), "dscale": dscale.numpy(), "dbias": dbias.numpy()}
