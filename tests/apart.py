@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
+from calls import everything
 from data import FEW_SHAPES
 from pyopencl.tools import ImmediateAllocator, MemoryPool
-from test_functional import everything
 
 import oclbn
 from oclbn import device

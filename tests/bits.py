@@ -3,7 +3,7 @@
     python tests/bits.py --device SPEC write FILE
     python tests/bits.py --device SPEC compare FILE   # exit status 1 where a result has other bits
 
-A file holds a digest per form and shape of tests/test_kernels.py; it is worth something on one device and driver only.
+A file holds a digest per form and shape of tests/forms.py; it is worth something on one device and driver only.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import click
 import numpy as np
 import pyopencl.array as cla
 import pytest
-from test_functional import all_bits, everything, put
-from test_kernels import CHAINED, FORMS, SHAPES, shrink
+from calls import all_bits, everything, put
+from forms import CHAINED, FORMS, SHAPES, shrink
 
 import oclbn.device
 from oclbn.functional import batch_norm_backward, batch_norm_train, explain, merge, statistics

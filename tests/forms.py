@@ -1,0 +1,63 @@
+"""The forms of kernels that tests/program/test_kernels.py forces, and the shapes that it tries them on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyopencl as cl
+import pytest
+
+from oclbn.call import prepared
+from oclbn.device import limits
+from oclbn.program.kept import kept
+
+FORMS = [
+    pytest.param({"variant": "resident", "lanes": 1, "vec": 4}, id="resident, one work-item"),
+    pytest.param({"variant": "resident", "lanes": 1, "vec": 8, "blocks": 2}, id="resident, one work-item, wide"),
+    pytest.param({"variant": "resident", "lanes": 16, "vec": 1, "blocks": 1}, id="resident, 16 work-items"),
+    pytest.param({"variant": "resident", "lanes": 64, "vec": 4, "blocks": 2}, id="resident, 64 work-items, vectors"),
+    pytest.param({"variant": "split", "lanes": 1, "vec": 4, "groups_per_unit": 5}, id="split, one work-item"),
+    pytest.param({"variant": "resident", "lanes": 1, "vec": 4, "run_bytes": 60}, id="resident, strips of 15"),
+    pytest.param({"variant": "split", "lanes": 1, "vec": 8, "unroll": 2, "run_bytes": 72}, id="split, strips of 18"),
+    pytest.param({"variant": "split", "lanes": 1, "vec": 1, "unroll": 1}, id="split, one work-item, no vectors"),
+    pytest.param({"variant": "split", "lanes": 32, "vec": 1, "blocks": 1}, id="split, 32 work-items"),
+    pytest.param({"variant": "split", "lanes": 16, "vec": 4, "blocks": 1}, id="split, 16 work-items, vectors"),
+    pytest.param({"variant": "serial"}, id="serial"),
+]
+SHAPES = [
+    pytest.param((3, 2, 5), 1, id="small rows"),
+    pytest.param((2, 3, 16), 1, id="small rows of whole vectors"),
+    pytest.param((5, 7), 1, id="small columns"),
+    pytest.param((2, 3, 9), -1, id="small channels last"),
+    pytest.param((9, 3, 5), 1, id="small run"),
+    pytest.param((19, 7, 3), 1, id="small runs, the last one shorter"),
+    pytest.param((35, 5), 1, id="small columns, several rows at a time and a rest"),
+    pytest.param((9, 5, 7, 7), 1, id="short rows"),
+    pytest.param((6, 83, 3, 3), 1, id="short rows of many channels"),
+    pytest.param((5, 37, 7, 9), 1, id="runs of rows, the last one shorter"),
+    pytest.param((4, 3, 4096), 1, id="rows of several chunks"),
+    pytest.param((2, 2, 9001), 1, id="ragged rows of several chunks"),
+    pytest.param((400, 70), 1, id="columns, several rows at a time"),
+    pytest.param((530, 1030), 1, id="columns of several chunks"),
+    pytest.param((3, 20, 21, 33), 3, id="channels last, a scrap"),
+]
+
+
+def shrink(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
+    """Make all tensors larger than the cache, for the rest of a test."""
+    small = replace(limits(queue.device), cache_bytes=1, **facts)
+    monkeypatch.setattr(prepared, "limits", lambda device: small)
+    monkeypatch.setattr(kept(queue.context).thread, "prepared", {}, raising=False)
+
+
+CHAINED = [
+    pytest.param((3, 9, 11), {"vec": 4}, id="small rows"),
+    pytest.param((9, 23, 3), {"vec": 4, "run_bytes": 60}, id="small runs, the last one shorter"),
+    pytest.param((35, 19, 7, 7), {"vec": 8}, id="runs whose sums take two levels"),
+    pytest.param((71, 9, 5), {"vec": 4, "unroll": 1}, id="runs of more than one chunk"),
+    pytest.param((6, 41, 14, 14), {"vec": 8, "run_bytes": 2048}, id="runs of long channels"),
+    pytest.param((7, 37, 15), {"vec": 4, "run_bytes": 0}, id="short rows of several channels"),
+    pytest.param((5, 9, 601), {"vec": 8}, id="ragged rows that are written past the cache"),
+    pytest.param((3, 6, 5003), {"vec": 4, "unroll": 2}, id="rows of several chunks"),
+    pytest.param((3, 5, 37), {"vec": 1}, id="rows without vectors"),
+]

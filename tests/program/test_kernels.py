@@ -1,0 +1,234 @@
+"""Every kernel in every form, against the reference: variants by groups of one and of many work-items.
+
+The plans of a device use a few of these; here each is forced. Rows named "small" are few and tiny enough for a
+simulator that checks every access (run them with ``--device Oclgrind -k small``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cla
+import pytest
+from calls import (
+    all_bits,
+    check_backward,
+    check_inference,
+    check_moments,
+    check_statistics,
+    check_training,
+    everything,
+    put,
+)
+from forms import CHAINED, FORMS, SHAPES, shrink
+
+from oclbn.functional import (
+    accumulate,
+    batch_norm_backward,
+    batch_norm_infer,
+    batch_norm_train,
+    explain,
+    merge,
+    statistics,
+)
+from oclbn.gpuarray import pack
+from oclbn.plan.operations import OPERATIONS
+from oclbn.program.kept import kept
+from oclbn.tools.yardstick import plain_copy
+from oclbn.truth import reference
+from oclbn.truth.hostile import Offset, make
+from oclbn.tuning import using
+
+
+@pytest.fixture
+def form(queue: cl.CommandQueue, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """One of FORMS or CHAINED; on Intel's runtime with four rows at a time for two, on llvmpipe vectors of 2 for 8.
+
+    Intel's compiler rearranges dx of two rows at a time, which proofs refuse (test_proof.py). llvmpipe makes a
+    vector of eight work-items of each element, and compiles a kernel with vectors of 8 for half a minute; oclbn plans
+    vectors of 2 for it.
+    """
+    made = dict(request.param)
+    if "Intel" in queue.device.platform.name and made.get("unroll") == 2:
+        made["unroll"] = 4
+    if queue.device.platform.name == "rusticl" and made.get("vec", 0) > 4:
+        made["vec"] = 2
+    return made
+
+
+def test_a_small_slice_of_less_than_a_strip(queue: cl.CommandQueue) -> None:
+    """Three rows of five channels make up a strip; the last slice has one row, and no guess of its mean."""
+    host = make((91, 5), 1, maker=Offset(1_000_003.0))
+    with using(variant="split", lanes=1, vec=4, most_steps=200):
+        assert "6 slices" in explain(put(queue, host.x))
+        check_training(queue, host, 1)
+        check_moments(queue, host, 1)
+        check_backward(queue, host, 1)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_every_form_agrees_with_the_reference(
+    queue: cl.CommandQueue, form: dict[str, Any], shape: tuple[int, ...], axis: int
+) -> None:
+    host = make(shape, axis)
+    with using(**form, chunk_bytes=4096):
+        check_training(queue, host, axis)
+        check_inference(queue, host, axis)
+        check_moments(queue, host, axis)
+        check_backward(queue, host, axis)
+        parts = [np.ascontiguousarray(part) for part in (host.x[:1], host.x[1:])]
+        transposed = tuple(range(host.x.ndim))[::-1]
+        np.testing.assert_array_equal(pack(put(queue, host.x).transpose(transposed)).get(), host.x.T)
+        check_statistics(merge(*(statistics(put(queue, part), axis=axis) for part in parts)), host, axis)
+        arrays = [put(queue, a) for a in (host.x, host.dy, host.scale, host.running_mean, host.running_var)]
+        into = {name: cla.zeros(queue, host.scale.size, np.float32) for name in ("scale_grad", "bias_grad")}
+        dx, dscale, dbias = batch_norm_backward(*arrays, axis=axis, training=False, **into)
+        assert all_bits(tuple(into.values())) == all_bits((dscale, dbias))
+        _, *trained = batch_norm_backward(*arrays, axis=axis, **into)
+        assert all_bits(tuple(into.values())) == all_bits(tuple(trained))
+    wanted = reference.backward(
+        host.x, host.dy, host.scale, host.running_mean, host.running_var, axis=axis, training=False
+    )
+    eps = np.finfo(host.x.dtype).eps
+    for got, want in zip((dx, dscale, dbias), wanted, strict=True):
+        scale = max(float(np.abs(want).max()), float(np.abs(host.dy).max()))
+        assert np.abs(got.get() - want.reshape(got.shape)).max() <= 64 * eps * scale
+
+
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_every_form_gives_the_same_bits_twice(queue: cl.CommandQueue, form: dict[str, Any]) -> None:
+    host = make((5, 6, 300), 1)
+    with using(**form):
+        assert everything(queue, host, 1) == everything(queue, host, 1)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("variant", ["resident", "split", "serial"])
+def test_the_variant_asked_for_is_the_one_that_runs(queue: cl.CommandQueue, operation: str, variant: str) -> None:
+    x = cla.zeros(queue, (4, 8, 64), np.float32)
+    with using(variant=variant):
+        told = explain(x, operation=operation)
+    has_it = variant != "resident" or OPERATIONS[operation].resident
+    assert told.startswith(variant if has_it else "serial"), told
+
+
+@pytest.mark.parametrize("form", FORMS, indirect=True)
+def test_streaming_past_the_cache_changes_no_bit(
+    queue: cl.CommandQueue, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors larger than the cache are written past it where the compiler can; with this cache all of them are."""
+    host = make((7, 5, 333), 1)
+    cached = everything(queue, host, 1)
+    with using(**{**form, "variant": "split"}, stream=False):
+        plain = everything(queue, host, 1)
+    shrink(queue, monkeypatch)
+    with using(**{**form, "variant": "split"}, stream=True):
+        streamed = everything(queue, host, 1)
+    monkeypatch.setattr(kept(queue.context).thread, "prepared", {}, raising=False)
+    assert streamed == plain
+    assert len(cached) == len(plain)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((2, 20, 5), id="small rows"),
+        pytest.param((9, 700, 7, 7), id="80 channels in a run"),
+        pytest.param((3, 1200, 4, 4), id="256 channels in a run"),
+    ],
+)
+def test_inference_past_the_cache_walks_long_runs(
+    queue: cl.CommandQueue, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make(shape, 1)
+    given = [put(queue, a) for a in (host.x, host.scale, host.bias, host.running_mean, host.running_var)]
+    with using(lanes=1, vec=4, run_bytes=4096, stream=False):
+        plain = batch_norm_infer(*given)
+    shrink(queue, monkeypatch, compute_units=1)
+    for run_bytes in (4096, 16384):
+        with using(lanes=1, vec=4, run_bytes=run_bytes, stream=True):
+            assert "runs" in explain(given[0], operation="infer")
+            check_inference(queue, host, 1)
+            np.testing.assert_array_equal(batch_norm_infer(*given).get(), plain.get())
+
+
+@pytest.mark.parametrize(("shape", "form"), CHAINED, indirect=["form"])
+def test_a_group_that_sums_channels_while_it_writes_others(
+    queue: cl.CommandQueue, shape: tuple[int, ...], form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups take several blocks of channels in turn where outputs go past the cache; with this one all do."""
+    if queue.device.platform.name == "rusticl" and int(queue.device.driver_version.partition(".")[0]) < 25:
+        pytest.skip("this driver ends a work-item's loops early, so that no group takes several blocks")
+    shrink(queue, monkeypatch, compute_units=1)
+    host = make(shape, 1)
+    form = {"variant": "resident", "lanes": 1, "stream": True, "chains": 1, "most_steps": 0, **form}
+    with using(**form):
+        x = cla.to_device(queue, host.x)
+        assert "chains of" in explain(x, operation="train")
+        check_training(queue, host, 1)
+        check_backward(queue, host, 1)
+        chained = everything(queue, host, 1)
+        assert everything(queue, host, 1) == chained
+        host.x[:, shape[1] // 2] = np.nan  # its neighbours in the chain are none the worse
+        y, mean, invstd = batch_norm_train(cla.to_device(queue, host.x), None, None, None, None)
+    others = np.arange(shape[1]) != shape[1] // 2
+    wanted = reference.train(host.x, axis=1).y
+    assert np.isnan(y.get()[:, ~others]).all()
+    assert np.isfinite(mean.get()[others]).all()
+    assert np.isfinite(invstd.get()[others]).all()
+    np.testing.assert_allclose(y.get()[:, others], wanted[:, others], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0, 3], ids=["whole", "offset"])
+@pytest.mark.parametrize("count", [1, 7, 1025], ids=["one", "small", "large"])
+def test_accumulate(queue: cl.CommandQueue, count: int, offset: int) -> None:
+    rng = np.random.default_rng(count)
+    into, new = rng.standard_normal((2, count + offset)).astype(np.float32)
+    device_into, device_new = cla.to_device(queue, into), cla.to_device(queue, new)
+    accumulate(device_into[offset:], device_new[offset:], scale=0.5, momentum=0.25)
+    wanted = into.copy()
+    wanted[offset:] = np.float32(0.5) * new[offset:] + np.float32(0.25) * into[offset:]
+    np.testing.assert_allclose(device_into.get(), wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(device_into.get()[:offset], into[:offset])
+
+
+def test_accumulate_without_momentum_forgets_nan(queue: cl.CommandQueue) -> None:
+    into = cla.to_device(queue, np.full(5, np.nan, np.float32))
+    accumulate(into, cla.to_device(queue, np.arange(5, dtype=np.float32)))
+    np.testing.assert_array_equal(into.get(), np.arange(5))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["kept", "streamed"])
+@pytest.mark.parametrize("count", [1, 37, 100_003], ids=["one", "small", "large"])
+def test_the_plain_copy_copies(queue: cl.CommandQueue, count: int, stream: bool) -> None:
+    host = np.random.default_rng(count).standard_normal(count).astype(np.float32)
+    y = cla.zeros(queue, count + 64, np.float32)
+    plain_copy(cla.to_device(queue, host), y[:count], stream=stream)
+    np.testing.assert_array_equal(y.get()[:count], host)
+    assert not y.get()[count:].any()
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        pytest.param("y[0] = get_global_id(0);", "race", id="race"),
+        pytest.param("y[get_global_id(0) + 1000] = 1;", "write", id="write out of bounds"),
+        pytest.param("y[get_global_id(0)] = y[-1];", "read", id="read out of bounds"),
+    ],
+)
+def test_a_simulator_complains(
+    queue: cl.CommandQueue, capfd: pytest.CaptureFixture[str], body: str, complaint: str
+) -> None:
+    """What the suite takes for a failure is what Oclgrind prints of a wrong kernel: else its silence means nothing."""
+    if "Oclgrind" not in queue.device.name:
+        pytest.skip("needs Oclgrind, which looks for races and accesses out of bounds")
+    wrong = cl.Program(queue.context, f"__kernel void wrong(__global int *y) {{ {body} }}").build()
+    y = cla.zeros(queue, 8, np.int32)
+    wrong.wrong(queue, (8,), (1,), y.base_data)
+    queue.finish()
+    printed = capfd.readouterr().err
+    assert "Kernel: wrong" in printed
+    assert complaint in printed
