@@ -23,7 +23,6 @@ Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; docs/design.md tells
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -32,18 +31,18 @@ from pyopencl.array import Array, empty_like
 
 from oclbn.call import arguments, overlap
 from oclbn.call.calls import Call, Empty, Several
-from oclbn.call.copying import in_order
+from oclbn.call.making import check, make
 from oclbn.call.order import recording
 from oclbn.call.prepared import (
-    BACKWARD,
     check_fp64,
     count_of,
     prepare,
     prepare_vector,
 )
-from oclbn.call.results import allocated, per_channel_results, result_like
+from oclbn.call.request import Request
+from oclbn.call.results import allocated, queue_of
 from oclbn.device import driver_errors
-from oclbn.errors import ArrayTypeError, ContextError, LayoutError, ParameterError, ShapeError
+from oclbn.errors import ArrayTypeError, ContextError, ParameterError, ShapeError
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.words import Plan
 
@@ -66,17 +65,17 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _operation(make: Callable[_P, Call[_R]]) -> Callable[_P, _R]:
+def _operation(prepared: Callable[_P, Call[_R]]) -> Callable[_P, _R]:
     """From a function that checks, compiles and allocates, the one that runs the call as well."""
 
-    make.__annotations__["return"] = make.__annotations__["return"].removeprefix("Call[").removesuffix("]")
+    prepared.__annotations__["return"] = prepared.__annotations__["return"].removeprefix("Call[").removesuffix("]")
 
-    @driver_errors(make.__name__)
-    @functools.wraps(make)  # whose annotations are shown as the call's own
+    @driver_errors(prepared.__name__)
+    @functools.wraps(prepared)  # whose annotations are shown as the call's own
     def run(*given: _P.args, **options: _P.kwargs) -> _R:
-        return make(*given, **options).run()
+        return prepared(*given, **options).run()
 
-    _calls[run] = make
+    _calls[run] = prepared
     return run
 
 
@@ -127,55 +126,24 @@ def batch_norm_train(
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     count = count_of(x, axis)
-    reads = arguments.per_channel(x, axis, {"scale": scale, "bias": bias})
-    state = {"running_mean": running_mean, "running_var": running_var, "skipped": skipped, "entered": entered}
-    writes = arguments.per_channel(x, axis, state)
-    epsilon = arguments.epsilon_of(epsilon, x)
-    factor = arguments.number("factor", factor, 0.0, 1.0)
-    init_factor = arguments.number("init_factor", init_factor, 0.0, 1.0)
-    if out is not None:
-        arguments.like("out", out, x)
-        writes["out"] = out
-    overlap.exclusive(writes, {"x": x, **reads})
+    given = {
+        "scale": scale,
+        "bias": bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "skipped": skipped,
+        "entered": entered,
+    }
+    numbers = {
+        "epsilon": arguments.epsilon_of(epsilon, x),
+        "factor": arguments.number("factor", factor, 0.0, 1.0),
+        "init_factor": arguments.number("init_factor", init_factor, 0.0, 1.0),
+        "guard": int(bool(guard)),
+    }
+    check("train", x, axis, given, out)
     if count == 1 and x.size:
         raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
-    if x.size == 0:
-        undefined = per_channel_results(x, axis, scale)
-        return Empty((result_like(x) if out is None else out, *undefined), undefined, math.nan)
-    try:
-        prepared = prepare("train", x, axis, out=out)
-        y = result_like(x) if out is None else out
-    except LayoutError:
-        again = functools.partial(_calls[batch_norm_train], x, scale, bias, running_mean, running_var)
-        options = {"epsilon": epsilon, "factor": factor, "axis": axis, "guard": guard, "skipped": skipped}
-        options |= {"entered": entered, "init_factor": init_factor}
-        return in_order(x, axis, None, out, lambda _, y: again(out=y, **options))
-    save_mean, save_invstd = per_channel_results(x, axis, scale)
-    return Call(
-        (y, save_mean, save_invstd),
-        prepared,
-        x,
-        {
-            "x": x,
-            "y": y,
-            "scale": scale,
-            "bias": bias,
-            "running_mean": running_mean,
-            "running_var": running_var,
-            "skipped": skipped,
-            "entered": entered,
-            "save_mean": save_mean,
-            "save_invstd": save_invstd,
-        },
-        {
-            "epsilon": epsilon,
-            "factor": factor,
-            "init_factor": init_factor,
-            "guard": int(bool(guard)),
-            "unbiased": count - 1,
-        },
-        (y, save_mean, save_invstd, running_mean, running_var, skipped, entered),
-    )
+    return make("train", x, axis, given, numbers, out=out, like=scale, returns=lambda *made: made)
 
 
 @_operation
@@ -198,22 +166,10 @@ def batch_norm_infer(
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    vectors = {"scale": scale, "bias": bias, "mean": mean, "var": var}
-    reads = arguments.per_channel(x, axis, vectors, needed=("mean", "var"))
-    epsilon = arguments.epsilon_of(epsilon, x)
-    if out is not None:
-        arguments.like("out", out, x)
-        overlap.exclusive({"out": out}, reads if overlap.same_elements(out, x) else {"x": x, **reads})
-    if x.size == 0:
-        return Empty(result_like(x) if out is None else out)
-    try:
-        prepared = prepare("infer", x, axis, out=out)
-        y = result_like(x) if out is None else out
-    except LayoutError:
-        again = functools.partial(_calls[batch_norm_infer], x, scale, bias, mean, var, epsilon=epsilon, axis=axis)
-        return in_order(x, axis, None, out, lambda _, y: again(out=y))
-    arrays = {"x": x, "y": y, "scale": scale, "bias": bias, "mean": mean, "var": var}
-    return Call(y, prepared, x, arrays, {"epsilon": epsilon}, (y,))
+    given = {"scale": scale, "bias": bias, "mean": mean, "var": var}
+    numbers = {"epsilon": arguments.epsilon_of(epsilon, x)}
+    check("infer", x, axis, given, out)
+    return make("infer", x, axis, given, numbers, out=out, returns=lambda y: y)
 
 
 @_operation
@@ -260,67 +216,29 @@ def batch_norm_backward(
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    arguments.like("dy", dy, x)
+    operation = "backward" if training else "constant"
     if epsilon is not None:
         if training:
             raise ParameterError(f"epsilon is {epsilon!r}; None is wanted in training, where save_invstd contains it")
         epsilon = arguments.epsilon_of(epsilon, x)
     deviation = "save_invstd" if epsilon is None else "var"
-    vectors = {"scale": scale, "save_mean": save_mean, deviation: save_invstd}
-    reads = {"dy": dy, **arguments.per_channel(x, axis, vectors, needed=("save_mean", deviation))}
-    writes = arguments.per_channel(x, axis, {"scale_grad": scale_grad, "bias_grad": bias_grad})
-    grad_scale = arguments.finite("grad_scale", grad_scale, x)
-    grad_momentum = arguments.finite("grad_momentum", grad_momentum, x)
-    if out is not None:
-        arguments.like("out", out, x)
-        writes["out"] = out
-    if writes:
-        overlap.exclusive(writes, {"x": x, **reads})
-    if x.size == 0:
-        sums = per_channel_results(x, axis, scale)
-        gathered = [
-            accumulation(into, array, scale=grad_scale, momentum=grad_momentum)
-            for array, into in zip(sums, (scale_grad, bias_grad), strict=True)
-            if into is not None
-        ]
-        return Empty((result_like(x) if out is None else out, *sums), sums, 0, gathered)
-    try:
-        prepared = prepare("backward" if training else "constant", x, axis, dy, out)
-        dx = result_like(x) if out is None else out
-    except LayoutError:
-        again = functools.partial(_calls[batch_norm_backward], axis=axis, training=training, epsilon=epsilon)
-        into = {"scale_grad": scale_grad, "bias_grad": bias_grad}
-        numbers = {"grad_scale": grad_scale, "grad_momentum": grad_momentum}
-        return in_order(
-            x, axis, dy, out, lambda dy, dx: again(x, dy, scale, save_mean, save_invstd, out=dx, **into, **numbers)
-        )
-    dscale, dbias = per_channel_results(x, axis, scale)
-    count = count_of(x, axis)
-    return Call(
-        (dx, dscale, dbias),
-        prepared,
-        x,
-        {
-            "x": x,
-            "dy": dy,
-            "dx": dx,
-            "scale": scale,
-            "save_mean": save_mean,
-            "save_invstd": save_invstd if epsilon is None else None,
-            "var": None if epsilon is None else save_invstd,
-            "dscale": dscale,
-            "dbias": dbias,
-            "scale_grad": scale_grad,
-            "bias_grad": bias_grad,
-        },
-        {
-            "count_rest": count - int(x.dtype.type(count)),
-            "epsilon": epsilon or 0.0,
-            "grad_scale": grad_scale,
-            "grad_momentum": grad_momentum,
-        },
-        (dx, dscale, dbias, scale_grad, bias_grad),
-    )
+    given = {
+        "dy": dy,
+        "scale": scale,
+        "save_mean": save_mean,
+        "save_invstd": save_invstd if epsilon is None else None,
+        "var": None if epsilon is None else save_invstd,
+        "scale_grad": scale_grad,
+        "bias_grad": bias_grad,
+    }
+    numbers = {
+        "epsilon": epsilon or 0.0,
+        "grad_scale": arguments.finite("grad_scale", grad_scale, x),
+        "grad_momentum": arguments.finite("grad_momentum", grad_momentum, x),
+    }
+    check(operation, x, axis, given, out, needed=("save_mean", deviation))
+    gather = functools.partial(accumulation, scale=numbers["grad_scale"], momentum=numbers["grad_momentum"])
+    return make(operation, x, axis, given, numbers, out=out, like=scale, returns=lambda *made: made, gather=gather)
 
 
 @_operation
@@ -335,13 +253,7 @@ def moments(x: Array, /, *, axis: int = 1) -> Call[tuple[int, Array, Array]]:
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     count = count_of(x, axis)
-    if x.size == 0:
-        zeros = per_channel_results(x, axis, None)
-        return Empty((count, *zeros), zeros, 0)
-    prepared = prepare("moments", x, axis)
-    mean, m2 = per_channel_results(x, axis, None)
-    arrays = {"x": x, "mean": mean, "mean_rest": None, "m2": m2, "m2_rest": None}
-    return Call((count, mean, m2), prepared, x, arrays, {}, (mean, m2))
+    return make("moments", x, axis, {}, {}, returns=lambda *made: (count, *made))
 
 
 @dataclass(frozen=True)
@@ -369,12 +281,11 @@ def statistics(x: Array, /, *, axis: int = 1) -> Call[Statistics]:
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     count = count_of(x, axis)
-    made = (*per_channel_results(x, axis, None), *per_channel_results(x, axis, None))
-    result = Statistics(count, *made)
-    if x.size == 0:
-        return Empty(result, made, 0)
-    prepared = prepare("moments", x, axis)
-    return Call(result, prepared, x, {"x": x, **_arrays_of(result, "")}, {}, made)
+
+    def returns(mean: Array, m2: Array, mean_rest: Array, m2_rest: Array) -> Statistics:
+        return Statistics(count, mean, mean_rest, m2, m2_rest)
+
+    return make("moments", x, axis, {}, {}, extra=True, returns=returns)
 
 
 @_operation
@@ -404,7 +315,7 @@ def merge(first: Statistics, /, *others: Statistics) -> Call[Statistics]:
     model = first.mean
     if model.queue is None:
         raise ContextError("first.mean has no queue; give it one with first.mean.with_queue(queue)")
-    check_fp64("first.mean", model, model.queue)
+    check_fp64("first.mean", model.dtype, model.queue)
     prepared = prepare_vector("merge", model, "channels") if model.size else None
     made = allocated(model, model.nbytes, lambda: [empty_like(model, model.queue, model.allocator) for _ in _MOMENTS])
     result = Statistics(total, *made)
@@ -438,12 +349,12 @@ def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) 
     >>> normalise()[1] is mean, mean.get()
     (True, array([ 3., 21.], dtype=float32))
     """
-    make = _calls.get(operation) if isinstance(operation, Hashable) else None
-    if make is None:
+    prepared = _calls.get(operation) if isinstance(operation, Hashable) else None
+    if prepared is None:
         names = ", ".join(sorted(call.__name__ for call in _calls))
         raise ParameterError(f"operation is {operation!r}; one of {names} is wanted")
     doing = driver_errors(operation.__name__)
-    return doing(doing(lambda: make(*given, **options).bound())())
+    return doing(doing(lambda: prepared(*given, **options).bound())())
 
 
 def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: float = 0.0) -> None:
@@ -465,7 +376,7 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
     queue = into.queue or new.queue
     if queue is None:
         raise ContextError("neither into nor new has a queue; give one of them a queue with with_queue(queue)")
-    check_fp64("into", into, queue)
+    check_fp64("into", into.dtype, queue)
     if into.size == 0:
         return Empty(None).run
     numbers = {"scale": scale, "momentum": momentum}
@@ -487,7 +398,7 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
         return "nothing to do: x is empty"
     if operation not in OPERATIONS:
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted")
-    prepared = prepare(operation, x, axis, x if operation in BACKWARD else None)
+    prepared = prepare(_request(operation, x, axis), queue_of(x))
     return "; ".join(
         [str(prepared.plan), *(f"not used, as the driver fails it: {fault}" for fault in prepared.failures)]
     )
@@ -498,8 +409,11 @@ def plan_of(operation: str, x: Array, axis: int, dy: Array | None = None, out: A
 
     axis: from 0 on. dy: like x where it is left out.
     """
-    backward = operation in BACKWARD
-    return prepare(operation, x, axis, (x if dy is None else dy) if backward else None, out).plan
+    return prepare(_request(operation, x, axis, dy, out), queue_of(x)).plan
+
+
+def _request(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> Request:
+    return Request.of(operation, x, axis, {"dy": x if dy is None else dy}, out)
 
 
 def _arrays_of(one: Statistics | None, before: str) -> dict[str, Array | None]:

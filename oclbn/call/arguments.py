@@ -108,14 +108,17 @@ def axis_of(axis: Any, x: Array) -> int:
     return index % rank
 
 
-def per_channel(x: Array, axis: int, values: Mapping[str, Any], needed: Collection[str] = ()) -> dict[str, Array]:
-    """Those of `values` that are not None, by name: device arrays with one element per channel of x.
+def per_channel(
+    x: Array, axis: int, values: Mapping[str, Any], names: Collection[str], needed: Collection[str] = ()
+) -> dict[str, Array]:
+    """Those of `names` whose values are not None, by name: device arrays with one element per channel of x.
 
     Contiguous, of x's context, and of x's dtype but for counters. What is `needed` may not be None.
     """
     channels, context, dtype = x.shape[axis], x.context, x.dtype
     found: dict[str, Array] = {}
-    for name, value in values.items():
+    for name in names:
+        value = values[name]
         if value is None and name not in needed:
             continue
         found[name] = a = array(name, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from pyopencl.array import Array
@@ -23,7 +23,7 @@ class Call(Generic[_R]):
         prepared: Prepared,
         x: Array,
         arrays: dict[str, Array | None],
-        numbers: dict[str, Any],
+        numbers: Mapping[str, Any],
         written: Sequence[Array | None],
     ) -> None:
         self.results, self._prepared, self._x = results, prepared, x

@@ -6,9 +6,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from pyopencl.array import Array
 
 from oclbn.errors import LayoutError
@@ -39,39 +37,42 @@ def astray(x: Array, axis: int, others: Mapping[str, tuple[int, ...]]) -> set[st
 
     LayoutError where x itself cannot be walked, in its own order and without gaps.
     """
-    kept = {"": dense_strides(x)}
-    common_layout(x, axis, kept)
+    itemsize = x.dtype.itemsize
+    kept = {"": dense_strides(x.shape, x.strides, itemsize)}
+    common_layout(x.shape, axis, itemsize, (x.strides, *kept.values()))
     found = set()
     for name, strides in others.items():
-        if _layout(x.shape, axis, x.dtype.itemsize, (x.strides, *kept.values(), strides)) is None:
+        if _layout(x.shape, axis, itemsize, (x.strides, *kept.values(), strides)) is None:
             found.add(name)
         else:
             kept[name] = strides
     return found
 
 
-def common_layout(x: Array | np.ndarray[Any, Any], axis: int, others: dict[str, tuple[int, ...]]) -> Layout:
-    """The common layout of x and of arrays of its shape, given by name and byte strides.
+def common_layout(
+    shape: tuple[int, ...], axis: int, itemsize: int, byte_strides: tuple[tuple[int, ...], ...]
+) -> Layout:
+    """The common layout of x and other arrays of its shape, by their strides.
 
     LayoutError where no kernel walks them together.
     """
-    found = _layout(x.shape, axis, x.dtype.itemsize, (x.strides, *others.values()))
+    found = _layout(shape, axis, itemsize, byte_strides)
     if found is None:
         raise LayoutError(
-            f"x has strides {x.strides} bytes for shape {x.shape} and channels on axis {axis}: the elements of a "
+            f"x has strides {byte_strides[0]} bytes for shape {shape} and channels on axis {axis}: the elements of a "
             "channel must lie in equally spaced rows of neighbours, or channels must be neighbours, equally spaced "
             "over the whole batch; oclbn.gpuarray.pack(x) makes such a copy"
         )
     return found
 
 
-def dense_strides(x: Array) -> tuple[int, ...]:
-    """Byte strides of an array of x's shape without gaps, its elements in the order of x's."""
-    return dense_order(x)[0]
+def dense_strides(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Byte strides of an array without gaps whose elements lie in the order of one with these strides."""
+    return _dense_order(shape, strides, itemsize)[0]
 
 
 def dense_order(x: Array) -> tuple[tuple[int, ...], bool]:
-    """dense_strides, and whether pyopencl does anything with arrays that have them: it wants C or Fortran order."""
+    """dense_strides of x, and whether pyopencl uses arrays that have them: it wants C or Fortran order."""
     return _dense_order(x.shape, x.strides, x.dtype.itemsize)
 
 

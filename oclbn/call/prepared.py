@@ -15,12 +15,13 @@ import pyopencl as cl
 from pyopencl.array import Array
 
 from oclbn.call import order
-from oclbn.call.layout import Layout, common_layout, dense_strides
 from oclbn.call.order import Order
+from oclbn.call.request import Request
 from oclbn.call.results import queue_of, scratch
 from oclbn.device import limits, tuning_names
 from oclbn.errors import DtypeError
 from oclbn.plan.groups import floor_power
+from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.variants import fitting_plan
 from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Plan, Tuning
 from oclbn.program import building
@@ -30,8 +31,6 @@ from oclbn.tuning import tuning_for
 
 _GROUPS_PER_UNIT = 256  # parameters are small, and few work-items are many enough
 _MOST_PREPARED = 2048  # shapes remembered per thread
-BACKWARD = ("backward", "constant")
-_DEFAULTS = {"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1, "grad_scale": 1.0, "grad_momentum": 0.0}
 
 
 class _Step:
@@ -175,48 +174,27 @@ def prepare_vector(name: str, model: Array, length: str) -> Prepared:
     return prepare_single(name, queue, size, {"DOUBLE": int(model.dtype.itemsize == 8), "VEC": 1}, cut)
 
 
-def prepare(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> Prepared:
-    """Layout, plan and kernels for these shapes and strides; without `out`, for a result as result_like makes it."""
-    queue = queue_of(x)
+def prepare(request: Request, queue: cl.CommandQueue) -> Prepared:
+    """Layout, plan and kernels of a request, for the queue's device."""
     device = queue.device
     tuning = tuning_for(*tuning_names(device))
-    strides = (x.strides, None if dy is None else dy.strides, None if out is None else out.strides)
     # Addresses stay unique, as what is prepared keeps its objects alive; and a Tuning takes long to be hashed.
-    key = (operation, x.shape, strides, x.dtype, axis, device.int_ptr, id(tuning))
-    return remembered(queue.context, key, lambda: _make(operation, x, axis, dy, out, tuning))
+    key = (request, device.int_ptr, id(tuning))
+    return remembered(queue.context, key, lambda: _make(request, queue, tuning))
 
 
-def _make(operation: str, x: Array, axis: int, dy: Array | None, out: Array | None, tuning: Tuning) -> Prepared:
-    device = queue_of(x).device
-    facts = limits(device)
-    check_fp64("x", x, queue_of(x))
-    others: dict[str, tuple[int, ...]] = {}  # by the names that the caller knows
-    if dy is not None:
-        others["dy"] = dy.strides
-    if operation != "moments":
-        others["out"] = dense_strides(x) if out is None else out.strides
-    layout = common_layout(x, axis, others)
-    context = queue_of(x).context
+def _make(request: Request, queue: cl.CommandQueue, tuning: Tuning) -> Prepared:
+    context, device = queue.context, queue.device
+    check_fp64("x", request.dtype, queue)
+    layout = request.layout()
 
     def most(launch: Launch) -> int:
         return building.most_lanes(building.kernel(context, launch.build, launch.kernel), device)
 
-    problem = layout.problem(x.dtype.itemsize)
-    planned, failures = proving.proven_plan(operation, problem, facts, tuning, most, context, device)
-    return Prepared(planned, context, tuning, _constants(operation, planned, layout, ("x", *others)), failures)
-
-
-def _constants(operation: str, planned: Plan, layout: Layout, tensors: Sequence[str]) -> dict[str, Any]:
-    """The arguments of the kernels that the shapes decide; `tensors` are the layout's, by the caller's names."""
-    numbers: dict[str, Any] = asdict(planned.geometry)
-    numbers |= {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner}
-    numbers["count"] = layout.outer * layout.inner
-    result = "dx" if operation in BACKWARD else "y"
-    for name, (row, channel) in zip(tensors, layout.strides, strict=True):
-        inside = result if name == "out" else name
-        numbers[f"{inside}_row"] = row
-        numbers[f"{inside}_channel"] = channel
-    return numbers
+    problem = layout.problem(request.dtype.itemsize)
+    planned, failures = proving.proven_plan(request.operation, problem, limits(device), tuning, most, context, device)
+    constants = {**asdict(planned.geometry), **request.constants(layout)}
+    return Prepared(planned, context, tuning, constants, failures)
 
 
 def dissect(
@@ -232,18 +210,16 @@ def dissect(
     most: how many work-items a group of a launch's kernel may have. Arrays start their buffers; options have their
     defaults; constants are given as a variance.
     """
-    tensors = [*(["dy"] if operation in BACKWARD else []), *(["out"] if operation != "moments" else [])]
-    layout = common_layout(host, axis, dict.fromkeys(tensors, host.strides))
+    request = Request.of(operation, host, axis, dict.fromkeys(OPERATIONS[operation].tensors, host))
+    layout = request.layout()
     planned = fitting_plan(operation, layout.problem(host.dtype.itemsize), facts, Tuning(**choices), most)
-    numbers = _constants(operation, planned, layout, ("x", *tensors))
-    count = numbers["count"]
-    numbers |= {"unbiased": count - 1, "count_rest": count - int(host.dtype.type(count))}
-    return planned, numbers | _DEFAULTS
+    return planned, {**asdict(planned.geometry), **request.constants(layout), **request.described.numbers}
 
 
-def check_fp64(name: str, array: Array, queue: cl.CommandQueue) -> None:
-    if array.dtype.itemsize == 8 and not limits(queue.device).fp64:
-        raise DtypeError(f"{name} is {array.dtype}; {queue.device.name.strip()} computes in float32 only")
+def check_fp64(name: str, dtype: np.dtype[Any], queue: cl.CommandQueue) -> None:
+    """DtypeError where the queue's device cannot compute with numbers of this type."""
+    if dtype.itemsize == 8 and not limits(queue.device).fp64:
+        raise DtypeError(f"{name} is {dtype}; {queue.device.name.strip()} computes in float32 only")
 
 
 def start_of(array: Array) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from oclbn.call.layout import dense_order, dense_strides
+from oclbn.call.layout import dense_order
 from oclbn.call.order import Order
 from oclbn.device import lacks_memory, limits, pages
 from oclbn.errors import LayoutError, SizeError
@@ -19,7 +19,7 @@ _MOST_MODELS = 256  # shapes remembered per object that stands for a context
 
 def temporary(x: Array) -> Array:
     """An array like result_like's that lives until work on it is done, whoever lets go of it."""
-    strides = dense_strides(x)
+    strides, _ = dense_order(x)
     return Array(x.queue, x.shape, x.dtype, strides=strides, data=scratch(x, x.size))
 
 
@@ -49,13 +49,15 @@ def fresh_result(x: Array, strides: tuple[int, ...] | None) -> Array:
     return made
 
 
-def per_channel_results(x: Array, axis: int, scale: Array | None) -> tuple[Array, Array]:
-    """Two uninitialised arrays of one number per channel."""
-    model = scale
+def per_channel_results(x: Array, axis: int, like: Array | None, number: int = 2) -> list[Array]:
+    """Uninitialised arrays of one number per channel, of the shape of `like`, or (C,)."""
+    if not number:
+        return []
+    model = like
     if model is None or model.allocator is not x.allocator:
-        model = _model(queue_of(x).context, (x.shape[axis],) if scale is None else scale.shape, x.dtype)
-    made: tuple[Array, Array] = allocated(
-        x, model.nbytes, lambda: (empty_like(model, x.queue, x.allocator), empty_like(model, x.queue, x.allocator))
+        model = _model(queue_of(x).context, (x.shape[axis],) if like is None else like.shape, x.dtype)
+    made: list[Array] = allocated(
+        x, model.nbytes, lambda: [empty_like(model, x.queue, x.allocator) for _ in range(number)]
     )
     return made
 

@@ -1,0 +1,92 @@
+"""From checked arguments to a call, as the table of operations says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from pyopencl.array import Array
+
+from oclbn.call import arguments, overlap
+from oclbn.call.calls import Call, Empty
+from oclbn.call.copying import in_order
+from oclbn.call.prepared import prepare
+from oclbn.call.request import Request
+from oclbn.call.results import per_channel_results, queue_of, result_like
+from oclbn.errors import LayoutError
+from oclbn.plan.operations import OPERATIONS
+
+Arrays = Mapping[str, Array | None]
+
+
+def check(operation: str, x: Array, axis: int, given: Arrays, out: Array | None, needed: Collection[str] = ()) -> None:
+    """The errors of oclbn.functional for everything beside x and axis, by the names of the operation's arrays.
+
+    needed: what may not be None, if that is more than the operation always needs.
+    """
+    wanted = OPERATIONS[operation]
+    for name in wanted.others:
+        arguments.like(name, given[name], x)
+    reads = arguments.per_channel(x, axis, given, wanted.read, needed or wanted.needed)
+    for name in wanted.others:
+        reads[name] = given[name]  # type: ignore[assignment]
+    writes = arguments.per_channel(x, axis, given, wanted.state) if wanted.state else {}
+    if out is not None:
+        writes["out"] = arguments.like("out", out, x)
+    if writes:
+        if not (wanted.in_place and out is not None and overlap.same_elements(out, x)):
+            reads["x"] = x
+        overlap.exclusive(writes, reads)
+
+
+def make(
+    operation: str,
+    x: Array,
+    axis: int,
+    given: Arrays,
+    numbers: Mapping[str, Any],
+    *,
+    out: Array | None = None,
+    like: Array | None = None,
+    extra: bool = False,
+    returns: Callable[..., Any],
+    gather: Callable[[Array, Array], Callable[[], None]] | None = None,
+) -> Call[Any]:
+    """The call, of arguments that are checked.
+
+    given: the operation's arrays but for x, by name. out: an array for the tensor that is written. like: what has the
+    shape of per-channel results; None: (C,). extra: the results that most calls leave out are wanted as well. returns:
+    what to return, given the tensor that is written, where there is one, and the per-channel results. gather: of an
+    empty batch, what starts the gathering of a result (the second array) in an array of the state.
+    """
+    wanted = OPERATIONS[operation]
+    names = wanted.made if not extra else wanted.made + wanted.extra
+    if x.size == 0:
+        made = per_channel_results(x, axis, like, len(names))
+        results = dict(zip(names, made, strict=True))
+        pairs = {name: results[of] for name, of in wanted.gathered.items()}
+        after = [gather(into, new) for name, new in pairs.items() if gather and (into := given[name]) is not None]
+        tensors = [result_like(x) if out is None else out] if wanted.result else []
+        return Empty(returns(*tensors, *made), made, wanted.empty, after)
+    try:
+        prepared = prepare(Request.of(operation, x, axis, given, out), queue_of(x))
+        tensors = [result_like(x) if out is None else out] if wanted.result else []
+    except LayoutError:
+        if not wanted.result:
+            raise
+
+        def again(dy: Array | None, out: Array | None) -> Call[Any]:
+            changed = {**given, "dy": dy}
+            return make(operation, x, axis, changed, numbers, out=out, like=like, extra=extra, returns=returns)
+
+        return in_order(x, axis, given.get("dy"), out, again)
+    arrays: dict[str, Array | None] = {"x": x, **wanted.left_out, **given}
+    written = tensors
+    if tensors:
+        arrays[wanted.result] = tensors[0]
+    if names:
+        made = per_channel_results(x, axis, like, len(names))
+        arrays.update(zip(names, made, strict=True))
+        written = tensors + made
+    results = returns(*written)
+    return Call(results, prepared, x, arrays, numbers, written + [given[name] for name in wanted.state])
