@@ -1,11 +1,12 @@
-"""Errors of oclbn, PyTorch and three formulas in float32 against a longer precision: the tables of docs/numerics.md.
+"""Errors of oclbn, PyTorch and three formulas in float32 against a longer precision.
 
-    python benchmarks/numerics.py [DEVICE]... [--write docs] [--quick]
+    python benchmarks/numerics.py [DEVICE]... [--write PAGE] [--quick]
 
 oclbn on the first device (a specification of oclbn.device; without one, the default) is compared with PyTorch, where
 that is installed, and with the formulas of numerics_methods.py; the errors on further devices are summed up in a table
 of their own. numerics_errors.py says how errors are measured, and what the reference is. Prints Markdown; --write puts
-it between the markers of numerics.md in the given folder, and the picture into its pictures/. Three minutes, 5 GB.
+it between the markers of a page, DATE-errors.md of docs/pages/measurements, and the picture into the folder pictures
+beside the page's own, under the page's name. Three minutes, 5 GB.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def cases(quick: bool) -> Iterator[tuple[str, float | None, Case]]:
 @click.command()
 @click.argument("devices", nargs=-1)
 @click.option(
-    "--write", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder with numerics.md."
+    "--write", metavar="PAGE", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A page with markers."
 )
 @click.option("--quick", is_flag=True, help="Small tensors and few batches, to see that it runs.")
 def main(devices: tuple[str, ...], write: Path | None, quick: bool) -> None:
@@ -110,10 +111,10 @@ def main(devices: tuple[str, ...], write: Path | None, quick: bool) -> None:
     if write is None:
         click.echo(text)
         return
-    picture = write / "pictures" / "numerics.png"
+    picture = write.resolve().parent.parent / "pictures" / f"{write.stem}.png"
     picture.parent.mkdir(exist_ok=True)
     report.draw(curve, picture)
-    report.insert(text, write / "numerics.md")
+    report.insert(text, write)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ Where the driver fails, it names the call and what the driver said; where a laun
 as it was, but for an `out` of batch_norm_backward with constants, which its first launch fills.
 
 Formulas: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
-Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; docs/design.md tells how they are rounded.
+Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; develop/numbers.md of docs/pages tells how they
+are rounded.
 """
 
 from __future__ import annotations

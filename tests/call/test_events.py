@@ -276,7 +276,7 @@ def test_two_queues_of_one_context(queue: cl.CommandQueue) -> None:
 
 
 def test_a_number_taken_off_out_of_order(free_queue: cl.CommandQueue) -> None:
-    """Which leaves no event in pyopencl; what docs/design.md advises lets calls come after it."""
+    """Which leaves no event in pyopencl; what the pages on functions advise lets calls come after it."""
     host = make((64, 8, 64, 64), 1).x
     for _ in range(10):
         x = cla.to_device(free_queue, host + np.float32(100))

@@ -1,6 +1,6 @@
 """Error bounds where they are hard to keep: huge slices, many batches, the ends of the range; and who misses them.
 
-docs/numerics.md has the bounds and a study of the errors; benchmarks/numerics.py makes it.
+docs/pages/measurements has a study of the errors; benchmarks/numerics.py makes it.
 """
 
 from __future__ import annotations
@@ -394,12 +394,13 @@ def test_the_error_study_runs_without_pytorch(queue: cl.CommandQueue, tmp_path: 
     if info.simulator:
         pytest.skip(f"needs a device that is no simulator: the study takes minutes on {info.name}")
     (tmp_path / "torch.py").write_text("raise ImportError('not here')\n")
-    document = tmp_path / "numerics.md"
+    document = tmp_path / "measurements" / "2000-01-01-errors.md"
+    document.parent.mkdir()
     document.write_text(
         "Before.\n<!-- begin: benchmarks/numerics.py -->\nold\n<!-- end: benchmarks/numerics.py -->\nAfter.\n"
     )
     spec = f"{info.platform_index}:{info.device_index}"
-    command = [sys.executable, str(ROOT / "benchmarks" / "numerics.py"), spec, "--quick", "--write", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "numerics.py"), spec, "--quick", "--write", str(document)]
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -410,7 +411,7 @@ def test_the_error_study_runs_without_pytorch(queue: cl.CommandQueue, tmp_path: 
     assert (table + after).endswith("<!-- end: benchmarks/numerics.py -->\nAfter.\n")
     assert "old" not in before + after
     assert "| PyTorch" not in after
-    assert (tmp_path / "pictures" / "numerics.png").stat().st_size > 10_000
+    assert (tmp_path / "pictures" / "2000-01-01-errors.png").stat().st_size > 10_000
     rows = [line.split(" | ") for line in after.splitlines() if line.startswith("| mean/std 1e4 |")]
     assert len(rows) == 6, "a table for each result"
     assert all(float(row[1]) < 4.0 for row in rows), "oclbn's errors, in units of the result's scale"

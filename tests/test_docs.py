@@ -1,0 +1,256 @@
+"""The README and the pages: their code runs and prints what they say, their commands parse, their pictures are current.
+
+`mkdocs build --strict -f docs/mkdocs.yml`, a step of .ci/run, looks after links.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from oclbn import errors
+from oclbn.cli.group import oclbn as group
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("pages/**/*.md"))]
+GUIDES = [page for page in PAGES if page.parent.name != "measurements"]
+_FENCED = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+_DECIMAL = re.compile(r"(?<![\w.])-?\d+\.(\d+)(?![\w.])")
+_RUN = """
+import contextlib, io, json, sys
+page, blocks = json.load(sys.stdin)
+known, printed = {"__name__": "__main__"}, []
+for line, code in blocks:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile("\\n" * line + code, page, "exec"), known)
+    printed.append(out.getvalue())
+print(json.dumps(printed))
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the line of its fence, its text, and whether only blank lines are before it."""
+
+    language: str
+    line: int
+    text: str
+    follows: bool
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text, end = page.read_text(encoding="utf-8"), 0
+    for found in _FENCED.finditer(text):
+        follows = bool(end) and not text[end : found.start()].strip()
+        yield Block(found[2], text.count("\n", 0, found.start()) + 1, textwrap.dedent(found[3]), follows)
+        end = found.end()
+
+
+def title(page: Path) -> str:
+    return str(page.relative_to(DOCS / "pages" if DOCS in page.parents else ROOT))
+
+
+def languages(page: Path) -> set[str]:
+    return {block.language for block in blocks(page)}
+
+
+def prints(wanted: str, found: str) -> bool:
+    """Whether the page tells the truth: decimals may differ by a unit of the last digit that is shown."""
+    shown, seen = ([*_DECIMAL.finditer(text)] for text in (wanted, found))
+    near = len(shown) == len(seen) and all(
+        abs(float(a[0]) - float(b[0])) <= 1.01 * 10.0 ** -len(a[1]) for a, b in zip(shown, seen, strict=True)
+    )
+    if near:
+        wanted, found = (_DECIMAL.sub("#", text) for text in (wanted, found))
+    return OutputChecker().check_output(wanted, found, ELLIPSIS | NORMALIZE_WHITESPACE)
+
+
+# --- code
+
+
+@pytest.mark.once("the pages show what oclbn does, not what runtimes do")
+@pytest.mark.parametrize("page", [page for page in PAGES if "python" in languages(page)], ids=title)
+def test_the_code_of_a_page_runs_and_prints_what_it_says(page: Path, spec: str, tmp_path: Path) -> None:
+    given = [*blocks(page)]
+    code = [(block.line, block.text) for block in given if block.language == "python"]
+    command = [sys.executable, "-W", "error", "-W", "ignore:Non-empty compiler output", "-c", _RUN]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "OCLBN_DEVICE": spec, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        input=json.dumps([title(page), code]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = iter(json.loads(done.stdout.splitlines()[-1]))
+    out = ""
+    for block in given:
+        if block.language == "python":
+            out = next(printed)
+        elif block.language == "text" and block.follows:
+            assert prints(block.text, out), f"{title(page)}:{block.line} says\n{block.text}\nbut it prints\n{out}"
+            out = ""
+
+
+def test_text_behind_code_is_compared() -> None:
+    """Every page that shows what code prints is held to it: no block of text stands elsewhere."""
+    for page in GUIDES:
+        before = ""
+        for block in blocks(page):
+            if block.language == "text":
+                assert block.follows, f"{title(page)}:{block.line}: text that no code is before"
+                assert before == "python", f"{title(page)}:{block.line}: text that no code is before"
+            before = block.language
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "same"),
+    [
+        ("loss 0.09\n", "loss 0.10\n", True),
+        ("loss 0.09\n", "loss 0.11\n", False),
+        ("(3, 4)\n", "(3, 5)\n", False),
+        ("True\n", "", False),
+        ("1.5 2\n", "1.5\n", False),
+    ],
+)
+def test_what_counts_as_printing_the_same(wanted: str, found: str, same: bool) -> None:
+    assert prints(wanted, found) is same
+
+
+# --- commands
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of ```console blocks behind "$ ", and the indented lines of the README."""
+    text = page.read_text(encoding="utf-8")
+    shown = [line for block in blocks(page) if block.language == "console" for line in block.text.splitlines()]
+    found = [line[2:] for line in shown if line.startswith("$ ")]
+    if page.name == "README.md":
+        found += [line.strip() for line in _FENCED.sub("", text).splitlines() if line.startswith("    ")]
+    return found
+
+
+def extras() -> set[str]:
+    return set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=title)
+def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in commands(page):
+        for part in re.split(r" && ", line):
+            words = shlex.split(part, comments=True)
+            while re.match(r"[A-Z_]+=", words[0]):
+                words.pop(0)
+            _check_command(words)
+
+
+def _check_command(words: list[str]) -> None:
+    if words[0] == "oclbn":
+        command = group.get_command(click.Context(group), words[1])
+        assert command is not None, words
+        with command.make_context(words[1], words[2:]):
+            pass  # which raises where an option or a value is wrong
+    for word in words:
+        if re.match(r"(tests|docs|benchmarks|\.ci)/", word):
+            assert (ROOT / word).exists(), f"{word}: no such file"
+        if named := re.search(r"\[([\w,]+)\]$", word):
+            assert set(named[1].split(",")) <= extras(), f"{word}: no such extra"
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=title)
+def test_options_that_are_named_exist(page: Path) -> None:
+    """In running text: `oclbn bench --profile`."""
+    for words in re.findall(r"`oclbn (\w+[^`\n]*)`", _FENCED.sub("", page.read_text(encoding="utf-8"))):
+        name, *rest = words.split()
+        command = group.get_command(click.Context(group), name)
+        assert command is not None, f"oclbn {words}: no such command"
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("--")} <= options | {"--help"}, f"oclbn {words}"
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    assert "python -m pip install '.[pocl,demo]' && oclbn demo" in commands(ROOT / "README.md")
+    assert "python -m pip install -e '.[test]' && python -m pytest" in commands(ROOT / "README.md")
+
+
+# --- what the pages have to have
+
+
+def test_the_readme_is_short_and_its_files_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 100
+    named = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r"`(docs/[^` ]+)`", text)
+    assert any(name.endswith(".svg") for name in named)
+    assert [name for name in named if "//" not in name and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=title)
+def test_guides_have_no_date_and_no_history(page: Path) -> None:
+    text = re.sub(r"\]\([^)]*\)", "]", _FENCED.sub("", page.read_text(encoding="utf-8")))
+    assert re.findall(r"20\d\d-\d\d-\d\d", text) == []
+    assert re.findall(r"\b(?:now|today|yesterday|until then it|no longer|used to be)\b", text, re.IGNORECASE) == []
+
+
+def test_every_variable_of_the_environment_has_a_row() -> None:
+    page = (DOCS / "pages" / "guide" / "environment.md").read_text(encoding="utf-8")
+    read = set()
+    for path in (ROOT / "oclbn").rglob("*.py"):
+        read |= set(re.findall(r"\b(?:OCLBN|POCL|PYOPENCL|RUSTICL)_[A-Z_]+[A-Z]\b", path.read_text(encoding="utf-8")))
+    read |= set(re.findall(r"OCLBN_[A-Z_]+", (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")))
+    read -= {"PYOPENCL_CACHE_FAILURE_FATAL"}  # what an error of pyopencl's says
+    assert len(read) > 10
+    assert {name for name in read if f"`{name}`" not in page} == set()
+
+
+def test_every_error_has_a_row() -> None:
+    page = (DOCS / "pages" / "guide" / "errors.md").read_text(encoding="utf-8")
+    classes = [name for name, one in vars(errors).items() if isinstance(one, type) and one.__module__ == "oclbn.errors"]
+    assert len(classes) > 20
+    assert [name for name in classes if f"`{name}`" not in page] == []
+
+
+def test_every_function_is_on_its_page() -> None:
+    """Of the modules that users import; tests of structure know what the package itself has."""
+    for name in ("functional", "gpuarray"):
+        page = (DOCS / "pages" / "api" / f"{name}.md").read_text(encoding="utf-8")
+        public = set(importlib.import_module(f"oclbn.{name}").__all__) - {"Array"}
+        assert {one for one in public if not re.search(rf"\b{one}\b", page)} == set()
+
+
+# --- pictures
+
+
+def drawings() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("draw", DOCS / "draw.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_pictures_are_what_their_script_draws() -> None:
+    draw = drawings()
+    for name, make in draw.ALL.items():
+        assert (draw.PICTURES / f"{name}.svg").read_text(encoding="utf-8") == make().svg(), "run python docs/draw.py"
+    assert {path.stem for path in draw.PICTURES.glob("*.svg")} == set(draw.ALL)
