@@ -13,7 +13,7 @@ from typing import Any
 
 from griffe import Class, Extension, Function, Module, Object
 
-_PREPARED = re.compile(r"^_Call\[(.*)\]$")
+_PREPARED = re.compile(r"^_?Call\[(.*)\]$")
 _ROLE = re.compile(r":\w+:`([^`]+)`")
 _COLUMNS = re.compile(r"\S {2,}\S")
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
