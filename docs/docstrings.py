@@ -1,7 +1,8 @@
 """For the pages of the API: docstrings, which are plain text, as Markdown.
 
-Examples become blocks of code, arguments and errors lists, what Markdown would take for emphasis stays as it is, and
-operations show the result that callers get (in the source they return what prepares the call).
+Examples become blocks of code, arguments and errors lists, and what Markdown would take for emphasis stays as it is.
+Fields have the comments that stand beside them. Operations show the result that callers get; in the source they return
+what prepares the call.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from griffe import Class, Extension, Function, Module, Object
+from griffe import Attribute, Class, Docstring, Extension, Function, Module, Object
 
 _PREPARED = re.compile(r"^_?Call\[(.*)\]$")
 _ROLE = re.compile(r":\w+:`([^`]+)`")
@@ -61,6 +62,15 @@ def _escaped(text: str) -> str:
     return "".join(parts)
 
 
+def _beside(attribute: Attribute) -> str:
+    """The comment behind the line of a class's field."""
+    if not isinstance(attribute.parent, Class) or attribute.lineno is None:
+        return ""
+    line = attribute.lines_collection[attribute.filepath][attribute.lineno - 1]
+    said = re.match(r"    \w+: .*  # (.+)", line)
+    return f"{said[1][0].upper()}{said[1][1:]}." if said else ""
+
+
 class Docstrings(Extension):
     """What griffe calls when it has read an object."""
 
@@ -68,5 +78,7 @@ class Docstrings(Extension):
         if obj.docstring is not None and isinstance(obj, Class | Function | Module):
             named = obj.parameters if isinstance(obj, Class | Function) else ()
             obj.docstring.value = markdown(obj.docstring.value, [one.name for one in named])
+        if isinstance(obj, Attribute) and obj.docstring is None and (said := _beside(obj)):
+            obj.docstring = Docstring(_escaped(said), parent=obj)
         if isinstance(obj, Function) and (found := _PREPARED.match(str(obj.returns))):
             obj.returns = found[1]

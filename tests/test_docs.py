@@ -196,6 +196,36 @@ def test_the_readme_has_the_two_commands() -> None:
     assert "python -m pip install -e '.[test]' && python -m pytest" in commands(ROOT / "README.md")
 
 
+# --- names
+
+
+def resolves(name: str) -> bool:
+    """Whether oclbn.module.thing is there."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        return all((found := getattr(found, part, None)) is not None for part in parts[end:])
+    return False
+
+
+@pytest.mark.parametrize("path", [*GUIDES, *sorted((ROOT / "oclbn").rglob("*.py"))], ids=title)
+def test_names_that_are_given_exist(path: Path) -> None:
+    """Of modules and what is in them: in pages, docstrings, messages and comments."""
+    text = path.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w/.\[-])oclbn(?:\.[A-Za-z_]\w*)+", text))
+    assert {name for name in named if not resolves(name)} == set()
+
+
+@pytest.mark.parametrize("page", [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"], ids=title)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?:^|[ `])((?:tests|oclbn|kernels|docs|benchmarks|findings|\.ci)/[\w./-]*)(?!\*)", text)
+    assert {name for name in named if "DATE" not in name and not (ROOT / name.rstrip(".")).exists()} == set()
+
+
 # --- what the pages have to have
 
 

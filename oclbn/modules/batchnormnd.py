@@ -1,6 +1,6 @@
 """Batch normalization as a module: state, options and checks.
 
-The computing, and the source of its formulas, is in oclbn.functional; what every module has, in oclbn.module.
+The computing, and the source of its formulas, is in oclbn.functional; what every module has, in oclbn.modules.module.
 """
 
 from __future__ import annotations

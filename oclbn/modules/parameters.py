@@ -198,8 +198,8 @@ class Parameters(ABC):
         if not isinstance(var, Variable):
             came = f"{type(var).__module__}.{type(var).__name__}"
             raise ModuleDtypeError(
-                f"{self}: variable {name} is a {came}; wanted an oclbn.parameters.Variable, or assign values to the "
-                f"module's attribute {name}"
+                f"{self}: variable {name} is a {came}; wanted an oclbn.modules.variable.Variable, or assign values to "
+                f"the module's attribute {name}"
             )
         fitting(f"{self}: data of variable {name}", var.data, shape, self.calctype, self.queue.context)
         return var

@@ -201,7 +201,7 @@ def test_arrays_that_do_not_fit(queue: cl.CommandQueue) -> None:
         if array is not None and not isinstance(array, np.ndarray):
             with pytest.raises(error, match=message):
                 bn.setVar("bias", Variable(array))
-        with pytest.raises(ModuleDtypeError, match=r"variable scale is a .*; wanted an oclbn.parameters.Variable"):
+        with pytest.raises(ModuleDtypeError, match=r"scale is a .*; wanted an oclbn.modules.variable.Variable"):
             bn.setVar("scale", array)
     assert state_of(bn) == before
 

@@ -1,6 +1,6 @@
 """What `oclbn check` does in a child process, where a driver that aborts or hangs loses only one check.
 
-`serve` answers requests (oclbn.checklist.request) one by one.
+`serve` answers requests (oclbn.tools.check.checklist.request) one by one.
 """
 
 from __future__ import annotations
