@@ -2,8 +2,8 @@
 
     python docs/draw.py
 
-Each is an SVG that follows the reader's light or dark scheme. Figures are read off the tables of the newest pages under
-docs/pages/measurements. tests/test_docs.py holds the files to what this writes.
+Each is an SVG that follows the reader's light or dark scheme. Figures are read off the tables of the measurements that
+the index leads to. tests/test_docs.py holds the files to what this writes.
 """
 
 from __future__ import annotations
@@ -240,8 +240,11 @@ def chain() -> Drawing:
 # --- figures
 
 
-def _newest(kind: str) -> str:
-    return max(PAGES.glob(f"measurements/*{kind}*.md")).read_text(encoding="utf-8")
+def _measurement(kind: str) -> str:
+    """The page of measurements that the index leads to for its figures."""
+    index = (PAGES / "index.md").read_text(encoding="utf-8")
+    (name, *_) = re.findall(rf"\((measurements/[\w-]*{kind}[\w-]*\.md)\)", index)
+    return (PAGES / name).read_text(encoding="utf-8")
 
 
 def _table(text: str, head: str) -> list[list[str]]:
@@ -270,7 +273,7 @@ _POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def speed() -> Drawing:
     """How many times as long as oclbn the others take, layer by layer."""
-    table = _table(_newest("zen"), "| shape | forward: oclbn |")
+    table = _table(_measurement("zen"), "| shape | forward: oclbn |")
     panels = {"forward": 1, "backward": 4, "inference": 7}
     drawing = Drawing(760, 60 + 22 * len(table) + 52, "Times of PyTorch and oneDNN over oclbn's, for each layer")
     low, high, width = math.log(0.5), math.log(20.0), 172
@@ -302,7 +305,7 @@ def speed() -> Drawing:
 
 def errors() -> Drawing:
     """The largest error of y and dx against mean / standard deviation."""
-    text = _newest("errors")
+    text = _measurement("errors")
     drawing = Drawing(760, 350, "Errors of oclbn, PyTorch and E[x²]-E[x]² against mean / standard deviation")
     top, bottom, width = 36, 272, 290
     kinds = {"oclbn": "s0", "PyTorch": "s1", "E[x²]-E[x]²": "s2", "two-pass": "s3"}

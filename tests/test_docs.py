@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -268,6 +270,85 @@ def test_every_function_is_on_its_page() -> None:
         page = (DOCS / "pages" / "api" / f"{name}.md").read_text(encoding="utf-8")
         public = set(importlib.import_module(f"oclbn.{name}").__all__) - {"Array"}
         assert {one for one in public if not re.search(rf"\b{one}\b", page)} == set()
+
+
+# --- figures
+
+
+def measurement(kind: str) -> str:
+    """The page of measurements that the index leads to for its figures."""
+    named = re.search(rf"\((measurements/[\w-]*{kind}[\w-]*\.md)\)", (DOCS / "pages" / "index.md").read_text("utf-8"))
+    assert named is not None
+    return (DOCS / "pages" / named[1]).read_text(encoding="utf-8")
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of all rows of tables, by the first cell; of equal ones the first row."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("|"):
+            first, *others = (cell.strip() for cell in line.strip("|").split("|"))
+            found.setdefault(first, others)
+    return found
+
+
+def same(shown: str, measured: list[float]) -> bool:
+    """Whether a figure is the geometric mean of those that were measured, as far as it is rounded."""
+    value = math.nan if shown == "NaN" else float(shown.replace(",", ""))
+    mean = statistics.geometric_mean(measured) if min(measured) > 0 else measured[0]
+    return value == mean or abs(value - mean) <= 0.03 * mean or (math.isnan(value) and math.isnan(mean))
+
+
+def number(cell: str) -> float:
+    return math.nan if cell == "lost" else float(cell)
+
+
+DATA = {
+    "N(0, 1)": "N(0, 1)",
+    "mean = 100 standard deviations": "mean/std 100",
+    "mean = 10⁴ standard deviations": "mean/std 1e4",
+    "mean = 10⁶ standard deviations": "mean/std 1e6",
+    "constant channels": "constant channels",
+}
+PEERS = {"PyTorch, as people run it": 0, "PyTorch at its best": 1, "PyTorch, channels last": 1, "oneDNN": 3}
+
+
+@pytest.mark.parametrize("name", ["index.md", "guide/accuracy.md"])
+def test_errors_are_those_of_the_measurement(name: str) -> None:
+    text = measurement("errors")
+    measured = rows(text[text.index("### y\n") :])
+    shown = rows((DOCS / "pages" / name).read_text(encoding="utf-8"))
+    for label, data in DATA.items():
+        for figure, cell in zip(shown[label], measured[data], strict=False):  # oclbn, PyTorch, E[x²] - E[x]²
+            assert same(figure, [number(cell)]), f"{label}: {figure} is shown, {cell} was measured"
+
+
+def test_times_are_those_of_the_measurement() -> None:
+    measured = rows(measurement("zen"))
+    copies = {
+        name: re.findall(r"[\d.]+", measured[row][0])
+        for name, row in (
+            ("POCL 3.0", "POCL wheel (for znver3)"),
+            ("POCL 3.1", "Debian's POCL 3.1"),
+            ("Intel's CPU runtime", "Intel's runtime"),
+        )
+    }
+    speed = rows((DOCS / "pages" / "guide" / "speed.md").read_text(encoding="utf-8"))
+    assert {name: speed[name] for name in copies} == copies
+    index = rows((DOCS / "pages" / "index.md").read_text(encoding="utf-8"))
+    readme = rows((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert index["in times of a plain copy of the tensor"] == copies["POCL 3.0"]
+    for figure, ratio in zip(readme["a plain copy of the tensor"], copies["POCL 3.0"], strict=False):
+        assert same(figure, [1 / float(ratio)])
+    seen = 0
+    for label, figures in (index | readme).items():
+        column = next((column for name, column in PEERS.items() if name in label), None)
+        if column is None:
+            continue
+        for figure, row in zip(figures, ("bound, two runs: forward", "backward", "inference"), strict=False):
+            assert same(figure, [float(one) for one in measured[row][column].split(",")]), f"{label}: {figure}"
+            seen += 1
+    assert seen == 3 * 6
 
 
 # --- pictures
