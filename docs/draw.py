@@ -134,6 +134,32 @@ def way() -> Drawing:
     return drawing
 
 
+def variants() -> Drawing:
+    drawing = Drawing(720, 236, "Resident: one launch, a group per channel; split: two launches, several groups")
+    for x, name in ((20, "resident: one launch"), (290, "split: two launches")):
+        drawing.text(x, 22, name, "title")
+    for i, kind in enumerate("abc"):
+        y = 40 + 52 * i
+        drawing.text(20, y + 23, f"c = {i}", "small")
+        drawing.box(60, y, 160, 36, f"cell {kind}", 4)
+        drawing.text(140, y + 16, f"group {i}: sum,", "small middle")
+        drawing.text(140, y + 30, "then read again, write", "small middle")
+    for i, kind in enumerate("ab"):
+        y = 40 + 78 * i
+        drawing.text(290, y + 23, f"c = {i}", "small")
+        for j in range(2):
+            drawing.box(330 + 84 * j, y, 78, 36, f"cell {kind}", 4)
+            drawing.text(369 + 84 * j, y + 22, f"sum slice {j}", "small middle")
+            drawing.box(548 + 84 * j, y, 78, 36, f"cell {kind}", 4)
+            drawing.text(587 + 84 * j, y + 16, "merge,", "small middle")
+            drawing.text(587 + 84 * j, y + 30, f"write slice {j}", "small middle")
+        drawing.arrow([(494, y + 18), (546, y + 18)])
+        drawing.text(520, y + 10, "partial", "small middle")
+    drawing.text(20, 222, "A channel's slice has to stay in a cache.", "small")
+    drawing.text(290, 222, "Few or large channels still keep all compute units busy.", "small")
+    return drawing
+
+
 # --- how kernels walk
 
 
@@ -378,6 +404,7 @@ def loss() -> Drawing:
 
 ALL: dict[str, Callable[[], Drawing]] = {
     "way": way,
+    "variants": variants,
     "rows": rows,
     "runs": runs,
     "sheets": sheets,

@@ -1,14 +1,19 @@
 """Batch normalization without state, on pyopencl.array.Array.
 
 Shapes: x is (N, C) or (N, C, *spatial), C channels on `axis`; per-channel arrays hold C elements in any shape.
+Per-channel results have scale's shape, or (C,) where scale is None.
+
+Dtypes: x is float32, or float64 where the device has it; per-channel arrays have x's dtype.
+
 Order in memory: results lie as x does, without gaps, or in C order where that is neither C's nor Fortran's. dy and out
 may lie otherwise than x, at the cost of a copy on the device.
-Dtypes: x is float32, or float64 where the device has it; per-channel arrays have x's dtype. Work is enqueued on
-x.queue and waits for the events of every array that it touches; results and arrays written in place carry the new
-event, so that out-of-order queues and several queues are safe (but pyopencl's `array -= number` leaves no event: on a
-queue that is out of order say `array += -number`). Per-channel results have scale's shape, or (C,) where
-scale is None. Results come from x's allocator; where that is a pool, hold them until the work is done: like any array
-of pyopencl's, what is let go of is handed out again at once.
+
+Order in time: work is enqueued on x.queue and waits for the events of every array that it touches; results and arrays
+written in place carry the new event, so that queues out of order and several queues are safe. (pyopencl's
+`array -= number` leaves no event: on a queue that is out of order say `array += -number`.)
+
+Memory: results come from x's allocator. Where that is a pool, hold them until the work is done: like any array of
+pyopencl's, what is let go of is handed out again at once.
 
 Errors, all of oclbn.errors and raised before anything is allocated or changed: ArrayTypeError, DtypeError, ShapeError,
 LayoutError, ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
