@@ -18,7 +18,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,7 @@ import pytest
 
 from oclbn import errors
 from oclbn.cli.group import oclbn as group
+from oclbn.plan.words import Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -229,6 +230,27 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 # --- what the pages have to have
+
+
+def test_tables_of_choices_are_ones() -> None:
+    """The blocks of TOML, and what they choose."""
+    known = {field.name for field in fields(Tuning)} | {"words", "kind"}
+    named = set()
+    for page in GUIDES:
+        for block in blocks(page):
+            if block.language == "toml":
+                table = tomllib.loads(block.text)
+                for entry in [*table.get("family", []), *(one["choices"] for one in table.get("device", []))]:
+                    named |= entry.keys()
+    assert {"vec", "lanes", "words"} <= named <= known
+
+
+def test_the_design_shows_every_folder() -> None:
+    page = (DOCS / "pages" / "develop" / "design.md").read_text(encoding="utf-8")
+    (tree,) = (block.text for block in blocks(DOCS / "pages" / "develop" / "design.md") if "oclbn/" in block.text)
+    folders = {path.parent.name for path in (ROOT / "oclbn").glob("*/__init__.py")}
+    assert set(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)) == folders
+    assert "pictures/way.svg" in page
 
 
 def test_the_readme_is_short_and_its_files_are_there() -> None:
