@@ -29,7 +29,8 @@ class Request(NamedTuple):
     @classmethod
     def of(cls, operation: str, x: Any, axis: int, given: Mapping[str, Any], out: Array | None = None) -> Request:
         """From the tensors, those beside x by their names in the operation, and the array for its result."""
-        wanted, strides = OPERATIONS[operation], (x.strides,)
+        wanted = OPERATIONS[operation]
+        strides: tuple[Strides | None, ...] = (x.strides,)
         for name in wanted.others:
             strides += (given[name].strides,)
         if wanted.result:
