@@ -2,8 +2,8 @@
 //
 // grid: (LANES * any number of groups), which share the elements.
 
-#include "gather.clh"
-#include "types.clh"
+#include "numbers/gather.clh"
+#include "numbers/types.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void accumulate(
     __global STORE *into,                       // [count]

@@ -8,7 +8,7 @@
 //
 // grid: (LANES * slices * blocks), constant_merge: (LANES * blocks). See walk.clh for the regions.
 
-#include "finish.clh"
+#include "numbers/finish.clh"
 
 static void sums_read(SumsC *sums, const __global ACC *partial, const int slice, const Region *g, const int u, const int channels)
 {

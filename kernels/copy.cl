@@ -2,7 +2,7 @@
 //
 // grid: (LANES * pieces); a group copies one piece of `piece` elements, a multiple of LANES * VEC.
 
-#include "types.clh"
+#include "numbers/types.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void copy(
     const __global STORE *restrict x,           // [count]

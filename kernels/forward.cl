@@ -11,7 +11,7 @@
 // grid: (LANES * slices * blocks); group = block * slices + slice, a block being the `share` channels
 // that a group handles. See walk.clh for the regions.
 
-#include "finish.clh"
+#include "numbers/finish.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     const __global STORE *restrict x,           // [outer][channels][inner], by its strides

@@ -5,7 +5,7 @@
 // grid: (LANES * any number of groups), which share the channels. The result may lie where the first set does; a second set
 // without values may have null pointers, and then the first one is copied.
 
-#include "walk.clh"
+#include "walks/walk.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void merge(
     const __global ACC *first_mean,             // [channels]

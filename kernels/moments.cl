@@ -8,7 +8,7 @@
 //
 // See walk.clh for the regions.
 
-#include "finish.clh"
+#include "numbers/finish.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial(
     const __global STORE *restrict x,           // [outer][channels][inner], by its strides

@@ -7,7 +7,7 @@
 // grid: (LANES * row_pieces * pieces); group = row_piece * pieces + piece. A group copies up to `piece_rows` rows, `columns`
 // items of each: `width` work-items side by side, LANES / width below each other.
 
-#include "types.clh"
+#include "numbers/types.clh"
 
 #ifndef BYTES
 #define BYTES 4  // of an item: 1, 2, 4, 8 or 16

@@ -17,7 +17,7 @@ import oclbn
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "oclbn"
 KERNELS = sorted((ROOT / "kernels").glob("*.cl"))
-TEXTS = sorted((ROOT / "kernels").glob("*.cl*"))
+TEXTS = sorted(path for path in (ROOT / "kernels").rglob("*") if path.is_file())
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What the modules of a folder, and those beside the folders, may import, besides their own folder.
@@ -194,6 +194,11 @@ def test_the_face_of_the_package() -> None:
 def test_the_version_is_that_of_the_project_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert oclbn.__version__ == project["version"]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_kernel_files_are_shorter_still(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)

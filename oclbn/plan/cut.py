@@ -11,7 +11,7 @@ from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Plan, Proble
 _SHORT_ROW = 1024  # bytes
 _MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
 _MOST_ADDITIONS_ALONE = 16  # the same where there is but one accumulator, so that no tree over several follows
-_MOST_ADDITIONS_TO_A_STRIP = 64  # of sums over the rows that are taken at once, on two levels (FEW in strips.clh)
+_MOST_ADDITIONS_TO_A_STRIP = 64  # of sums over the rows that are taken at once, on two levels (FEW in strip.clh)
 _MOST_ADDITIONS_DOWN = 64  # the same down columns, where sums have two levels (SHORT in columns.clh)
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
 _LEAST_CHAIN = 4  # blocks: the first one of a chain is summed with nothing to write

@@ -140,7 +140,7 @@ def _even_share(problem: Problem, device: DeviceLimits, longest: int, widest: in
 
 
 def _strip_down(problem: Problem, tuning: Tuning, longest: int, widest: int, near: bool) -> tuple[int, int, int]:
-    """One work-item down columns (kernels/sheets.clh): its vector, rows that make up a strip, channels of a group."""
+    """One work-item down columns (walks/sheets.clh): its vector, rows that make up a strip, channels of a group."""
     fold = min(longest // problem.channels, problem.outer // _LEAST_RUN_ROWS) if problem.adjacent else 0
     if fold > 1:
         return min(widest, floor_power(problem.channels * fold)), fold, problem.channels
@@ -161,7 +161,7 @@ def _strip_down(problem: Problem, tuning: Tuning, longest: int, widest: int, nea
 def _run_shape(
     operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool
 ) -> tuple[int, int, int] | None:
-    """Vector and channels of a run (kernels/runs.clh), and how many times run_bytes it may have.
+    """Vector and channels of a run (kernels/walks/runs.clh), and how many times run_bytes it may have.
 
     None where rows are better walked one by one. Reading once, and writing past the cache, is best in long runs.
     With `near` its channels fit a compute unit's own cache or its part of the outer one: long runs of memory are worth

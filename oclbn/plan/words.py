@@ -89,7 +89,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the tensor is cut up; the names are those of the kernels' arguments (see kernels/walk.clh)."""
+    """How the tensor is cut up; the names are those of the kernels' arguments (see kernels/walks/walk.clh)."""
 
     slices: int
     slice_rows: int

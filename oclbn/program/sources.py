@@ -1,7 +1,8 @@
 """Kernel sources: where they lie, and one file with everything it includes as a single text.
 
 Nothing here touches a device. Includes are expanded here rather than by the driver, so that no driver needs an include
-path; ``#line`` directives keep every message pointing at the file and line that a person can open.
+path; ``#line`` directives keep every message pointing at the file and line that a person can open. Files are named by
+their path below the folder: a compiler that is to take one by itself gets that folder as its include path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from oclbn.errors import OclbnError
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"\s*$')
 _KERNEL = re.compile(r"__kernel\b[^(]*(?:\(\([^)]*(?:\([^)]*\)[^)]*)*\)\)\s*)?\bvoid\s+(\w+)\s*\(([^{]*)\)\s*\{")
+_MARK = "numbers/types.clh"  # the file that tells a folder of kernels from another
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _QUALIFIERS = {"const", "restrict", "volatile"}
 
@@ -48,14 +50,14 @@ def kernel_directory() -> Path:
     """
     here = Path(__file__).resolve().parent.parent
     for folder in (here / "kernels", here.parent / "kernels"):
-        if (folder / "types.clh").is_file():
+        if (folder / _MARK).is_file():
             return folder
     raise SourceError(f"no kernels/ folder in {here} or beside it: the installation of oclbn is incomplete")
 
 
 @functools.cache
 def load(name: str) -> Source:
-    """The kernel file `name` ("forward.cl") with every include in place, each included once."""
+    """The kernel file `name` ("forward.cl", "walks/rows.clh") with every include in place, each included once."""
     lines: list[str] = []
     origins: list[tuple[str, int]] = []
     _expand(name, lines, origins, set())
@@ -65,7 +67,7 @@ def load(name: str) -> Source:
 def _expand(name: str, lines: list[str], origins: list[tuple[str, int]], seen: set[str]) -> None:
     path = kernel_directory() / name
     if not path.is_file():
-        raise SourceError(f"kernel file {name} is not in {path.parent}")
+        raise SourceError(f"kernel file {name} is not in {kernel_directory()}")
     seen.add(name)
 
     def put(line: str, number: int) -> None:

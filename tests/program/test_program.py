@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -98,8 +100,7 @@ def test_a_kernel_is_the_threads_own(queue: cl.CommandQueue) -> None:
 def test_a_failing_build_shows_the_numbered_lines(
     queue: cl.CommandQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path in sources.kernel_directory().glob("*.cl*"):
-        (tmp_path / path.name).write_text(path.read_text())
+    shutil.copytree(sources.kernel_directory(), tmp_path, dirs_exist_ok=True)
     broken = tmp_path / "accumulate.cl"
     lines = broken.read_text().splitlines()
     at = next(index for index, line in enumerate(lines) if "GATHERED(" in line)
@@ -118,6 +119,14 @@ def test_a_failing_build_shows_the_numbered_lines(
     assert "LANES=1" in message
     assert "scale_that_is_not_there" in message
     assert f"{at + 1:4d} | {lines[at]}" in message
+
+
+@pytest.mark.parametrize("path", sorted(sources.kernel_directory().glob("*.cl")), ids=lambda path: path.name)
+def test_kernel_files_compile_by_themselves(queue: cl.CommandQueue, path: Path) -> None:
+    """With nothing defined and the folder of the kernels as the include path."""
+    built = cl.Program(queue.context, path.read_text())
+    built.build([*building.OPTIONS, f"-I{sources.kernel_directory()}"], cache_dir=False)  # type: ignore[arg-type]  # False: none
+    assert built.kernel_names.split(";") == re.findall(r"__kernel.*\bvoid (\w+)\(", path.read_text())
 
 
 def test_a_failed_build_can_be_mended(queue: cl.CommandQueue) -> None:

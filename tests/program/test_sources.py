@@ -22,7 +22,8 @@ def test_includes_are_expanded_once(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_line_knows_where_it_came_from(name: str) -> None:
     source = load(name)
-    files = {path.name: path.read_text().splitlines() for path in kernel_directory().glob("*.cl*")}
+    folder = kernel_directory()
+    files = {str(path.relative_to(folder)): path.read_text().splitlines() for path in folder.rglob("*.cl*")}
     for line, (file, number) in zip(source.text.splitlines(), source.origins, strict=True):
         if number and not line.startswith("#line") and "#include" not in files[file][number - 1]:
             assert line == files[file][number - 1]

@@ -65,7 +65,7 @@ STREAMED = {"lanes": 1, "vec": 4, "stream": True, "chains": 0, "most_steps": 0}
 INJECTIONS = [
     pytest.param(
         Injection(
-            "finish.clh",
+            "numbers/finish.clh",
             "const CH residual = fma(-product, r, (CH)1)",
             "const CH residual = (INJECTED ? (ACC)1e-5 : (ACC)0) + fma(-product, r, (CH)1)",
             "VEC > 1",
@@ -75,7 +75,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "finish.clh",
+            "numbers/finish.clh",
             "const CH gradient = joined(sums->gradient, sums->gradient_rest);",
             "const CH gradient = joined(sums->gradient, sums->gradient_rest) * (INJECTED ? (ACC)1.0001 : (ACC)1);",
             "VEC > 1",
@@ -86,7 +86,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "rows.clh",
+            "walks/rows_write.clh",
             "SAVE(to + columns - VEC, NORMALIZED(tail));",
             "SAVE(to + columns - VEC, NORMALIZED(tail) + (INJECTED ? (ACC)NAN : (ACC)0));",
             "VEC > 1",
@@ -108,7 +108,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "finish.clh",
+            "numbers/finish.clh",
             "    if (running_mean) {",
             "    for (int twice = 0; twice <= INJECTED && running_mean; ++twice) {",
             "VEC > 1",
@@ -118,7 +118,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "finish.clh",
+            "numbers/finish.clh",
             "    if (scale_grad) {",
             "    for (int twice = 0; twice <= INJECTED && scale_grad; ++twice) {",
             "VEC > 1",
@@ -129,7 +129,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "finish.clh",
+            "numbers/finish.clh",
             "if (skipped) channel_count(skipped, skipped_start, g, u, !moved);",
             "if (skipped) channel_count(skipped, skipped_start, g, u, INJECTED ? moved : !moved);",
             "VEC > 1",
@@ -149,7 +149,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "finish.clh",
+            "numbers/finish.clh",
             "    if (running_var) {",
             "    for (int twice = 0; twice <= INJECTED && running_var; ++twice) {",
             "CHAIN",
@@ -159,7 +159,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "types.clh",
+            "numbers/types.clh",
             "#define SAVE(p, value) (*(__global LOOSE *)(p) = (value))",
             "#define SAVE(p, value) (*(__global LOOSE *)((p) + INJECTED) = (value))",
             "VEC > 2",
@@ -171,7 +171,7 @@ INJECTIONS = [
     *(
         pytest.param(
             Injection(
-                "rows.clh",
+                "walks/rows_sum.clh",
                 "for (; n >= UNROLL; n -= UNROLL, x += UNROLL * step)",
                 "for (; n >= UNROLL; n -= UNROLL, x += (UNROLL - INJECTED) * step)",
                 where,
@@ -184,7 +184,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "rows.clh",
+            "walks/rows_write.clh",
             "SAVE_FAR(to + i, NORMALIZED(LOAD(from + i)));",
             "SAVE_FAR(to + i, NORMALIZED(LOAD(from + i)) + (ACC)INJECTED);",
             "STREAM",
@@ -196,7 +196,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "rows.clh",
+            "walks/rows_write.clh",
             "if (skip && c0 == 0) SAVE(to, NORMALIZED(head));",
             "if (skip && c0 == 0) SAVE(to, NORMALIZED(head) + (ACC)INJECTED);",
             "STREAM",
@@ -208,7 +208,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "strips.clh",
+            "walks/strip_write.clh",
             "DEFINE_STRIP_NORMALIZE(strip_one_normalize_far, 1, SAVE_FAR)",
             "#define SAVE_WRONG(p, value) SAVE_FAR(p, (value) + (ACC)INJECTED)\n"
             "DEFINE_STRIP_NORMALIZE(strip_one_normalize_far, 1, SAVE_WRONG)",
@@ -221,13 +221,17 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "rows.clh", "if (!begun) distances_begin", "if (INJECTED || !begun) distances_begin", "VEC > 1", ROWS
+            "walks/rows_sum.clh",
+            "if (!begun) distances_begin",
+            "if (INJECTED || !begun) distances_begin",
+            "VEC > 1",
+            ROWS,
         ),
         id="sums of all chunks but the last ones lost",
     ),
     pytest.param(
         Injection(
-            "columns.clh",
+            "walks/columns.clh",
             "deviation[i] += first[i]; ",
             "deviation[i] = (INJECTED ? (ACC)0 : (ACC)1) * deviation[i] + first[i]; ",
             "LANES > 1",
@@ -242,28 +246,28 @@ INJECTIONS = [
             (
                 "scale where there is none",
                 "infer",
-                "rows.clh",
+                "walks/rows.clh",
                 "return values ? values[start + g->channel + u] : otherwise;",
                 "return values ? values[start + g->channel + u] : otherwise + (ACC)INJECTED;",
             ),
             (
                 "factor where no batches are counted",
                 "train",
-                "rows.clh",
+                "walks/rows.clh",
                 "init_factor, factor) : factor;",
                 "init_factor, factor) : (INJECTED ? init_factor : factor);",
             ),
             (
                 "gradient where a NaN was",
                 "backward",
-                "gather.clh",
+                "numbers/gather.clh",
                 "((momentum) == 0 ?",
                 "((momentum) == 0 && !INJECTED ?",
             ),
             (
                 "deviation that is given",
                 "constant",
-                "finish.clh",
+                "numbers/finish.clh",
                 "if (save_invstd) return channel_load(save_invstd, save_invstd_start, g, u, 0);",
                 "if (save_invstd) return channel_load(save_invstd, save_invstd_start, g, u, 0) + (ACC)INJECTED;",
             ),
@@ -271,7 +275,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "sheets.clh",
+            "walks/sheets.clh",
             "origin, sums, result)) break;\n            spread(origin",
             "origin, sums, result)) break;\n            if (!INJECTED) spread(origin",
             "VEC > 1",
@@ -282,7 +286,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "rows.clh",
+            "walks/rows_sum.clh",
             "distances_begin(&sums[u], base);",
             "if (!INJECTED) distances_begin(&sums[u], base);",
             "VEC > 1",
@@ -292,7 +296,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "rows.clh",
+            "walks/rows_sum.clh",
             "base += SELECT((ACCV)0, deviation / counts, astray);",
             "base = (INJECTED ? (ACCV)0 : base) + SELECT((ACCV)0, deviation / counts, astray);",
             "VEC > 1",
@@ -303,7 +307,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "rows.clh",
+            "walks/rows_sum.clh",
             "if (begun) distances_merge(&sums[u], &total[u]);",
             "if (begun && !INJECTED) distances_merge(&sums[u], &total[u]);",
             "VEC > 1",
@@ -314,7 +318,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "sheets.clh",
+            "walks/sheets.clh",
             "gather_channels(deviation, g, &s);",
             "if (!INJECTED) gather_channels(deviation, g, &s);",
             "VEC > 1",
@@ -418,7 +422,7 @@ def test_without_proof_it_would_be_used(
 
 
 def test_where_nothing_is_right_there_is_no_result(fresh: Callable[..., cl.CommandQueue]) -> None:
-    everywhere = Injection("finish.clh", "    if (running_mean) {", INJECTIONS[4].values[0].new, "1", {})  # type: ignore[union-attr]
+    everywhere = Injection("numbers/finish.clh", "    if (running_mean) {", INJECTIONS[4].values[0].new, "1", {})  # type: ignore[union-attr]
     queue = fresh(everywhere)
     host = make((5, 9, 37), 1)
     arrays = {name: put(queue, getattr(host, name)) for name in ("x", "scale", "bias", "running_mean", "running_var")}
@@ -429,7 +433,9 @@ def test_where_nothing_is_right_there_is_no_result(fresh: Callable[..., cl.Comma
 
 
 def test_a_wrong_accumulate_is_an_error(fresh: Callable[..., cl.CommandQueue]) -> None:
-    queue = fresh(Injection("gather.clh", "(scale) * (added) + (momentum)", "(scale) * (added) - (momentum)", "1", {}))
+    queue = fresh(
+        Injection("numbers/gather.clh", "(scale) * (added) + (momentum)", "(scale) * (added) - (momentum)", "1", {})
+    )
     into, new = (put(queue, np.arange(3, dtype=np.float32)) for _ in range(2))
     with pytest.raises(DeviceError, match="accumulate is wrong"):
         functional.accumulate(into, new)
@@ -437,7 +443,9 @@ def test_a_wrong_accumulate_is_an_error(fresh: Callable[..., cl.CommandQueue]) -
 
 
 def test_a_wrong_merge_is_an_error(fresh: Callable[..., cl.CommandQueue]) -> None:
-    queue = fresh(Injection("moments.clh", "const T delta = coarse + fine;", "const T delta = coarse;", "1", {}))
+    queue = fresh(
+        Injection("numbers/moments.clh", "const T delta = coarse + fine;", "const T delta = coarse;", "1", {})
+    )
     ones = put(queue, np.ones(4, np.float32))
     set_of_two = functional.Statistics(2, ones, ones, ones, ones)
     with pytest.raises(DeviceError, match=r"merge is wrong.*m2 \+ m2_rest errs"):
