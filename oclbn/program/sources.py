@@ -3,6 +3,9 @@
 Nothing here touches a device. Includes are expanded here rather than by the driver, so that no driver needs an include
 path; ``#line`` directives keep every message pointing at the file and line that a person can open. Files are named by
 their path below the folder: a compiler that is to take one by itself gets that folder as its include path.
+
+A file `*.inc` is a pattern: it is put in at each place that includes it, where the names that its head speaks of are defined,
+and undefines them at its end. Any other file is put in once.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from oclbn.errors import OclbnError
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"\s*$')
 _KERNEL = re.compile(r"__kernel\b[^(]*(?:\(\([^)]*(?:\([^)]*\)[^)]*)*\)\)\s*)?\bvoid\s+(\w+)\s*\(([^{]*)\)\s*\{")
 _MARK = "numbers/types.clh"  # the file that tells a folder of kernels from another
+_PATTERN = ".inc"  # of files that are included again and again
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _QUALIFIERS = {"const", "restrict", "volatile"}
 
@@ -57,17 +61,21 @@ def kernel_directory() -> Path:
 
 @functools.cache
 def load(name: str) -> Source:
-    """The kernel file `name` ("forward.cl", "walks/rows.clh") with every include in place, each included once."""
+    """The kernel file `name` ("forward.cl", "walks/rows.clh") with every include in place."""
     lines: list[str] = []
     origins: list[tuple[str, int]] = []
-    _expand(name, lines, origins, set())
+    _expand(name, lines, origins, set(), ())
     return Source(name, "\n".join(lines) + "\n", tuple(origins))
 
 
-def _expand(name: str, lines: list[str], origins: list[tuple[str, int]], seen: set[str]) -> None:
+def _expand(
+    name: str, lines: list[str], origins: list[tuple[str, int]], seen: set[str], within: tuple[str, ...]
+) -> None:
     path = kernel_directory() / name
     if not path.is_file():
         raise SourceError(f"kernel file {name} is not in {kernel_directory()}")
+    if name in within:
+        raise SourceError(f"kernel file {name} includes itself, by way of {within[-1]}")
     seen.add(name)
 
     def put(line: str, number: int) -> None:
@@ -79,8 +87,8 @@ def _expand(name: str, lines: list[str], origins: list[tuple[str, int]], seen: s
         included = _INCLUDE.match(line)
         if included is None:
             put(line, number)
-        elif included[1] not in seen:
-            _expand(included[1], lines, origins, seen)
+        elif included[1] not in seen or included[1].endswith(_PATTERN):
+            _expand(included[1], lines, origins, seen, (*within, name))
             put(f'#line {number + 1} "{name}"', number)
         else:
             put("", number)

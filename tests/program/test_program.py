@@ -121,6 +121,26 @@ def test_a_failing_build_shows_the_numbered_lines(
     assert f"{at + 1:4d} | {lines[at]}" in message
 
 
+def test_a_mistake_in_a_pattern_is_shown_where_it_stands(
+    queue: cl.CommandQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By file and line, whichever of the times that the file is included the compiler speaks of."""
+    shutil.copytree(sources.kernel_directory(), tmp_path, dirs_exist_ok=True)
+    broken = tmp_path / "numbers" / "moments.inc"
+    text = broken.read_text()
+    broken.write_text(text.replace("a->n = n;", "a->n = n_that_is_not_there;"))
+    at = text[: text.index("a->n = n;")].count("\n")
+    monkeypatch.setattr(sources, "kernel_directory", lambda: tmp_path)
+    sources.load.cache_clear()
+    try:
+        with pytest.raises(BuildError) as caught:
+            building.program(queue.context, Build("merge.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 4))))
+    finally:
+        sources.load.cache_clear()
+    assert "numbers/moments.inc:\n" in str(caught.value)
+    assert f"> {at + 1:4d} | {broken.read_text().splitlines()[at]}\n" in f"{caught.value}\n"
+
+
 @pytest.mark.parametrize("path", sorted(sources.kernel_directory().glob("*.cl")), ids=lambda path: path.name)
 def test_kernel_files_compile_by_themselves(queue: cl.CommandQueue, path: Path) -> None:
     """With nothing defined and the folder of the kernels as the include path."""

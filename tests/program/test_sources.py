@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from oclbn.plan.operations import OPERATIONS
@@ -12,7 +16,7 @@ FILES = sorted(path.name for path in kernel_directory().glob("*.cl"))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_includes_are_expanded_once(name: str) -> None:
+def test_includes_are_expanded(name: str) -> None:
     source = load(name)
     assert '#include "' not in source.text
     assert source.text.count("#ifndef TYPES_CLH") == 1
@@ -23,7 +27,7 @@ def test_includes_are_expanded_once(name: str) -> None:
 def test_every_line_knows_where_it_came_from(name: str) -> None:
     source = load(name)
     folder = kernel_directory()
-    files = {str(path.relative_to(folder)): path.read_text().splitlines() for path in folder.rglob("*.cl*")}
+    files = {str(path.relative_to(folder)): path.read_text().splitlines() for path in folder.rglob("*.*")}
     for line, (file, number) in zip(source.text.splitlines(), source.origins, strict=True):
         if number and not line.startswith("#line") and "#include" not in files[file][number - 1]:
             assert line == files[file][number - 1]
@@ -35,6 +39,60 @@ def test_line_directives_lead_back_to_the_file() -> None:
     number = int(lines[back].split()[1])
     original = (kernel_directory() / "forward.cl").read_text().splitlines()
     assert lines[back + 1 : back + 20] == original[number - 1 : number + 18]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder of kernels."""
+    monkeypatch.setattr(sources, "kernel_directory", lambda: tmp_path)
+    load.cache_clear()
+    parameters.cache_clear()
+    yield tmp_path
+    load.cache_clear()
+    parameters.cache_clear()
+
+
+def test_a_pattern_is_put_in_at_each_place(folder: Path) -> None:
+    (folder / "once.clh").write_text("int one;\n")
+    (folder / "many.inc").write_text('#include "once.clh"\nint NAME;\n#undef NAME\n')
+    (folder / "all.cl").write_text('#define NAME a\n#include "many.inc"\n#define NAME b\n#include "many.inc"\n')
+    source = load("all.cl")
+    assert source.text.count("int NAME;") == 2
+    assert source.text.count("int one;") == 1
+    lines = source.text.splitlines()
+    for (file, number), line, before in zip(source.origins[1:], lines[1:], lines[:-1], strict=True):
+        if line.startswith("#line"):
+            continue
+        if before.startswith("#line"):
+            assert before == f'#line {number} "{file}"'
+        if number:
+            assert line in ("", (folder / file).read_text().splitlines()[number - 1])
+
+
+@pytest.mark.parametrize("ending", ["clh", "inc"])
+def test_a_file_that_includes_itself_is_named(folder: Path, ending: str) -> None:
+    (folder / "all.cl").write_text(f'#include "a.{ending}"\n')
+    (folder / f"a.{ending}").write_text('#include "b.inc"\n')
+    (folder / "b.inc").write_text(f'#include "a.{ending}"\n')
+    if ending == "inc":
+        with pytest.raises(SourceError, match=r"kernel file a\.inc includes itself, by way of b\.inc"):
+            load("all.cl")
+    else:  # as with a guard in it
+        assert load("all.cl").origins[-1][0] == "all.cl"
+
+
+@pytest.mark.parametrize("path", sorted(kernel_directory().rglob("*.inc")), ids=lambda path: path.name)
+def test_patterns_leave_nothing_defined(path: Path) -> None:
+    """What is set before is undefined at the end, and so is what is defined in between."""
+    text = path.read_text()
+    told = re.search(r"^// Set before, undefined after: (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
+    assert told is not None
+    undefined = re.findall(r"^#undef (\w+)$", text, re.MULTILINE)
+    assert len(set(undefined)) == len(undefined) > 0
+    assert {*re.findall(r"^#define (\w+)", text, re.MULTILINE)} <= {*undefined}
+    for name in undefined:
+        assert name in told[1] or f"#define {name}" in text, f"{name} is not spoken of"
+        assert len(re.findall(rf"\b{name}\b", text)) > 2
 
 
 def test_parameters_come_in_order_with_their_types() -> None:

@@ -209,9 +209,9 @@ INJECTIONS = [
     pytest.param(
         Injection(
             "walks/strip_write.clh",
-            "DEFINE_STRIP_NORMALIZE(strip_one_normalize_far, 1, SAVE_FAR)",
+            "#define NAME strip_one_normalize_far\n#define ROWS 1\n#define PUT SAVE_FAR\n",
             "#define SAVE_WRONG(p, value) SAVE_FAR(p, (value) + (ACC)INJECTED)\n"
-            "DEFINE_STRIP_NORMALIZE(strip_one_normalize_far, 1, SAVE_WRONG)",
+            "#define NAME strip_one_normalize_far\n#define ROWS 1\n#define PUT SAVE_WRONG\n",
             "STREAM",
             STREAMED,
             "infer",
@@ -231,9 +231,9 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "walks/columns.clh",
-            "deviation[i] += first[i]; ",
-            "deviation[i] = (INJECTED ? (ACC)0 : (ACC)1) * deviation[i] + first[i]; ",
+            "walks/tile.inc",
+            "deviation[i] += first[i];\n",
+            "deviation[i] = (INJECTED ? (ACC)0 : (ACC)1) * deviation[i] + first[i];\n",
             "LANES > 1",
             {"lanes": 16, "vec": 1},
             shape=(300, 37),
