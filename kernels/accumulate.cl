@@ -3,7 +3,7 @@
 // grid: (LANES * any number of groups), which share the elements.
 
 #include "numbers/gather.clh"
-#include "numbers/types.clh"
+#include "numbers/io.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void accumulate(
     __global STORE *into,                       // [count]
@@ -12,5 +12,6 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void accumulate(
     const long added_start, const long count, const ACC scale, const ACC momentum)
 {
     for (long i = get_global_id(0); i < count; i += get_global_size(0))
-        into[into_start + i] = GATHERED(added[added_start + i], scale, into[into_start + i], momentum);
+        SAVE_ONE(into + (into_start + i),
+                 GATHERED(LOAD_ONE(added + (added_start + i)), scale, LOAD_ONE(into + (into_start + i)), momentum));
 }

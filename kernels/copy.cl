@@ -2,7 +2,7 @@
 //
 // grid: (LANES * pieces); a group copies one piece of `piece` elements, a multiple of LANES * VEC.
 
-#include "numbers/types.clh"
+#include "numbers/io.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void copy(
     const __global STORE *restrict x,           // [count]
@@ -12,9 +12,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void copy(
     const long first = get_group_id(0) * piece, last = LEAST(first + piece, count);
     const long whole = first + (last - first) / VEC * VEC;
     const int lane = LANES > 1 ? (int)get_local_id(0) : 0;
-    if (FAR && (size_t)y % sizeof(ACCV) == 0)
+    if (FAR && IS_WHOLE(y))
         for (long i = first + lane * VEC; i < whole; i += LANES * VEC) SAVE_FAR(y + i, LOAD(x + i));
     else
         for (long i = first + lane * VEC; i < whole; i += LANES * VEC) SAVE(y + i, LOAD(x + i));
-    for (long i = whole + lane; i < last; i += LANES) y[i] = x[i];
+    for (long i = whole + lane; i < last; i += LANES) SAVE_ONE(y + i, LOAD_ONE(x + i));
 }

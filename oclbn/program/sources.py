@@ -4,8 +4,8 @@ Nothing here touches a device. Includes are expanded here rather than by the dri
 path; ``#line`` directives keep every message pointing at the file and line that a person can open. Files are named by
 their path below the folder: a compiler that is to take one by itself gets that folder as its include path.
 
-A file `*.inc` is a pattern: it is put in at each place that includes it, where the names that its head speaks of are defined,
-and undefines them at its end. Any other file is put in once.
+A file `*.inc` is a pattern: it is put in at each place that includes it, where the names that its head speaks of are
+defined, and undefines them at its end. Any other file is put in once.
 """
 
 from __future__ import annotations

@@ -149,6 +149,53 @@ def test_kernel_files_compile_by_themselves(queue: cl.CommandQueue, path: Path) 
     assert built.kernel_names.split(";") == re.findall(r"__kernel.*\bvoid (\w+)\(", path.read_text())
 
 
+OPAQUE = """
+typedef struct { ACC number; } Element;
+#define STORE Element
+#define STOREV ACCV
+typedef ACCV LOOSE __attribute__((aligned(sizeof(ACC))));
+static ACC LOAD_ONE(const __global STORE *p) { return p->number; }
+static void SAVE_ONE(__global STORE *p, const ACC value) { p->number = value; }
+static ACCV LOAD(const __global STORE *p)
+{
+    ACC part[VEC];
+    for (int i = 0; i < VEC; ++i) part[i] = LOAD_ONE(p + i);
+    return FROM_ARRAY(part);
+}
+static void SAVE(__global STORE *p, const ACCV value)
+{
+    ACC part[VEC];
+    TO_ARRAY(value, part);
+    for (int i = 0; i < VEC; ++i) SAVE_ONE(p + i, part[i]);
+}
+static ACCV LOAD_NUMBERS(const __global ACC *p) { return *(const __global ACCV *)p; }
+static void SAVE_NUMBERS(__global ACC *p, const ACCV value) { *(__global ACCV *)p = value; }
+"""
+
+
+@pytest.mark.once("what the kernels' text may do with elements")
+@pytest.mark.parametrize("walk", ["RUN=0", "RUN=64", "COLUMNS=1", "COLUMNS=1 LANES=16", "LANES=16"])
+@pytest.mark.parametrize("source", ["forward.cl", "backward.cl", "moments.cl", "accumulate.cl", "copy.cl"])
+def test_elements_are_touched_by_their_names_only(
+    queue: cl.CommandQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, walk: str
+) -> None:
+    """All kernels build where an element is nothing to compute with, and only io.clh knows what it is."""
+    shutil.copytree(sources.kernel_directory(), tmp_path, dirs_exist_ok=True)
+    header = tmp_path / "numbers" / "io.clh"
+    text = header.read_text()
+    first, last = text.index("#if DOUBLE"), text.index("// SAVE_FAR")
+    header.write_text(text[:first] + OPAQUE + text[last:])
+    monkeypatch.setattr(sources, "kernel_directory", lambda: tmp_path)
+    sources.load.cache_clear()
+    try:
+        defines = [(name, int(value)) for name, value in (word.split("=") for word in walk.split())]
+        building.program(
+            queue.context, Build(source, (*defines, ("VEC", 4), ("BLOCKS", 4), ("UNROLL", 1), ("OPAQUE", 1)))
+        )
+    finally:
+        sources.load.cache_clear()
+
+
 def test_a_failed_build_can_be_mended(queue: cl.CommandQueue) -> None:
     with pytest.raises(BuildError):
         building.program(queue.context, Build("accumulate.cl", (("DOUBLE", 0), ("LANES", 1), ("VEC", 3000))))

@@ -159,9 +159,9 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "numbers/types.clh",
-            "#define SAVE(p, value) (*(__global LOOSE *)(p) = (value))",
-            "#define SAVE(p, value) (*(__global LOOSE *)((p) + INJECTED) = (value))",
+            "numbers/io.clh",
+            "#define SAVE(p, value) (*(__global LOOSE_STORE *)(p) = (value))",
+            "#define SAVE(p, value) (*(__global LOOSE_STORE *)((p) + INJECTED) = (value))",
             "VEC > 2",
             ROWS,
             "infer",
