@@ -6,10 +6,9 @@
 #include "numbers/io.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void accumulate(
-    __global STORE *into,                       // [count]
-    const long into_start,
-    const __global STORE *added,                // [count]
-    const long added_start, const long count, const ACC scale, const ACC momentum)
+    __global STORE *ARRAY_ARGUMENTS(into),                          // [count]
+    const __global STORE *ARRAY_ARGUMENTS(added),                   // [count]
+    const long count, const ACC scale, const ACC momentum)
 {
     for (long i = get_global_id(0); i < count; i += get_global_size(0))
         SAVE_ONE(into + (into_start + i),

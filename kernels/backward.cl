@@ -43,27 +43,14 @@ static void sums_merged(SumsC *all, const __global ACC *partial, const int slice
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_resident(
-    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
-    const long x_start, const long x_row, const long x_channel,
-    const __global STORE *restrict dy,          // [outer][channels][inner], by its strides
-    const long dy_start, const long dy_row, const long dy_channel,
-    __global STORE *restrict dx,                // [outer][channels][inner], by its strides
-    const long dx_start, const long dx_row, const long dx_channel,
-    const __global ACC *scale,                  // [channels], or null: 1
-    const long scale_start,
-    const __global ACC *save_mean,              // [channels]
-    const long save_mean_start,
-    const __global ACC *save_invstd,            // [channels]
-    const long save_invstd_start,
-    __global ACC *dscale,                       // [channels]
-    __global ACC *dbias,                        // [channels]
-    __global ACC *scale_grad,                   // [channels], or null: not wanted
-    const long scale_grad_start,
-    __global ACC *bias_grad,                    // [channels], or null: not wanted
-    const long bias_grad_start,
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share, const int chain,
+    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
+    const __global STORE *restrict TENSOR_ARGUMENTS(dy),            // [outer][channels][inner], by its strides
+    __global STORE *restrict TENSOR_ARGUMENTS(dx),                  // [outer][channels][inner], by its strides
+    const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
+    const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(save_invstd),               // [channels]
+    GRADIENT_ARRAY_ARGUMENTS,
+    CUT_ARGUMENTS, const int chain,
     const ACC count, const ACC count_rest, const ACC grad_scale, const ACC grad_momentum)
 {
     SCRATCH(SumsC, scratch);
@@ -82,9 +69,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
         {
             GROUP_SUMS(&sums[u], scratch, &g);
             gradient_finish(&sums[u], &g, u, scale, scale_start, mean[u],
-                            channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, scale_grad,
-                            scale_grad_start, bias_grad, bias_grad_start, count, count_rest, grad_scale, grad_momentum,
-                            &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
+                            channel_load(save_invstd, save_invstd_start, &g, u, 0), GRADIENT_PASSED, count, count_rest,
+                            grad_scale, grad_momentum, &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
             out.mean[u] = mean[u];
         }
         gradient_of(&out, &g, from, x_row, x_channel, slope, dy_row, dy_channel,
@@ -95,16 +81,11 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partial(
-    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
-    const long x_start, const long x_row, const long x_channel,
-    const __global STORE *restrict dy,          // [outer][channels][inner], by its strides
-    const long dy_start, const long dy_row, const long dy_channel,
-    const __global ACC *save_mean,              // [channels]
-    const long save_mean_start,
+    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
+    const __global STORE *restrict TENSOR_ARGUMENTS(dy),            // [outer][channels][inner], by its strides
+    const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
     __global ACC *restrict partial,             // [slices][6][channels]: gradient, product, deviation, each with its rest
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share)
+    CUT_ARGUMENTS)
 {
     SCRATCH(SumsC, scratch);
     Region g;
@@ -121,28 +102,15 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
-    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
-    const long x_start, const long x_row, const long x_channel,
-    const __global STORE *restrict dy,          // [outer][channels][inner], by its strides
-    const long dy_start, const long dy_row, const long dy_channel,
-    __global STORE *restrict dx,                // [outer][channels][inner], by its strides
-    const long dx_start, const long dx_row, const long dx_channel,
+    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
+    const __global STORE *restrict TENSOR_ARGUMENTS(dy),            // [outer][channels][inner], by its strides
+    __global STORE *restrict TENSOR_ARGUMENTS(dx),                  // [outer][channels][inner], by its strides
     const __global ACC *partial,                // [slices][6][channels]: gradient, product, deviation, each with its rest
-    const __global ACC *scale,                  // [channels], or null: 1
-    const long scale_start,
-    const __global ACC *save_mean,              // [channels]
-    const long save_mean_start,
-    const __global ACC *save_invstd,            // [channels]
-    const long save_invstd_start,
-    __global ACC *dscale,                       // [channels]
-    __global ACC *dbias,                        // [channels]
-    __global ACC *scale_grad,                   // [channels], or null: not wanted
-    const long scale_grad_start,
-    __global ACC *bias_grad,                    // [channels], or null: not wanted
-    const long bias_grad_start,
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share,
+    const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
+    const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(save_invstd),               // [channels]
+    GRADIENT_ARRAY_ARGUMENTS,
+    CUT_ARGUMENTS,
     const ACC count, const ACC count_rest, const ACC grad_scale, const ACC grad_momentum)
 {
     Region g;
@@ -154,9 +122,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
         sums_merged(&sums, partial, slices, &g, u, channels);
         out.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
         gradient_finish(&sums, &g, u, scale, scale_start, out.mean[u],
-                        channel_load(save_invstd, save_invstd_start, &g, u, 0), dscale, dbias, scale_grad, scale_grad_start,
-                        bias_grad, bias_grad_start, count, count_rest, grad_scale, grad_momentum, &out.level[u], &out.gain[u],
-                        &out.tilt[u], &out.shift[u]);
+                        channel_load(save_invstd, save_invstd_start, &g, u, 0), GRADIENT_PASSED, count, count_rest, grad_scale,
+                        grad_momentum, &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
     }
     gradient_of(&out, &g, x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
                 dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel,
@@ -165,24 +132,14 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partial(
-    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
-    const long x_start, const long x_row, const long x_channel,
-    const __global STORE *restrict dy,          // [outer][channels][inner], by its strides
-    const long dy_start, const long dy_row, const long dy_channel,
-    __global STORE *restrict dx,                // [outer][channels][inner], by its strides
-    const long dx_start, const long dx_row, const long dx_channel,
-    const __global ACC *scale,                  // [channels], or null: 1
-    const long scale_start,
-    const __global ACC *save_mean,              // [channels]
-    const long save_mean_start,
-    const __global ACC *save_invstd,            // [channels], or null: 1 / sqrt(var + epsilon)
-    const long save_invstd_start,
-    const __global ACC *var,                    // [channels], or null where save_invstd is given
-    const long var_start,
+    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
+    const __global STORE *restrict TENSOR_ARGUMENTS(dy),            // [outer][channels][inner], by its strides
+    __global STORE *restrict TENSOR_ARGUMENTS(dx),                  // [outer][channels][inner], by its strides
+    const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
+    const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
+    CONSTANT_ARRAY_ARGUMENTS,
     __global ACC *restrict partial,             // [slices][6][channels]: gradient, product, deviation, each with its rest
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share,
+    CUT_ARGUMENTS,
     const ACC epsilon)
 {
     SCRATCH(SumsC, scratch);
@@ -194,8 +151,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     Output out;
     EACH_BLOCK(u, &g) {
         mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-        out.gain[u] = channel_load(scale, scale_start, &g, u, 1)
-                      * constant_invstd(save_invstd, save_invstd_start, var, var_start, epsilon, &g, u);
+        out.gain[u] = channel_load(scale, scale_start, &g, u, 1) * constant_invstd(CONSTANT_PASSED, epsilon, &g, u);
         out.mean[u] = out.shift[u] = 0;
     }
     region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, slope, dy_row, dy_channel, &g, mean,
@@ -210,29 +166,18 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(
     const __global ACC *restrict partial,       // [slices][6][channels]: gradient, product, deviation, each with its rest
-    const __global ACC *save_invstd,            // [channels], or null: 1 / sqrt(var + epsilon)
-    const long save_invstd_start,
-    const __global ACC *var,                    // [channels], or null where save_invstd is given
-    const long var_start,
-    __global ACC *dscale,                       // [channels]
-    __global ACC *dbias,                        // [channels]
-    __global ACC *scale_grad,                   // [channels], or null: not wanted
-    const long scale_grad_start,
-    __global ACC *bias_grad,                    // [channels], or null: not wanted
-    const long bias_grad_start,
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share,
+    CONSTANT_ARRAY_ARGUMENTS,
+    GRADIENT_ARRAY_ARGUMENTS,
+    CUT_ARGUMENTS,
     const ACC epsilon, const ACC grad_scale, const ACC grad_momentum)
 {
     Region g;
-    region_of(&g, 0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
-                               chunk_rows, chunk_columns, width, share);
+    REGION(g, 0, (int)get_group_id(0));
     EACH_BLOCK(u, &g) {
         SumsC sums;
         sums_merged(&sums, partial, slices, &g, u, channels);
-        const CH invstd = constant_invstd(save_invstd, save_invstd_start, var, var_start, epsilon, &g, u);
+        const CH invstd = constant_invstd(CONSTANT_PASSED, epsilon, &g, u);
         gradient_store(joined(sums.product, sums.product_rest) * invstd, joined(sums.gradient, sums.gradient_rest), &g, u,
-                       dscale, dbias, scale_grad, scale_grad_start, bias_grad, bias_grad_start, grad_scale, grad_momentum);
+                       GRADIENT_PASSED, grad_scale, grad_momentum);
     }
 }

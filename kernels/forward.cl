@@ -14,29 +14,11 @@
 #include "numbers/finish.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
-    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
-    const long x_start, const long x_row, const long x_channel,
-    __global STORE *restrict y,                 // [outer][channels][inner], by its strides
-    const long y_start, const long y_row, const long y_channel,
-    const __global ACC *scale,                  // [channels], or null: 1
-    const long scale_start,
-    const __global ACC *bias,                   // [channels], or null: 0
-    const long bias_start,
-    __global ACC *running_mean,                 // [channels], or null; moved in place
-    const long running_mean_start,
-    __global ACC *running_var,                  // [channels], or null; moved in place
-    const long running_var_start,
-    __global uint *skipped,                     // [channels], or null; counts updates left out
-    const long skipped_start,
-    __global uint *entered,                     // [channels], or null; counts updates, before this one too
-    const long entered_start,
-    __global ACC *save_mean,                    // [channels]
-    __global ACC *save_invstd,                  // [channels]
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share, const int chain,
-    const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const ACC init_factor,
-    const int guard)
+    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
+    __global STORE *restrict TENSOR_ARGUMENTS(y),                   // [outer][channels][inner], by its strides
+    TRAIN_ARRAY_ARGUMENTS,
+    CUT_ARGUMENTS, const int chain,
+    TRAIN_NUMBER_ARGUMENTS)
 {
     SCRATCH(MomentsC, scratch);
     Region g;
@@ -50,10 +32,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
         EACH_BLOCK(u, &g)
         {
             GROUP_MOMENTS(&set[u], scratch, &g);
-            train_finish(&set[u], &g, u, scale, scale_start, bias, bias_start, running_mean,
-                         running_mean_start, running_var, running_var_start, skipped, skipped_start, entered, entered_start,
-                         save_mean, save_invstd, count, unbiased, epsilon, factor, init_factor, guard, &out.mean[u],
-                         &out.gain[u], &out.shift[u]);
+            train_finish(&set[u], &g, u, TRAIN_PASSED, &out.mean[u], &out.gain[u], &out.shift[u]);
         }
         output_of(&out, &g, from, x_row, x_channel, y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
         more = chain_goes_on(&g, done + 1, chain, channels);
@@ -62,30 +41,12 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
-    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
-    const long x_start, const long x_row, const long x_channel,
-    __global STORE *restrict y,                 // [outer][channels][inner], by its strides
-    const long y_start, const long y_row, const long y_channel,
+    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
+    __global STORE *restrict TENSOR_ARGUMENTS(y),                   // [outer][channels][inner], by its strides
     const __global ACC *partial,                // [slices][4][channels]: mean and m2, each with its rest
-    const __global ACC *scale,                  // [channels], or null: 1
-    const long scale_start,
-    const __global ACC *bias,                   // [channels], or null: 0
-    const long bias_start,
-    __global ACC *running_mean,                 // [channels], or null; moved in place
-    const long running_mean_start,
-    __global ACC *running_var,                  // [channels], or null; moved in place
-    const long running_var_start,
-    __global uint *skipped,                     // [channels], or null; counts updates left out
-    const long skipped_start,
-    __global uint *entered,                     // [channels], or null; counts updates, before this one too
-    const long entered_start,
-    __global ACC *save_mean,                    // [channels]
-    __global ACC *save_invstd,                  // [channels]
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share,
-    const ACC count, const ACC unbiased, const ACC epsilon, const ACC factor, const ACC init_factor,
-    const int guard)
+    TRAIN_ARRAY_ARGUMENTS,
+    CUT_ARGUMENTS,
+    TRAIN_NUMBER_ARGUMENTS)
 {
     Region g;
     REGION_OF_GROUP(g, GROUP_BACK);
@@ -94,9 +55,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     EACH_BLOCK(u, &g) {
         MomentsC set;
         moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
-        train_finish(&set, &g, u, scale, scale_start, bias, bias_start, running_mean, running_mean_start, running_var,
-                     running_var_start, skipped, skipped_start, entered, entered_start, save_mean, save_invstd, count, unbiased,
-                     epsilon, factor, init_factor, guard, &out.mean[u], &out.gain[u], &out.shift[u]);
+        train_finish(&set, &g, u, TRAIN_PASSED, &out.mean[u], &out.gain[u], &out.shift[u]);
     }
     output_of(&out, &g, x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
               y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
@@ -104,21 +63,13 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
-    const __global STORE *x,                    // [outer][channels][inner], by its strides
-    const long x_start, const long x_row, const long x_channel,
-    __global STORE *y,                          // [outer][channels][inner], by its strides; may be x itself
-    const long y_start, const long y_row, const long y_channel,
-    const __global ACC *scale,                  // [channels], or null: 1
-    const long scale_start,
-    const __global ACC *bias,                   // [channels], or null: 0
-    const long bias_start,
-    const __global ACC *mean,                   // [channels]
-    const long mean_start,
-    const __global ACC *var,                    // [channels]
-    const long var_start,
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share,
+    const __global STORE *TENSOR_ARGUMENTS(x),                      // [outer][channels][inner], by its strides
+    __global STORE *TENSOR_ARGUMENTS(y),                            // [outer][channels][inner], by its strides; may be x itself
+    const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
+    const __global ACC *ARRAY_ARGUMENTS(bias),                      // [channels], or null: 0
+    const __global ACC *ARRAY_ARGUMENTS(mean),                      // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(var),                       // [channels]
+    CUT_ARGUMENTS,
     const ACC epsilon)
 {
     Region g;

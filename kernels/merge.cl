@@ -8,22 +8,14 @@
 #include "walks/walk.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void merge(
-    const __global ACC *first_mean,             // [channels]
-    const long first_mean_start,
-    const __global ACC *first_mean_rest,        // [channels]
-    const long first_mean_rest_start,
-    const __global ACC *first_m2,               // [channels]
-    const long first_m2_start,
-    const __global ACC *first_m2_rest,          // [channels]
-    const long first_m2_rest_start,
-    const __global ACC *second_mean,            // [channels], or null
-    const long second_mean_start,
-    const __global ACC *second_mean_rest,       // [channels], or null
-    const long second_mean_rest_start,
-    const __global ACC *second_m2,              // [channels], or null
-    const long second_m2_start,
-    const __global ACC *second_m2_rest,         // [channels], or null
-    const long second_m2_rest_start,
+    const __global ACC *ARRAY_ARGUMENTS(first_mean),                // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(first_mean_rest),           // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(first_m2),                  // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(first_m2_rest),             // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(second_mean),               // [channels], or null
+    const __global ACC *ARRAY_ARGUMENTS(second_mean_rest),          // [channels], or null
+    const __global ACC *ARRAY_ARGUMENTS(second_m2),                 // [channels], or null
+    const __global ACC *ARRAY_ARGUMENTS(second_m2_rest),            // [channels], or null
     __global ACC *mean,                         // [channels]
     __global ACC *mean_rest,                    // [channels]
     __global ACC *m2,                           // [channels]

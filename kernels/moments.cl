@@ -11,12 +11,9 @@
 #include "numbers/finish.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial(
-    const __global STORE *restrict x,           // [outer][channels][inner], by its strides
-    const long x_start, const long x_row, const long x_channel,
+    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
     __global ACC *restrict partial,             // [slices][4][channels]: mean and m2, each with its rest
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share)
+    CUT_ARGUMENTS)
 {
     SCRATCH(MomentsC, scratch);
     const int slice = (int)(GROUP % slices);
@@ -40,13 +37,10 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_merge(
     __global ACC *restrict mean_rest,           // [channels], or null
     __global ACC *restrict m2,                  // [channels]
     __global ACC *restrict m2_rest,             // [channels], or null
-    const long outer, const int channels, const long inner, const int slices, const int slice_rows,
-    const int slice_columns, const int column_slices, const int chunk_rows, const int chunk_columns, const int width,
-    const int share)
+    CUT_ARGUMENTS)
 {
     Region g;
-    region_of(&g, 0, (int)get_group_id(0), outer, channels, inner, slice_rows, slice_columns, column_slices,
-                               chunk_rows, chunk_columns, width, share);
+    REGION(g, 0, (int)get_group_id(0));
     EACH_BLOCK(u, &g) {
         MomentsC set;
         moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);

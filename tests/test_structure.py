@@ -213,10 +213,22 @@ def test_kernel_arguments_carry_their_shapes(path: Path) -> None:
     """Each pointer of a __kernel stands on a line with a comment that names its extents."""
     heads = re.findall(r"__kernel\b.*?\{", path.read_text(), re.DOTALL)
     assert heads, "no kernel in it"
-    for head in heads:
-        for line in head.splitlines():
-            if "*" in line.split("//")[0]:
-                assert re.search(r"//.*\[.+\]", line), f"no shape: {line.strip()}"
+    check_shapes("\n".join(heads))
+
+
+def check_shapes(head: str) -> None:
+    for line in head.splitlines():
+        if "*" in re.split("//|/[*]", line)[0]:
+            assert re.search(r"(//|/\*).*\[.+\]", line), f"no shape: {line.strip()}"
+
+
+def test_lists_of_arguments_carry_their_shapes() -> None:
+    """The macros that stand for arguments of several kernels do as heads of kernels do."""
+    text = "".join(path.read_text() for path in TEXTS)
+    lists = re.findall(r"#define \w+_ARGUMENTS (?:.*\\\n)+.*", text)
+    assert any("*" in found for found in lists)
+    for found in lists:
+        check_shapes(found)
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)

@@ -22,6 +22,7 @@ _KERNEL = re.compile(r"__kernel\b[^(]*(?:\(\([^)]*(?:\([^)]*\)[^)]*)*\)\)\s*)?\b
 _MARK = "numbers/types.clh"  # the file that tells a folder of kernels from another
 _PATTERN = ".inc"  # of files that are included again and again
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_LIST = re.compile(r"#define +(\w+_ARGUMENTS)(?:\((\w+)\))? +(.+)")  # a macro that stands for several arguments
 _QUALIFIERS = {"const", "restrict", "volatile"}
 
 
@@ -94,14 +95,30 @@ def _expand(
             put("", number)
 
 
-@functools.cache
 def parameters(name: str, kernel: str) -> tuple[Parameter, ...]:
     """What kernel `kernel` of file `name` takes, in order, read off the source itself."""
-    text = _COMMENT.sub("", (kernel_directory() / name).read_text(encoding="utf-8"))
-    for match in _KERNEL.finditer(text):
-        if match[1] == kernel:
-            return tuple(_parameter(words) for words in match[2].split(","))
-    raise SourceError(f"kernel file {name} has no kernel {kernel}")
+    found = _heads(name).get(kernel)
+    if found is None:
+        raise SourceError(f"kernel file {name} has no kernel {kernel}")
+    return found
+
+
+@functools.cache
+def _heads(name: str) -> dict[str, tuple[Parameter, ...]]:
+    """The kernels of a file and what they take."""
+    text = _COMMENT.sub("", load(name).text).replace("\\\n", " ")
+    lists = {match[1]: (match[2], match[3]) for match in _LIST.finditer(text)}
+    heads = {match[1]: _written_out(match[2], lists) for match in _KERNEL.finditer(text)}
+    return {kernel: tuple(map(_parameter, head.split(","))) for kernel, head in heads.items()}
+
+
+def _written_out(text: str, lists: dict[str, tuple[str | None, str]]) -> str:
+    """The text with, for each macro of `lists`, what it stands for: of each its own parameter, if any, and that."""
+    for name, (own, body) in lists.items():
+        for use in re.finditer(rf"\b{name}\b" + (r"\((\w+)\)" if own else ""), text):
+            meaning = re.sub(rf"\b{own}\b", use[1], body).replace("##", "") if own else body
+            text = text.replace(use[0], _written_out(meaning, lists))
+    return text
 
 
 def _parameter(text: str) -> Parameter:

@@ -46,10 +46,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder of kernels."""
     monkeypatch.setattr(sources, "kernel_directory", lambda: tmp_path)
     load.cache_clear()
-    parameters.cache_clear()
+    sources._heads.cache_clear()
     yield tmp_path
     load.cache_clear()
-    parameters.cache_clear()
+    sources._heads.cache_clear()
 
 
 def test_a_pattern_is_put_in_at_each_place(folder: Path) -> None:
@@ -106,6 +106,23 @@ def test_parameters_come_in_order_with_their_types() -> None:
         Parameter("scale", "ACC"),
         Parameter("momentum", "ACC"),
     )
+
+
+def test_lists_of_parameters_are_written_out(folder: Path) -> None:
+    (folder / "lists.clh").write_text(
+        "#define ARRAY_ARGUMENTS(a) a, const long a##_start  // an aside\n"
+        "#define MORE_ARGUMENTS \\\n    __global ACC *ARRAY_ARGUMENTS(b), /* [n] */ \\\n    const int data\n"
+    )
+    head = "const __global ACC *restrict ARRAY_ARGUMENTS(in), // [n]\n MORE_ARGUMENTS, const ACC last"
+    (folder / "all.cl").write_text(f'#include "lists.clh"\n__kernel void one(\n{head})\n{{\n}}\n')
+    assert [(parameter.name, parameter.type) for parameter in parameters("all.cl", "one")] == [
+        ("in", "buffer"),
+        ("in_start", "long"),
+        ("b", "buffer"),
+        ("b_start", "long"),
+        ("data", "int"),
+        ("last", "ACC"),
+    ]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
