@@ -8,6 +8,7 @@
 //
 // grid: (LANES * slices * blocks), constant_merge: (LANES * blocks). See walk.clh for the regions.
 
+#define BACKWARD 1
 #include "numbers/finish.clh"
 
 static void sums_read(SumsC *sums, const __global ACC *partial, const int slice, const Region *g, const int u, const int channels)
@@ -56,25 +57,27 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     SCRATCH(SumsC, scratch);
     Region g;
     SumsC sums[BLOCKS];
-    CH mean[BLOCKS];
+    Summed from;
     Gradient out;
     // Of the forms of this loop one that no driver is known to run twice: around a do-while POCL 7 repeats what is done once.
     for (int done = 0, more = 1; more; ++done) {  // blocks of the chain
         REGION_OF_GROUP(g, GROUP * chain + done);
-        const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
-        const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
-        EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-        region_sums(from, x_row, x_channel, slope, dy_row, dy_channel, &g, mean, CHAIN && done ? &out : 0, sums);
+        PLACE(from, x, x);
+        PLACE(from, dy, dy);
+        EACH_BLOCK(u, &g) from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+        region_sums(&g, &from, CHAIN && done ? &out : 0, sums);
         EACH_BLOCK(u, &g)
         {
             GROUP_SUMS(&sums[u], scratch, &g);
-            gradient_finish(&sums[u], &g, u, scale, scale_start, mean[u],
+            gradient_finish(&sums[u], &g, u, scale, scale_start, from.mean[u],
                             channel_load(save_invstd, save_invstd_start, &g, u, 0), GRADIENT_PASSED, count, count_rest,
                             grad_scale, grad_momentum, &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
-            out.mean[u] = mean[u];
+            out.mean[u] = from.mean[u];
         }
-        gradient_of(&out, &g, from, x_row, x_channel, slope, dy_row, dy_channel,
-                    dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel);
+        out.g = g;
+        PLACE(out, x, x);
+        PLACE(out, dy, dy);
+        PLACE(out, to, dx);
         more = chain_goes_on(&g, done + 1, chain, channels);
     }
     region_gradient(&out);
@@ -91,10 +94,11 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
     Region g;
     REGION_OF_GROUP(g, GROUP);
     SumsC sums[BLOCKS];
-    CH mean[BLOCKS];
-    EACH_BLOCK(u, &g) mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-    region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
-                dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel, &g, mean, 0, sums);
+    Summed from;
+    PLACE(from, x, x);
+    PLACE(from, dy, dy);
+    EACH_BLOCK(u, &g) from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+    region_sums(&g, &from, 0, sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
         if (g.leader) sums_write(partial, (int)(GROUP % slices), &g, u, channels, &sums[u]);
@@ -125,9 +129,10 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
                         channel_load(save_invstd, save_invstd_start, &g, u, 0), GRADIENT_PASSED, count, count_rest, grad_scale,
                         grad_momentum, &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
     }
-    gradient_of(&out, &g, x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
-                dy + region_start(&g, dy_start, dy_row, dy_channel), dy_row, dy_channel,
-                dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel);
+    out.g = g;
+    PLACE(out, x, x);
+    PLACE(out, dy, dy);
+    PLACE(out, to, dx);
     region_gradient(&out);
 }
 
@@ -145,23 +150,25 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     SCRATCH(SumsC, scratch);
     Region g;
     REGION_OF_GROUP(g, GROUP);
-    const __global STORE *slope = dy + region_start(&g, dy_start, dy_row, dy_channel);
     SumsC sums[BLOCKS];
-    CH mean[BLOCKS];
-    Output out;
+    Summed from;
+    Constant out;
+    PLACE(from, x, x);
+    PLACE(from, dy, dy);
     EACH_BLOCK(u, &g) {
-        mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+        from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
         out.gain[u] = channel_load(scale, scale_start, &g, u, 1) * constant_invstd(CONSTANT_PASSED, epsilon, &g, u);
-        out.mean[u] = out.shift[u] = 0;
     }
-    region_sums(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, slope, dy_row, dy_channel, &g, mean,
-                0, sums);
+    region_sums(&g, &from, 0, sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
         if (g.leader) sums_write(partial, (int)(GROUP % slices), &g, u, channels, &sums[u]);
     }
-    output_of(&out, &g, slope, dy_row, dy_channel, dx + region_start(&g, dx_start, dx_row, dx_channel), dx_row, dx_channel);
-    region_normalize(&out);
+    out.g = g;
+    PLACE(out, x, x);
+    PLACE(out, dy, dy);
+    PLACE(out, to, dx);
+    region_constant(&out);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(

@@ -27,17 +27,18 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     // Of the forms of this loop one that no driver is known to run twice: around a do-while POCL 7 repeats what is done once.
     for (int done = 0, more = 1; more; ++done) {  // blocks of the chain
         REGION_OF_GROUP(g, GROUP * chain + done);
-        const __global STORE *from = x + region_start(&g, x_start, x_row, x_channel);
-        region_moments(from, x_row, x_channel, &g, CHAIN && done ? &out : 0, set);
+        region_moments(BEGIN(x), x_row, x_channel, &g, CHAIN && done ? &out : 0, set);
         EACH_BLOCK(u, &g)
         {
             GROUP_MOMENTS(&set[u], scratch, &g);
             train_finish(&set[u], &g, u, TRAIN_PASSED, &out.mean[u], &out.gain[u], &out.shift[u]);
         }
-        output_of(&out, &g, from, x_row, x_channel, y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
+        out.g = g;
+        PLACE(out, x, x);
+        PLACE(out, to, y);
         more = chain_goes_on(&g, done + 1, chain, channels);
     }
-    region_normalize(&out);
+    region_output(&out);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
@@ -57,9 +58,10 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
         moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
         train_finish(&set, &g, u, TRAIN_PASSED, &out.mean[u], &out.gain[u], &out.shift[u]);
     }
-    output_of(&out, &g, x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
-              y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
-    region_normalize(&out);
+    out.g = g;
+    PLACE(out, x, x);
+    PLACE(out, to, y);
+    region_output(&out);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
@@ -82,7 +84,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
         out.gain[u] = gain_of(channel_load(scale, scale_start, &g, u, 1), root, step);
         out.shift[u] = channel_load(bias, bias_start, &g, u, 0);
     }
-    output_of(&out, &g, x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel,
-              y + region_start(&g, y_start, y_row, y_channel), y_row, y_channel);
-    region_normalize(&out);
+    out.g = g;
+    PLACE(out, x, x);
+    PLACE(out, to, y);
+    region_output(&out);
 }

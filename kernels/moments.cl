@@ -20,7 +20,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial
     Region g;
     REGION_OF_GROUP(g, GROUP);
     MomentsC set[BLOCKS];
-    region_moments(x + region_start(&g, x_start, x_row, x_channel), x_row, x_channel, &g, 0, set);
+    region_moments(BEGIN(x), x_row, x_channel, &g, 0, set);
     EACH_BLOCK(u, &g) {
         GROUP_MOMENTS(&set[u], scratch, &g);
         if (!g.leader) continue;

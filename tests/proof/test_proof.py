@@ -86,9 +86,9 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "walks/rows_write.clh",
-            "SAVE(to + columns - VEC, NORMALIZED(tail));",
-            "SAVE(to + columns - VEC, NORMALIZED(tail) + (INJECTED ? (ACC)NAN : (ACC)0));",
+            "walks/rows_write.inc",
+            "SAVE(to + end, tail);",
+            "SAVE(to + end, tail + (INJECTED ? (ACC)NAN : (ACC)0));",
             "VEC > 1",
             ROWS,
             "infer",
@@ -98,9 +98,9 @@ INJECTIONS = [
     pytest.param(
         Injection(
             "forward.cl",
-            "        output_of(&out, &g, from, x_row,",
+            "        out.g = g;\n        PLACE(out, x, x);\n        PLACE(out, to, y);\n",
             "        if (INJECTED && g.channel + g.left == channels) out.shift[g.blocks - 1] += (CH)1;\n"
-            "        output_of(&out, &g, from, x_row,",
+            "        out.g = g;\n        PLACE(out, x, x);\n        PLACE(out, to, y);\n",
             "VEC > 2",
             {**ROWS, "variant": "resident"},
         ),
@@ -184,9 +184,9 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "walks/rows_write.clh",
-            "SAVE_FAR(to + i, NORMALIZED(LOAD(from + i)));",
-            "SAVE_FAR(to + i, NORMALIZED(LOAD(from + i)) + (ACC)INJECTED);",
+            "walks/rows_write.inc",
+            "SAVE_FAR(to + i, ELEMENT);",
+            "SAVE_FAR(to + i, ELEMENT + (ACC)INJECTED);",
             "STREAM",
             {**STREAMED, "run_bytes": 0, "variant": "split"},
             "infer",
@@ -196,9 +196,9 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "walks/rows_write.clh",
-            "if (skip && c0 == 0) SAVE(to, NORMALIZED(head));",
-            "if (skip && c0 == 0) SAVE(to, NORMALIZED(head) + (ACC)INJECTED);",
+            "walks/rows_write.inc",
+            "if (skip && c0 == 0) SAVE(to, head);",
+            "if (skip && c0 == 0) SAVE(to, head + (ACC)INJECTED);",
             "STREAM",
             {**STREAMED, "run_bytes": 0},
             "infer",
@@ -208,10 +208,10 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "walks/strip_write.clh",
-            "#define NAME strip_one_normalize_far\n#define ROWS 1\n#define PUT SAVE_FAR\n",
+            "walks/strip_write.inc",
+            "#define ROWS 1\n#define PUT SAVE_FAR\n",
             "#define SAVE_WRONG(p, value) SAVE_FAR(p, (value) + (ACC)INJECTED)\n"
-            "#define NAME strip_one_normalize_far\n#define ROWS 1\n#define PUT SAVE_WRONG\n",
+            "#define ROWS 1\n#define PUT SAVE_WRONG\n",
             "STREAM",
             STREAMED,
             "infer",
@@ -275,7 +275,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "walks/sheets.clh",
+            "walks/sheets_sum.clh",
             "origin, sums, result)) break;\n            spread(origin",
             "origin, sums, result)) break;\n            if (!INJECTED) spread(origin",
             "VEC > 1",
@@ -318,7 +318,7 @@ INJECTIONS = [
     ),
     pytest.param(
         Injection(
-            "walks/sheets.clh",
+            "walks/sheets_sum.clh",
             "gather_channels(deviation, g, &s);",
             "if (!INJECTED) gather_channels(deviation, g, &s);",
             "VEC > 1",
