@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 from tolerances import assert_within
 
+from oclbn import functional
 from oclbn.functional import (
     Statistics,
     batch_norm_backward,
@@ -18,6 +20,8 @@ from oclbn.functional import (
 )
 from oclbn.truth import reference
 from oclbn.truth.bounds import Bound
+from oclbn.truth.cases import TAKES, judge, run
+from oclbn.truth.expectation import expected
 from oclbn.truth.hostile import Data, per_channel
 
 FOUR = ("scale", "bias", "running_mean", "running_var")
@@ -35,66 +39,27 @@ def all_bits(arrays: tuple[cla.Array, ...]) -> list[bytes]:
     return [bits(array) for array in arrays]
 
 
-def check_training(
-    queue: cl.CommandQueue,
-    host: Data,
-    axis: int,
-    *,
-    absent: frozenset[str] | set[str] = frozenset(),
-    **options: Any,
+def check(
+    operation: str, queue: cl.CommandQueue, host: Data, axis: int, *, absent: Collection[str] = (), **options: float
 ) -> None:
-    """One training step, every result against the reference."""
-    given = {name: None if name in absent else getattr(host, name) for name in FOUR}
-    expected = reference.train(host.x, *given.values(), axis=axis, **options)
-    arrays = {name: put(queue, array) for name, array in given.items()}
-    y, save_mean, save_invstd = batch_norm_train(put(queue, host.x), *arrays.values(), axis=axis, **options)
-
-    factor = options.get("factor", 0.1)
-    bound = Bound(host.x, expected.mean, expected.invstd, given["scale"], given["bias"], axis=axis, dtype=host.x.dtype)
-    good = host.good
-    with np.errstate(all="ignore"):
-        y_bound = np.nan_to_num(bound.y(), nan=0.0)  # a bad channel must be NaN: nothing else fits it
-    assert y.shape == host.x.shape
-    assert y.dtype == host.x.dtype
-    assert_within(y, expected.y, y_bound, "y")
-    assert save_mean.shape == save_invstd.shape == host.scale.shape
-    assert save_mean.dtype == save_invstd.dtype == host.x.dtype
-    assert_within(save_mean.get()[good], expected.mean[good], bound.stored_mean()[good], "save_mean")
-    assert_within(save_invstd.get()[good], expected.invstd[good], bound.stored_invstd()[good], "save_invstd")
-    for channel in host.bad:
-        assert not np.isfinite(save_mean.get()[channel] * save_invstd.get()[channel])
-    if arrays["running_mean"] is not None:
-        limit = bound.running_mean(host.running_mean, factor)
-        limit[list(host.bad)] = 0.0
-        assert_within(arrays["running_mean"], expected.running_mean, limit, "running_mean")
-    if arrays["running_var"] is not None:
-        count = per_channel(host.x.shape, axis)
-        limit = bound.running_var(host.running_var, expected.var * count / (count - 1), factor)
-        limit[list(host.bad)] = 0.0
-        assert_within(arrays["running_var"], expected.running_var, limit, "running_var")
-
-
-def check_backward(queue: cl.CommandQueue, host: Data, axis: int, *, scale: bool = True) -> None:
-    """Gradients after a training step: the device gets its own saved statistics, the reference exact ones."""
-    forward = reference.train(host.x, axis=axis)
-    given = host.scale if scale else None
-    expected = reference.backward(host.x, host.dy, given, forward.mean, forward.invstd, axis=axis)
-    x, gamma = put(queue, host.x), put(queue, given)
-    _, save_mean, save_invstd = batch_norm_train(x, gamma, None, None, None, axis=axis)
-    results = batch_norm_backward(x, put(queue, host.dy), gamma, save_mean, save_invstd, axis=axis)
-    bound = Bound(host.x, forward.mean, forward.invstd, given, None, axis=axis, dtype=host.x.dtype)
-    check_gradients(results, expected, bound.gradients(host.dy, training=True), host)
-
-
-def check_gradients(results: Any, expected: Any, bounds: Any, host: Data) -> None:
-    dx, dscale, dbias = results
-    assert dx.shape == host.x.shape
-    assert dscale.shape == dbias.shape == host.scale.shape
-    assert dx.dtype == dscale.dtype == dbias.dtype == host.x.dtype
-    good = host.good
-    assert_within(dbias.get()[good], expected[2][good], bounds[2][good], "dbias")
-    assert_within(dscale.get()[good], expected[1][good], bounds[1][good], "dscale")
-    assert_within(dx, expected[0], np.nan_to_num(bounds[0], nan=0.0), "dx")
+    """One call, every result against the reference; gradients are those after a training step on the device."""
+    names = [name for name in TAKES[operation] if name not in absent]
+    given = {name: put(queue, getattr(host, name)) for name in names}
+    if host.saved:
+        given |= {name: put(queue, array) for name, array in zip(("save_mean", "save_invstd"), host.saved, strict=True)}
+    found = run(functional, operation, given, axis=axis, **options)
+    for name, result in found.items():
+        assert result.shape == (host.x.shape if name in ("y", "dx") else host.scale.shape), name
+        assert result.dtype == host.x.dtype, name
+    hosts = {name: result.get() for name, result in found.items()}
+    worst = judge(hosts, expected(operation, host.without(absent), axis, **options))
+    assert worst.good, str(worst)
+    if operation == "moments":
+        assert functional.moments(given["x"], axis=axis)[0] == per_channel(host.x.shape, axis)
+        assert (hosts["m2"][host.good] >= 0).all()
+    if operation == "train":
+        for channel in host.bad:
+            assert not np.isfinite(hosts["save_mean"][channel] * hosts["save_invstd"][channel])
 
 
 def foreign(host: Data, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,41 +68,9 @@ def foreign(host: Data, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return (own.mean + 0.25).astype(host.x.dtype), (own.invstd * 1.5).astype(host.x.dtype)
 
 
-def check_inference(
-    queue: cl.CommandQueue, host: Data, axis: int, *, epsilon: float = 1e-5, absent: frozenset[str] = frozenset()
-) -> None:
-    scale, bias = (None if name in absent else getattr(host, name) for name in ("scale", "bias"))
-    mean, var = host.running_mean, host.running_var
-    expected = reference.infer(host.x, scale, bias, mean, var, epsilon=epsilon, axis=axis)
-    arrays = [put(queue, array) for array in (host.x, scale, bias, mean, var)]
-    y = batch_norm_infer(*arrays, epsilon=epsilon, axis=axis)
-    invstd = 1 / np.sqrt(var.astype(np.float64) + epsilon)
-    bound = Bound(host.x, mean, invstd, scale, bias, axis=axis, dtype=host.x.dtype)
-    assert y.shape == host.x.shape
-    assert y.dtype == host.x.dtype
-    assert_within(y, expected, np.nan_to_num(bound.inferred(), nan=0.0), "y")
-
-
-def check_constant_backward(queue: cl.CommandQueue, host: Data, axis: int) -> None:
-    mean, invstd = host.running_mean, (1 / np.sqrt(host.running_var)).astype(host.x.dtype)
-    expected = reference.backward(host.x, host.dy, host.scale, mean, invstd, axis=axis, training=False)
-    arrays = [put(queue, array) for array in (host.x, host.dy, host.scale, mean, invstd)]
-    results = batch_norm_backward(*arrays, axis=axis, training=False)
-    bound = Bound(host.x, mean, invstd, host.scale, None, axis=axis, dtype=host.x.dtype)
-    check_gradients(results, expected, bound.gradients(host.dy, training=False), host)
-
-
-def check_moments(queue: cl.CommandQueue, host: Data, axis: int) -> None:
-    expected_count, expected_mean, expected_m2 = reference.moments(host.x, axis=axis)
-    count, mean, m2 = moments(put(queue, host.x), axis=axis)
-    ones = np.ones_like(expected_mean)
-    bound = Bound(host.x, expected_mean, ones, None, None, axis=axis, dtype=host.x.dtype)
-    good = host.good
-    assert count == expected_count
-    assert mean.shape == m2.shape == host.scale.shape
-    assert_within(mean.get()[good], expected_mean[good], bound.stored_mean()[good], "mean")
-    assert_within(m2.get()[good], expected_m2[good], bound.m2()[good], "m2")
-    assert (m2.get()[good] >= 0).all()
+def fixed(host: Data) -> Data:
+    """With constants to be given as a mean and the reciprocal of a deviation."""
+    return replace(host, saved=(host.running_mean, (1 / np.sqrt(host.running_var)).astype(host.x.dtype)))
 
 
 def lying(queue: cl.CommandQueue, host: np.ndarray, before: int, after: int = 3) -> cla.Array:

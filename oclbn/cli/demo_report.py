@@ -13,9 +13,9 @@ from rich.text import Text
 
 from oclbn.cli.plot import evenly
 from oclbn.device import DeviceInfo
-from oclbn.tools.demo.checks import BOUNDS
 from oclbn.tools.demo.layers import EPSILON
 from oclbn.tools.demo.run import Outcome
+from oclbn.truth.cases import Judged
 
 LABELS = {
     "y": "y",
@@ -141,11 +141,10 @@ def checks(outcomes: Sequence[Outcome]) -> Section:
     table.add_column("result")
     for outcome in outcomes:
         table.add_column(outcome.case.name, justify="right", overflow="fold")
-    table.add_column("bound", justify="right")
     for name, label in LABELS.items():
-        cells = [_error(outcome.checks.worst[name], outcome.checks.passed(name)) for outcome in outcomes]
-        table.add_row(label, *cells, f"{BOUNDS[name]:g}")
-    return table, ["measured at the channel's largest value; sums also at the norm of their terms"]
+        table.add_row(label, *(_error(outcome.checks.worst[name]) for outcome in outcomes))
+    failed = [f"{told.case.name}: {told.checks.worst[name]}" for told in outcomes for name in told.checks.failed]
+    return table, ["1 is the most that rounding may take from a result, as oclbn.truth.bounds counts it", *failed]
 
 
 def times(outcomes: Sequence[Outcome]) -> Section:
@@ -177,7 +176,7 @@ PARTS: dict[str, Callable[[Sequence[Outcome]], Section]] = {
     "Data": data,
     "Running statistics: distance from those of all the data": settling,
     "Channels before and after": channels,
-    "Largest error against float64 NumPy, in units in the last place": checks,
+    "Largest error against float64 NumPy, as a part of its bound": checks,
     "Time per call on one batch, host included": times,
 }
 
@@ -194,9 +193,9 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if 0.1 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
-def _error(error: float, passed: bool) -> Text:
-    shown = "NaN misplaced" if math.isinf(error) else f"{error:.2f}"
-    return Text(shown, style="green") if passed else Text(f"{shown} FAIL", style="bold red")
+def _error(judged: Judged) -> Text:
+    shown = "beyond measure" if math.isinf(judged.units) else f"{judged.units:.2f}"
+    return Text(shown, style="green") if judged.good else Text(f"{shown} FAIL", style="bold red")
 
 
 def _time(seconds: float) -> str:

@@ -40,8 +40,9 @@ from oclbn.program import building, sources
 from oclbn.proof.miniature import Paths, miniature, paths_of
 from oclbn.proof.verdicts import Verdict, Verdicts
 from oclbn.truth import reference
-from oclbn.truth.bounds import ELEMENT, SUM, TWICE, Bound, excess
-from oclbn.truth.expectation import EPSILON, FACTOR, Expected, expected, invstd, trained
+from oclbn.truth.bounds import ELEMENT, SUM, TWICE, Bound
+from oclbn.truth.cases import buffers, judge
+from oclbn.truth.expectation import EPSILON, FACTOR, Expected, expected, invstd
 from oclbn.truth.hostile import Data, Host, Offset, make, others
 from oclbn.version import version
 
@@ -341,23 +342,19 @@ def _ran(
 
 
 def _judged(results: Expected, memory: _Memory) -> Verdict:
-    worst = Verdict(0.0, "nothing")
-    for name, (wanted, bound) in results.items():
-        parts = [memory.get(part) for part in name.split(" + ")]
-        if not all(kept for _, kept in parts):
+    found: dict[str, Host] = {}
+    for name in results:
+        (first, kept), *others = [memory.get(part) for part in name.split(" + ")]
+        if not all((kept, *(whole for _, whole in others))):
             return Verdict(math.inf, f"what lies beside {name}")
-        got: Host = parts[0][0]
-        for part, _ in parts[1:]:
-            got = got.astype(np.float64) + part
-        units = float(np.max(excess(got, wanted, bound), initial=0.0))
-        if units > worst.units or worst.of == "nothing":
-            worst = Verdict(units, name)
-    return worst
+        found[name] = sum((other for other, _ in others), first.astype(np.float64)) if others else first
+    worst = judge(found, results)
+    return Verdict(worst.units, worst.of)
 
 
 def _wanted(operation: str, host: Data) -> Expected:
     """Result, or the sum of several -> what it should be, and the bound on the difference."""
-    wanted = trained(host, 1, _entered(host)) if operation == "train" else expected(operation, host, 1)
+    wanted = expected(operation, host, 1, entered=_entered(host) if operation == "train" else None)
     if operation == "moments":
         bound = Bound(host.x, wanted["mean"][0], np.ones(host.scale.size), None, None, axis=1, dtype=host.x.dtype)
         room = bound.mean_with_rest() + _summed(wanted["mean"][0])
@@ -400,44 +397,23 @@ def _data(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Data:
 
 
 def _arrays(operation: str, host: Data, planned: Plan) -> dict[str, Host]:
-    """What lies in each buffer beforehand, by the kernels' names; results are NaN."""
+    """What lies in each buffer beforehand, by the kernels' names, with all that may be left out."""
     per_channel = np.full_like(host.scale, np.nan)
-    arrays = {
-        "x": host.x,
-        "dy": host.dy,
-        "y": np.full_like(host.x, np.nan),
-        "dx": np.full_like(host.x, np.nan),
-        "scale": host.scale,
-        "bias": host.bias,
-        "running_mean": host.running_mean.copy(),
-        "running_var": host.running_var.copy(),
+    return {
+        **buffers(operation, host, 1),
         "skipped": np.full(host.scale.shape, _COUNTED, np.uint32),
         "entered": _entered(host),
         "scale_grad": host.scale,
         "bias_grad": host.bias,
+        "mean_rest": per_channel,
+        "m2_rest": per_channel,
         "partial": np.full(planned.scratch, np.nan, host.x.dtype),
     }
-    arrays |= dict.fromkeys(("dscale", "dbias", "m2", "mean_rest", "m2_rest"), per_channel)
-    if operation == "backward":
-        arrays["save_mean"], arrays["save_invstd"] = _saved(host)
-    elif operation == "constant":
-        arrays["save_mean"], arrays["var"] = host.running_mean, host.running_var
-    else:
-        arrays |= dict.fromkeys(("save_mean", "save_invstd"), per_channel)
-    arrays["mean"] = per_channel if operation == "moments" else host.running_mean
-    arrays.setdefault("var", host.running_var)
-    return arrays
 
 
 def _entered(host: Data) -> Host:
     """How many batches have moved each channel: some so few that they weigh alike, some so many that they do not."""
     return (np.arange(host.scale.size) % 3 * 8 + 1).astype(np.uint32)
-
-
-def _saved(host: Data) -> tuple[Host, Host]:
-    """The batch's own statistics, as a training step saves them."""
-    step = expected("train", host, 1)
-    return step["save_mean"][0].astype(host.x.dtype), step["save_invstd"][0].astype(host.x.dtype)
 
 
 def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -519,7 +495,7 @@ def _identity(device: cl.Device) -> str:
 def _measure() -> str:
     """What a verdict was found with: a digest of the files that make, run and judge the small tensors."""
     here = Path(__file__).parent
-    own, truth = ("proving", "miniature"), ("expectation", "reference", "bounds", "hostile")
+    own, truth = ("proving", "miniature"), ("cases", "expectation", "reference", "bounds", "hostile")
     files = [*(here / f"{name}.py" for name in own), *(here.parent / "truth" / f"{name}.py" for name in truth)]
     try:
         texts = [file.read_bytes() for file in files]

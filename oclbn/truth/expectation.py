@@ -1,4 +1,4 @@
-"""What each operation should give on data of oclbn.truth.hostile, and how far off it may be: `oclbn check`'s measure.
+"""What each operation should give, and how far off it may be, within oclbn.truth.bounds.
 
 The results have the names of the kernels' arguments. Of channels with a value that is not finite, the output and the
 gradient must be NaN and the running statistics must be kept; of their other results nothing is asked.
@@ -17,35 +17,55 @@ EPSILON, FACTOR = 1e-5, 0.1
 Expected = dict[str, tuple[Host, Host]]  # result -> in float64: what is wanted, and the bound on the difference
 
 
-def expected(operation: str, host: Data, axis: int) -> Expected:
-    """For a key of oclbn.plan.operations.OPERATIONS, with scale and bias, EPSILON and FACTOR.
+def expected(
+    operation: str,
+    host: Data,
+    axis: int,
+    *,
+    epsilon: float = EPSILON,
+    factor: float = FACTOR,
+    entered: Host | None = None,
+) -> Expected:
+    """For a key of oclbn.plan.operations.OPERATIONS.
 
-    "train" moves host's running statistics; "infer" and "constant" normalise with them; "backward" goes with a training
-    step on the same x.
+    "train" moves host's running statistics; with `entered`, the counters before it, each channel has a factor of its
+    own (init_factor is 1 then), and the counters after it are among the results. "infer" and "constant" normalise with
+    the running statistics. "backward" goes with a training step on the same x. Where host has statistics that were
+    saved, "backward" and "constant" take those.
     """
-    made = {"train": trained, "infer": _infer, "moments": _moments}
-    if operation in made:
-        return made[operation](host, axis)
-    if operation == "backward":
-        own = reference.train(host.x, epsilon=EPSILON, axis=axis)
-        return _gradients(host, axis, own.mean, own.invstd, training=True)
-    return _gradients(host, axis, host.running_mean, invstd(host), training=False)
+    if operation == "train":
+        return _train(host, axis, epsilon, factor, entered)
+    if operation == "infer":
+        return _infer(host, axis, epsilon)
+    if operation == "moments":
+        return _moments(host, axis)
+    training = operation == "backward"
+    if host.saved:
+        mean, deviation = host.saved
+    elif training:
+        own = reference.train(host.x, epsilon=epsilon, axis=axis)
+        mean, deviation = own.mean, own.invstd
+    else:
+        mean, deviation = host.running_mean, invstd(host, epsilon)
+    return _gradients(host, axis, mean, deviation, training=training)
 
 
-def invstd(host: Data) -> Host:
-    """1 / sqrt(running_var + EPSILON), in float64."""
-    root: Host = 1.0 / np.sqrt(host.running_var.astype(np.float64) + EPSILON)
+def invstd(host: Data, epsilon: float = EPSILON) -> Host:
+    """1 / sqrt(running_var + epsilon), in float64."""
+    root: Host = 1.0 / np.sqrt(host.running_var.astype(np.float64) + epsilon)
     return root
 
 
-def trained(h: Data, axis: int, entered: Host | None = None) -> Expected:
-    """What "train" should give; with `entered`, the counters before it, each channel has a factor of its own.
+def saved(host: Data, axis: int) -> tuple[Host, Host]:
+    """x's own statistics in its element type, as an exact training step would save them: mean and 1 / deviation."""
+    own = reference.train(host.x, epsilon=EPSILON, axis=axis)
+    return own.mean.astype(host.x.dtype), own.invstd.astype(host.x.dtype)
 
-    init_factor is 1 then, and the counters after it are among the results.
-    """
+
+def _train(h: Data, axis: int, epsilon: float, factor: float, entered: Host | None) -> Expected:
     given = (h.scale, h.bias, h.running_mean, h.running_var)
-    wanted = reference.train(h.x, *given, epsilon=EPSILON, factor=FACTOR, axis=axis, entered=entered)
-    factor = FACTOR if entered is None else np.maximum(1.0 / (entered + 1.0), FACTOR)
+    wanted = reference.train(h.x, *given, epsilon=epsilon, factor=factor, axis=axis, entered=entered)
+    weight = factor if entered is None else np.maximum(1.0 / (entered + 1.0), factor)
     bound = Bound(h.x, wanted.mean, wanted.invstd, h.scale, h.bias, axis=axis, dtype=h.x.dtype)
     count = per_channel(h.x.shape, axis)
     assert wanted.running_mean is not None
@@ -54,18 +74,18 @@ def trained(h: Data, axis: int, entered: Host | None = None) -> Expected:
     counters = {} if wanted.entered is None else {"entered": (wanted.entered, np.zeros(wanted.entered.shape))}
     return {
         **counters,
-        "y": (wanted.y, np.nan_to_num(bound.y(), nan=0.0)),
+        "y": (wanted.y, _strict(bound.y())),
         "save_mean": (wanted.mean, _open(h, bound.stored_mean())),
         "save_invstd": (wanted.invstd, _open(h, bound.stored_invstd())),
-        "running_mean": (wanted.running_mean, _closed(h, bound.running_mean(h.running_mean, factor))),
-        "running_var": (wanted.running_var, _closed(h, bound.running_var(h.running_var, sample, factor))),
+        "running_mean": (wanted.running_mean, _closed(h, bound.running_mean(h.running_mean, weight))),
+        "running_var": (wanted.running_var, _closed(h, bound.running_var(h.running_var, sample, weight))),
     }
 
 
-def _infer(h: Data, axis: int) -> Expected:
-    wanted = reference.infer(h.x, h.scale, h.bias, h.running_mean, h.running_var, epsilon=EPSILON, axis=axis)
-    bound = Bound(h.x, h.running_mean, invstd(h), h.scale, h.bias, axis=axis, dtype=h.x.dtype)
-    return {"y": (wanted, np.nan_to_num(bound.inferred(), nan=0.0))}
+def _infer(h: Data, axis: int, epsilon: float) -> Expected:
+    wanted = reference.infer(h.x, h.scale, h.bias, h.running_mean, h.running_var, epsilon=epsilon, axis=axis)
+    bound = Bound(h.x, h.running_mean, invstd(h, epsilon), h.scale, h.bias, axis=axis, dtype=h.x.dtype)
+    return {"y": (wanted, _strict(bound.inferred()))}
 
 
 def _moments(h: Data, axis: int) -> Expected:
@@ -78,11 +98,12 @@ def _gradients(h: Data, axis: int, mean: Host, deviation: Host, *, training: boo
     dx, dscale, dbias = reference.backward(h.x, h.dy, h.scale, mean, deviation, axis=axis, training=training)
     bound = Bound(h.x, mean, deviation, h.scale, None, axis=axis, dtype=h.x.dtype)
     bounds = bound.gradients(h.dy, training=training)
-    return {
-        "dx": (dx, np.nan_to_num(bounds[0], nan=0.0)),
-        "dscale": (dscale, _open(h, bounds[1])),
-        "dbias": (dbias, bounds[2]),
-    }
+    return {"dx": (dx, _strict(bounds[0])), "dscale": (dscale, _open(h, bounds[1])), "dbias": (dbias, bounds[2])}
+
+
+def _strict(bound: Host) -> Host:
+    """Where statistics are not finite there is no bound: NaN must be NaN."""
+    return np.nan_to_num(bound, nan=0.0)
 
 
 def _open(h: Data, bound: Host) -> Host:

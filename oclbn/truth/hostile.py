@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,16 @@ class Data:
     running_mean: Host
     running_var: Host
     bad: tuple[int, ...] = ()  # channels whose statistics are not finite
+    saved: tuple[Host, Host] | None = None  # mean and 1 / deviation for the gradients; None: as the operation has them
 
     @property
     def good(self) -> list[int]:
         return [c for c in range(self.scale.size) if c not in self.bad]
+
+    def without(self, names: Collection[str]) -> Data:
+        """The same where a scale or a bias is left out: 1 and 0."""
+        scale = np.ones_like(self.scale) if "scale" in names else self.scale
+        return replace(self, scale=scale, bias=np.zeros_like(self.bias) if "bias" in names else self.bias)
 
 
 def gaussian(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> Host:

@@ -17,7 +17,7 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
-from calls import check_backward, check_inference, check_training
+from calls import check
 from conftest import LONG
 
 from oclbn import BatchNorm, BatchNorm2D, device
@@ -52,11 +52,11 @@ ONE_CHANNEL = [
 @pytest.mark.parametrize(("shape", "axis"), MANY_CHANNELS + ONE_CHANNEL)
 def test_against_the_reference(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
     host = make(shape, axis)
-    check_training(queue, host, axis, epsilon=1e-3)
-    check_inference(queue, host, axis)
+    check("train", queue, host, axis, epsilon=1e-3)
+    check("infer", queue, host, axis)
     check_backward_of_constants(queue, host, axis)
     if min(shape) < 3 < max(shape) // MILLION:  # many values: with two per channel next to nothing is divided by
-        check_backward(queue, host, axis)
+        check("backward", queue, host, axis)
 
 
 def check_backward_of_constants(queue: cl.CommandQueue, host: Any, axis: int) -> None:
@@ -71,7 +71,7 @@ def check_backward_of_constants(queue: cl.CommandQueue, host: Any, axis: int) ->
 
 @pytest.mark.parametrize("shape", [(1, MILLION), (1, MILLION, 1)], ids=["columns", "rows"])
 def test_one_value_of_a_million_channels(queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
-    check_inference(queue, make(shape, 1), 1)
+    check("infer", queue, make(shape, 1), 1)
 
 
 def test_a_module_of_a_million_channels(queue: cl.CommandQueue) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyopencl as cl
 import pytest
-from calls import FOUR, all_bits, check_backward, check_inference, check_training, lying, put
+from calls import FOUR, all_bits, check, lying, put
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -66,19 +66,19 @@ def test_training(queue, tensor, double, maker, absent, epsilon, factor, seed) -
     host = host_of(queue, tensor, double, maker, seed)
     if per_channel(*tensor) < 8:
         epsilon = 1e-3  # few values may lie so close together that zero would divide by next to nothing
-    check_training(queue, host, tensor[1], absent=absent, epsilon=epsilon, factor=factor)
+    check("train", queue, host, tensor[1], absent=absent, epsilon=epsilon, factor=factor)
 
 
 @several
 @given(tensor=tensors(), double=st.booleans(), maker=makers, absent=subsets, seed=seeds)
 def test_inference(queue, tensor, double, maker, absent, seed) -> None:
-    check_inference(queue, host_of(queue, tensor, double, maker, seed), tensor[1], absent=frozenset(absent))
+    check("infer", queue, host_of(queue, tensor, double, maker, seed), tensor[1], absent=absent)
 
 
 @several
 @given(tensor=tensors(), double=st.booleans(), maker=makers, scale=st.booleans(), seed=seeds)
 def test_backward(queue, tensor, double, maker, scale, seed) -> None:
-    check_backward(queue, host_of(queue, tensor, double, maker, seed), tensor[1], scale=scale)
+    check("backward", queue, host_of(queue, tensor, double, maker, seed), tensor[1], absent=() if scale else ("scale",))
 
 
 @several

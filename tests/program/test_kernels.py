@@ -14,11 +14,8 @@ import pyopencl.array as cla
 import pytest
 from calls import (
     all_bits,
-    check_backward,
-    check_inference,
-    check_moments,
+    check,
     check_statistics,
-    check_training,
     everything,
     put,
 )
@@ -63,9 +60,9 @@ def test_a_small_slice_of_less_than_a_strip(queue: cl.CommandQueue) -> None:
     host = make((91, 5), 1, maker=Offset(1_000_003.0))
     with using(variant="split", lanes=1, vec=4, most_steps=200):
         assert "6 slices" in explain(put(queue, host.x))
-        check_training(queue, host, 1)
-        check_moments(queue, host, 1)
-        check_backward(queue, host, 1)
+        check("train", queue, host, 1)
+        check("moments", queue, host, 1)
+        check("backward", queue, host, 1)
 
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
@@ -75,10 +72,10 @@ def test_every_form_agrees_with_the_reference(
 ) -> None:
     host = make(shape, axis)
     with using(**form, chunk_bytes=4096):
-        check_training(queue, host, axis)
-        check_inference(queue, host, axis)
-        check_moments(queue, host, axis)
-        check_backward(queue, host, axis)
+        check("train", queue, host, axis)
+        check("infer", queue, host, axis)
+        check("moments", queue, host, axis)
+        check("backward", queue, host, axis)
         parts = [np.ascontiguousarray(part) for part in (host.x[:1], host.x[1:])]
         transposed = tuple(range(host.x.ndim))[::-1]
         np.testing.assert_array_equal(pack(put(queue, host.x).transpose(transposed)).get(), host.x.T)
@@ -151,7 +148,7 @@ def test_inference_past_the_cache_walks_long_runs(
     for run_bytes in (4096, 16384):
         with using(lanes=1, vec=4, run_bytes=run_bytes, stream=True):
             assert "runs" in explain(given[0], operation="infer")
-            check_inference(queue, host, 1)
+            check("infer", queue, host, 1)
             np.testing.assert_array_equal(batch_norm_infer(*given).get(), plain.get())
 
 
@@ -168,8 +165,8 @@ def test_a_group_that_sums_channels_while_it_writes_others(
     with using(**form):
         x = cla.to_device(queue, host.x)
         assert "chains of" in explain(x, operation="train")
-        check_training(queue, host, 1)
-        check_backward(queue, host, 1)
+        check("train", queue, host, 1)
+        check("backward", queue, host, 1)
         chained = everything(queue, host, 1)
         assert everything(queue, host, 1) == chained
         host.x[:, shape[1] // 2] = np.nan  # its neighbours in the chain are none the worse

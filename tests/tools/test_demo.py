@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -17,12 +19,12 @@ from click.testing import CliRunner, Result
 
 import oclbn.device
 from oclbn.cli import plot
-from oclbn.cli.demo_report import LABELS
 from oclbn.cli.group import oclbn as oclbn_command
 from oclbn.device import listing
 from oclbn.errors import DtypeError, ParameterError, ShapeError
 from oclbn.tools.demo import data as demo_data
-from oclbn.tools.demo.checks import BOUNDS, Checks, channel_scale, ulps
+from oclbn.tools.demo import run as demo_run
+from oclbn.tools.demo.steps import Checks
 from oclbn.truth import reference
 
 
@@ -104,16 +106,18 @@ def test_it_runs_as_a_process_and_leaves_no_animation_in_a_pipe(spec: str) -> No
 
 
 def test_a_result_out_of_its_bound_fails_the_run(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true_infer = reference.infer
+    right = demo_run.expected
 
-    def shifted(*arguments: object, **options: object) -> np.ndarray:
-        return true_infer(*arguments, **options) + 1e-4  # type: ignore[arg-type]
+    def shifted(operation: str, *given: Any, **options: Any) -> Any:
+        found = right(operation, *given, **options)
+        return {name: (wanted + 1e-4 * (operation == "infer"), bound) for name, (wanted, bound) in found.items()}
 
-    monkeypatch.setattr(reference, "infer", shifted)
+    monkeypatch.setattr(demo_run, "expected", shifted)
     result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", drawn((64, 5))))
     assert result.exit_code == 1
     assert "FAIL" in result.output
     assert "evaluated of x.npy" in result.output
+    assert re.search(r"x\.npy: evaluated errs by \S+ times its bound: \S+ instead of \S+ at", words(result))
     assert "PASS" not in result.output
 
 
@@ -419,37 +423,13 @@ def test_a_folder_that_cannot_be_written_to_is_a_clear_error(spec: str, tmp_path
 # ---- the parts
 
 
-def test_errors_are_counted_in_units_at_the_channels_own_scale() -> None:
-    wanted = np.array([[1000.0, 1.0], [-500.0, 0.25]])
-    scale = channel_scale(wanted, 1, np.zeros(2))
-    np.testing.assert_array_equal(scale, [[1000.0, 1.0]])
-    np.testing.assert_array_equal(channel_scale(wanted, 0, np.array([0.0, 700.0])), [[1000.0], [700.0]])
-    got = wanted.copy()
-    got[1, 1] += 3 * 2.0**-23
-    assert ulps(got, wanted, scale, np.dtype(np.float32)) == 3.0
-    assert ulps(got, wanted, scale, np.dtype(np.float64)) == 3.0 * 2.0**29
-
-
-def test_nan_in_another_place_is_an_infinite_error() -> None:
-    wanted = np.array([1.0, np.nan, np.inf])
-    assert ulps(np.array([1.0, np.nan, np.nan]), wanted, 1.0, np.dtype(np.float32)) == 0.0
-    assert ulps(np.array([np.nan, np.nan, np.inf]), wanted, 1.0, np.dtype(np.float32)) == np.inf
-    assert ulps(np.array([1.0, 1.0, np.inf]), wanted, 1.0, np.dtype(np.float32)) == np.inf
-    assert ulps(np.array([np.nan]), np.array([np.nan]), 1.0, np.dtype(np.float32)) == 0.0
-
-
 def test_checks_keep_the_worst_and_name_what_failed() -> None:
-    checks = Checks(np.dtype(np.float32))
-    one = np.ones(1)
-    for error in (2.0, BOUNDS["y"] + 1.0, 0.0):
-        checks.add("y", one + error * 2.0**-23, one, 1.0)
-    checks.add("dx", one, one, 1.0)
-    assert checks.worst == {"y": BOUNDS["y"] + 1.0, "dx": 0.0}
+    checks, one, bound = Checks(), np.ones(1), np.full(1, 0.25)
+    for error in (0.125, 0.75, 0.0):
+        checks.add({"y": one + error}, {"y": (one, bound), "dx": (one, bound)})
+    checks.add({"dx": one}, {"dx": (one, bound)})
+    assert {name: judged.units for name, judged in checks.worst.items()} == {"y": 3.0, "dx": 0.0}
     assert checks.failed == ["y"]
-
-
-def test_every_result_has_a_bound_and_a_label() -> None:
-    assert BOUNDS.keys() == LABELS.keys()
 
 
 def test_at_most_so_many_channels_are_shown_spread_over_all() -> None:

@@ -29,9 +29,10 @@ from oclbn.device import limits
 from oclbn.errors import ParameterError, SizeError
 from oclbn.tools.bench.suites import SUITES, Shape
 from oclbn.tools.bench.turns import Entry, interleave
-from oclbn.tools.bench.workload import COPIES, EPSILON, FACTOR, PLAIN_COPIES, Work
+from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES, Work
 from oclbn.tools.peers import checking, contract
 from oclbn.tools.peers.process import Absent, PeerProcess
+from oclbn.truth.expectation import EPSILON, FACTOR
 
 __all__ = [
     "COPIES",

@@ -18,8 +18,8 @@ from oclbn.tools.bench.suites import Shape
 from oclbn.tools.bench.turns import Entry
 from oclbn.tools.peers import checking, contract
 from oclbn.tools.yardstick import plain_copy
+from oclbn.truth.expectation import EPSILON, FACTOR
 
-EPSILON, FACTOR = 1e-5, 0.1
 KINDS = {  # of each operation: what functional.explain calls its parts
     "forward": ("train",),
     "backward": ("backward",),
@@ -53,8 +53,8 @@ class Work:
         reused = outputs in ("reused", "bound")
         self._out: cla.Array | None = gpuarray.empty_like(self.x) if reused else None
         self._other_out: cla.Array | None = gpuarray.empty_like(self.x) if reused else None
-        self._given = contract.parameters(values, shape[axis])
-        arrays = {name: cla.to_device(queue, np.array(value)) for name, value in self._given.items()}
+        given = contract.parameters(values, shape[axis])
+        arrays = {name: cla.to_device(queue, np.array(value)) for name, value in given.items()}
         self._scale, self._bias, self._mean, self._var = (arrays[name] for name in ("scale", "bias", "mean", "var"))
         self._running = (self._mean.copy(), self._var.copy())
         parameters = (self._scale, self._bias, None, None)
@@ -97,15 +97,13 @@ class Work:
 
     def check(self, operations: Sequence[str]) -> checking.Wanted:
         """The reference's results for some channels. DeviceError: oclbn's are others."""
-        channels = checking.some_channels(self.x.shape, self.axis)
-        x, dy = (np.take(contract.tensor(self._values, self.x.shape, n), channels, axis=self.axis) for n in ("x", "dy"))
-        wanted = checking.wanted(x, dy, self._given, channels, self.axis, EPSILON, FACTOR)
+        wanted = checking.wanted(self._values, self.x.shape, self.axis)
         calls = self.calls()
         for operation in operations:
             made = calls[operation]()
             found = {}
             for name, array in zip(_CHECKED[operation], made, strict=False):  # forward returns the statistics as well
-                found[name] = np.take(array.get(), channels, axis=self.axis if name in ("y", "dx") else 0)
+                found[name] = np.take(array.get(), wanted.channels, axis=self.axis if name in ("y", "dx") else 0)
             if fault := wanted.fault(operation, found):
                 raise DeviceError(f"oclbn's {operation} of {self.x.shape} fails the benchmark's check: {fault}")
         return wanted

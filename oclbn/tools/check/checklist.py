@@ -16,6 +16,7 @@ from oclbn.plan.groups import floor_power
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.variants import plan
 from oclbn.plan.words import Build, DeviceLimits, Problem, Tuning
+from oclbn.truth.cases import ORDINARY, Case
 from oclbn.truth.hostile import MAKERS
 
 Shape = tuple[int, ...]
@@ -46,7 +47,7 @@ _LARGE: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 1024, 14, 14))  # where thes
 _QUICK: tuple[tuple[Shape, int], ...] = (((3, 7, 3, 5), 1), ((2, 3, 301), 1), ((37, 19), 1))
 _VARIANTS = ("resident", "split", "serial")
 _TIMED: tuple[Shape, ...] = ((32, 256, 28, 28), (32, 512, 7, 7))
-ORDINARY, FAR_MEAN = "N(0,1)", "mean is 1e4 std"
+FAR_MEAN = "mean is 1e4 std"
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,17 @@ class NumberCheck:
     kind: ClassVar[str] = "numbers"
 
     @property
+    def case(self) -> Case:
+        """The tensor and its data."""
+        return Case(self.shape, self.axis, self.dtype, self.data)
+
+    @property
     def operations(self) -> tuple[str, ...]:
         """The one operation."""
         return (self.operation,)
 
     def __str__(self) -> str:
-        shape = "x".join(map(str, self.shape)) + (f" @{self.axis}" if self.axis != 1 else "")
-        more = [part for part in (self.variant, self.dtype if self.dtype != "float32" else "") if part]
-        return ", ".join([f"{self.operation} of {shape}", self.data, *more])
+        return ", ".join(filter(None, (f"{self.operation} of {self.case}", self.data, self.variant)))
 
 
 @dataclass(frozen=True)

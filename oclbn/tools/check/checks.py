@@ -19,15 +19,11 @@ from oclbn.proof import proving
 from oclbn.tools.bench import benchmark
 from oclbn.tools.check.checklist import BuildCheck, Check, NumberCheck, SpeedCheck, asked
 from oclbn.tools.child import requests
-from oclbn.truth import hostile
-from oclbn.truth.bounds import excess
-from oclbn.truth.expectation import EPSILON, FACTOR, expected
-from oclbn.truth.hostile import MAKERS, Data, Host
+from oclbn.truth import cases
+from oclbn.truth.expectation import expected
+from oclbn.truth.hostile import Data, Host
 from oclbn.tuning import using
 
-Results = dict[str, cla.Array]
-
-_GRADIENTS = ("dx", "dscale", "dbias")
 BEFORE, _BEHIND = 3, 64  # elements around a result: an odd offset, and room for a whole vector too much
 _ROUNDS = 5
 
@@ -50,19 +46,17 @@ def build(queue: cl.CommandQueue, check: BuildCheck) -> dict[str, Any]:
 
 def numbers(queue: cl.CommandQueue, check: NumberCheck) -> dict[str, Any]:
     """Run an operation on views with odd offsets and compare: the worst error in units of its bound, and of what."""
-    host = hostile.make(check.shape, check.axis, np.dtype(check.dtype), MAKERS[check.data])
+    host = check.case.make()
     arrays = _Arrays(queue, host)
+    given = arrays.put(*cases.TAKES[check.operation])
     with using(**{"variant": check.variant} if check.variant else {}):
-        results = _RUN[check.operation](arrays, check.axis)
+        results = cases.run(functional, check.operation, given, axis=check.axis, out=arrays.out())
     arrays.see_nothing_spilt()
-    units, where = 0.0, ""
-    for name, (wanted, bound) in expected(check.operation, host, check.axis).items():
-        worst = float(np.max(excess(results[name].get(), wanted, bound), initial=0.0))
-        if worst > 1.0:
-            raise Fault(f"{name} errs by {worst:.3g} times its bound")
-        if worst >= units:
-            units, where = worst, name
-    return {"units": units, "of": where}
+    found = {name: result.get() for name, result in results.items()}
+    worst = cases.judge(found, expected(check.operation, host, check.axis))
+    if not worst.good:
+        raise Fault(str(worst))
+    return {"units": worst.units, "of": worst.of}
 
 
 def speed(queue: cl.CommandQueue, check: SpeedCheck) -> dict[str, Any]:
@@ -90,9 +84,9 @@ class _Arrays:
         self.queue, self.host = queue, host
         self._parents: list[tuple[str, cla.Array]] = []
 
-    def put(self, *names: str) -> list[cla.Array]:
+    def put(self, *names: str) -> dict[str, cla.Array]:
         """The arguments of these names, on the device."""
-        return [self._place(name, getattr(self.host, name)) for name in names]
+        return {name: self._place(name, getattr(self.host, name)) for name in names}
 
     def out(self) -> cla.Array:
         """Room for a result like x."""
@@ -110,39 +104,6 @@ class _Arrays:
             flat = parent.get()
             if not (np.isnan(flat[:BEFORE]).all() and np.isnan(flat[-_BEHIND:]).all()):
                 raise Fault(f"something is written beyond {name}")
-
-
-def _train(a: _Arrays, axis: int) -> Results:
-    given = a.put("x", "scale", "bias", "running_mean", "running_var")
-    y, mean, invstd = functional.batch_norm_train(*given, epsilon=EPSILON, factor=FACTOR, axis=axis, out=a.out())
-    return {"y": y, "save_mean": mean, "save_invstd": invstd, "running_mean": given[3], "running_var": given[4]}
-
-
-def _infer(a: _Arrays, axis: int) -> Results:
-    given = a.put("x", "scale", "bias", "running_mean", "running_var")
-    return {"y": functional.batch_norm_infer(*given, epsilon=EPSILON, axis=axis, out=a.out())}
-
-
-def _moments(a: _Arrays, axis: int) -> Results:
-    _, mean, m2 = functional.moments(*a.put("x"), axis=axis)
-    return {"mean": mean, "m2": m2}
-
-
-def _backward(a: _Arrays, axis: int) -> Results:
-    """With the statistics that the device itself has saved."""
-    x, dy, scale = a.put("x", "dy", "scale")
-    _, mean, invstd = functional.batch_norm_train(x, scale, None, None, None, epsilon=EPSILON, axis=axis)
-    made = functional.batch_norm_backward(x, dy, scale, mean, invstd, axis=axis, out=a.out())
-    return dict(zip(_GRADIENTS, made, strict=True))
-
-
-def _constant(a: _Arrays, axis: int) -> Results:
-    given = a.put("x", "dy", "scale", "running_mean", "running_var")
-    made = functional.batch_norm_backward(*given, epsilon=EPSILON, training=False, axis=axis, out=a.out())
-    return dict(zip(_GRADIENTS, made, strict=True))
-
-
-_RUN = {"train": _train, "infer": _infer, "moments": _moments, "backward": _backward, "constant": _constant}
 
 
 def _answer(queue: cl.CommandQueue, check: Check) -> dict[str, Any]:

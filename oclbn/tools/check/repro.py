@@ -10,6 +10,7 @@ import base64
 import io
 import pprint
 import zlib
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from oclbn.program import building
 from oclbn.tools.check.checklist import BuildCheck, NumberCheck
 from oclbn.tools.check.checks import BEFORE, surrounded
 from oclbn.tools.check.outcomes import Checked
-from oclbn.truth import hostile
+from oclbn.truth import cases
 from oclbn.truth.expectation import expected
-from oclbn.truth.hostile import MAKERS, Data, Host
+from oclbn.truth.hostile import Data, Host
 
 _LINE = 110  # characters of packed data in a line
 
@@ -156,7 +157,7 @@ def script(checked: Checked, check: BuildCheck | NumberCheck, fault: str) -> str
         programs.append(check.build)
         kernels = [(0, kernel) for kernel in check.kernels]
     else:
-        host = hostile.make(check.shape, check.axis, np.dtype(check.dtype), MAKERS[check.data])
+        host = check.case.make()
         asked = checked.choices | ({"variant": check.variant} if check.variant else {})
         planned, numbers = dissect(check.operation, host.x, check.axis, info.limits, asked, checked.room)
         wanted = expected(check.operation, host, check.axis)
@@ -199,30 +200,15 @@ def _buffers(operation: str, host: Data, axis: int, scratch: int) -> tuple[dict[
 
     All lies as oclbn.tools.check.checks has it: what the check makes starts amid NaN, results of the call's own at 0.
     """
-    dense = {"x": host.x, "scale": host.scale}
-    fresh: tuple[str, ...] = ()
-    if operation in ("train", "infer"):
-        dense |= {"y": np.full_like(host.x, np.nan), "bias": host.bias}
-    if operation == "train":
-        dense |= {"running_mean": host.running_mean, "running_var": host.running_var}
-        fresh = ("save_mean", "save_invstd")
-    if operation == "infer":
-        dense |= {"mean": host.running_mean, "var": host.running_var}
-    if operation == "moments":
-        fresh = ("mean", "m2")
-    if operation in ("backward", "constant"):
-        dense |= {"dy": host.dy, "dx": np.full_like(host.x, np.nan)}
-        fresh = ("dscale", "dbias")
-    if operation == "constant":
-        dense |= {"save_mean": host.running_mean, "var": host.running_var}
-    buffers = {name: surrounded(array) for name, array in dense.items()}
-    starts = dict.fromkeys(dense, BEFORE)
-    if operation == "backward":
-        saved = expected("train", host, axis)
-        buffers |= {name: saved[name][0].astype(host.x.dtype) for name in ("save_mean", "save_invstd")}
-    buffers |= {name: np.full_like(host.scale, np.nan) for name in fresh}
+    amid = {"y", "dx", *(field.name for field in fields(Data))}
+    if operation in ("infer", "constant"):
+        amid |= {"mean", "var", "save_mean"}  # the running statistics, by other names
+    buffers, starts = cases.buffers(operation, host, axis), {}
+    for name, array in buffers.items():
+        starts[name] = BEFORE if name in amid else 0
+        buffers[name] = surrounded(array) if name in amid else array
     buffers["partial"] = np.full(max(scratch, 1), np.nan, host.x.dtype)
-    return {name: starts.get(name, 0) for name in buffers}, buffers
+    return {**starts, "partial": 0}, buffers
 
 
 def _packed(host: Host) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oclbn.tools.peers.contract import Floats
-from oclbn.truth import reference
+from oclbn.tools.peers import contract
+from oclbn.truth.cases import judge
+from oclbn.truth.expectation import Expected, expected
+from oclbn.truth.hostile import Data
 
 _MOST_VALUES = 1 << 21  # of the tensor, computed in float64
-_TOLERANCE = 1e-3  # relative to the largest value: right or wrong, not how exact
+LOOSE = 1000.0  # of our own bounds: whether a peer is right or wrong, not how exact
 
 
 def some_channels(shape: tuple[int, ...], axis: int) -> list[int]:
@@ -26,50 +28,31 @@ def some_channels(shape: tuple[int, ...], axis: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The float64 reference's results for some channels of a case."""
+    """What some channels of a case should give."""
 
     channels: list[int]
-    results: dict[str, dict[str, NDArray[np.float64]]]  # by operation, then by name
-    sums: float  # what the sums over a channel are at least compared with
+    results: dict[str, Expected]  # by operation
 
-    def fault(self, operation: str, found: Mapping[str, NDArray[Any]]) -> str | None:
-        """What is wrong with results of these channels, in a few words; None if they are right."""
-        wanted = self.results[operation]
+    def fault(self, operation: str, found: Mapping[str, NDArray[Any]], *, most: float = 1.0) -> str | None:
+        """What is wrong with results of these channels, in a few words; None if they are right.
+
+        most: how many times its bound a result may err by.
+        """
         if not found:
             return "no results to check"
-        for name, array in found.items():
-            expected = wanted[name]
-            if array.size != expected.size:
-                return f"{name} has shape {array.shape} instead of {expected.shape}"
-            scale = max(float(np.abs(expected).max()), self.sums if name in ("dscale", "dbias") else 0.0, 1e-30)
-            error = float(np.abs(array.reshape(expected.shape) - expected).max()) / scale
-            if not error <= _TOLERANCE:  # not a number is wrong as well
-                return f"{name} is wrong: off by {error:.1e} of the largest value"
-        return None
+        worst = judge(found, self.results[operation])
+        return None if worst.units <= most else str(worst)
 
 
-def wanted(
-    x: Floats,
-    dy: Floats,
-    parameters: Mapping[str, Floats],
-    channels: list[int],
-    axis: int,
-    epsilon: float,
-    factor: float,
-) -> Wanted:
-    """x, dy: these channels only; parameters: scale, bias, mean and var of all."""
-    scale, bias, mean, var = (parameters[name][channels] for name in ("scale", "bias", "mean", "var"))
-    train = reference.train(x, scale, bias, mean, var, epsilon=epsilon, factor=factor, axis=axis)
-    dx, dscale, dbias = reference.backward(x, dy, scale, train.mean, train.invstd, axis=axis)
-    infer = reference.infer(x, scale, bias, mean, var, epsilon=epsilon, axis=axis)
-    assert train.running_mean is not None
-    assert train.running_var is not None
-    running = {"running_mean": train.running_mean, "running_var": train.running_var}
-    gradients = {"dx": dx, "dscale": dscale, "dbias": dbias}
-    results = {
-        "forward": {"y": train.y, **running},
-        "backward": gradients,
-        "inference": {"y": infer},
-        "both": {"y": train.y, **running, **gradients},
-    }
-    return Wanted(channels, results, float(np.sqrt(x.size / len(channels))))
+def wanted(values: contract.Floats, shape: tuple[int, ...], axis: int) -> Wanted:
+    """Of the tensor that is tiled with a block of values (oclbn.tools.peers.contract)."""
+    channels = some_channels(shape, axis)
+    given = contract.parameters(values, shape[axis])
+    x, dy = (np.take(contract.tensor(values, shape, name), channels, axis=axis) for name in ("x", "dy"))
+    scale, bias, mean, var = (given[name][channels] for name in ("scale", "bias", "mean", "var"))
+    host = Data(x, dy, scale, bias, mean, var)
+    train, backward = expected("train", host, axis), expected("backward", host, axis)
+    inference = expected("infer", host, axis)
+    return Wanted(
+        channels, {"forward": train, "backward": backward, "inference": inference, "both": {**train, **backward}}
+    )

@@ -1,6 +1,6 @@
 """What `oclbn tune` does in a child process, where a driver that aborts or hangs takes nothing else with it.
 
-`Trials` holds choices against the reference (oclbn.truth.reference) and times two sets of them against each other.
+`Trials` holds choices against the reference (oclbn.truth.cases) and times two sets of them against each other.
 `serve` answers requests, one JSON object a line, from the standard input; oclbn.tools.tune.process asks.
 """
 
@@ -23,9 +23,11 @@ from oclbn.errors import OclbnError
 from oclbn.plan.words import Plan
 from oclbn.proof import proving
 from oclbn.tools.child import requests
-from oclbn.tools.tune.calls import GUARD, Calls, Case, Hosts
+from oclbn.tools.tune.calls import GUARD, Calls
 from oclbn.tools.tune.search import Choices
 from oclbn.tools.yardstick import plain_copy
+from oclbn.truth.cases import Case, judge
+from oclbn.truth.expectation import Expected
 from oclbn.tuning import using
 
 TIMED = ("train", "backward", "infer")
@@ -37,7 +39,6 @@ NASTY: tuple[tuple[tuple[int, ...], int, str], ...] = (  # shape, axis of the ch
     ((3, 20, 21, 33), 3, "float32"),  # channels last, a scrap
 )
 NASTY_TOO = (*NASTY, ((3, 5, 1, 3), 1, "float32"), ((4, 7, 13, 17), 1, "float64"), ((67, 19), 1, "float64"))
-TOLERANCE = 64.0  # units in the last place, of the largest value in a result
 _SAMPLED = 12  # channels of a large tensor that are held against the reference
 _BATCH_SECONDS = 1e-3  # a timing takes at least so long: several calls where one is shorter
 _MOST_CALLS = 32
@@ -64,7 +65,7 @@ class Trials:
             self._flat[dtype] = self._memory(dtype, [case for case in (*cases, *nasty) if case.dtype == dtype])
         self.timed = [Calls(queue, case, self._flat[case.dtype]) for case in cases]
         self.nasty = [Calls(queue, case, self._flat[case.dtype]) for case in nasty]
-        self._wanted: dict[tuple[Case, str], Hosts] = {}
+        self._wanted: dict[tuple[Case, str], Expected] = {}
         self._right: set[tuple[Case, str, Plan]] = set()
 
     def _memory(self, dtype: str, cases: Sequence[Case]) -> tuple[cla.Array, cla.Array, cla.Array]:
@@ -98,15 +99,13 @@ class Trials:
         if key not in self._wanted:
             self._wanted[key] = calls.expected(operation, channels)
         calls.prepare()
-        results = calls.run(operation)
-        for name, wanted in self._wanted[key].items():
-            host = results[name].get()
-            got = np.take(host, channels, axis=calls.case.axis if host.ndim > 1 else 0)
-            unit = float(np.finfo(host.dtype).eps) * max(float(np.abs(wanted).max()), _size(calls, name))
-            error = float(np.abs(got - wanted.reshape(got.shape)).max()) / unit
-            if not error <= TOLERANCE:
-                fault = f"is off by {error:.3g} units in the last place" if error < math.inf else "is not finite"
-                raise WrongResult(f"{operation} of {calls.case}: {name} {fault}")
+        found = {
+            name: np.take(result.get(), channels, axis=calls.case.axis if result.ndim > 1 else 0)
+            for name, result in calls.run(operation).items()
+        }
+        worst = judge(found, self._wanted[key])
+        if not worst.good:
+            raise WrongResult(f"{operation} of {calls.case}: {worst}")
         if not np.isnan(calls.guard.get()).all():
             raise WrongResult(f"{operation} of {calls.case} writes beyond its result")
 
@@ -201,13 +200,6 @@ def _some(channels: int, *, all_of_them: bool) -> NDArray[np.intp]:
     """Indices of channels: first and last among them."""
     count = channels if all_of_them else min(channels, _SAMPLED)
     return np.unique(np.linspace(0, channels - 1, count).round().astype(np.intp))
-
-
-def _size(calls: Calls, name: str) -> float:
-    """What a result's error is measured by beside its own size: sums, by the root of the number of their terms."""
-    if name in ("dscale", "dbias"):
-        return math.sqrt(math.prod(calls.case.shape) / calls.case.shape[calls.case.axis])
-    return 1.0
 
 
 def _rounds(number: int) -> int:

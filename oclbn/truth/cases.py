@@ -1,0 +1,148 @@
+"""One case: data are made for a tensor, an operation runs on them, its results are judged.
+
+Whoever holds oclbn against the reference (`oclbn check` and its scripts, `tune`, `demo`, `bench`, proofs, tests) comes
+by its data and its device in its own way; what runs there, and what counts as right, is told here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from oclbn.truth import expectation
+from oclbn.truth.bounds import excess
+from oclbn.truth.expectation import EPSILON, FACTOR, Expected
+from oclbn.truth.hostile import MAKERS, Data, Host, make
+
+ORDINARY = "N(0,1)"
+GRADIENTS = ("dx", "dscale", "dbias")
+_FORWARD = ("x", "scale", "bias", "running_mean", "running_var")
+TAKES = {  # of Data
+    "train": _FORWARD,
+    "infer": _FORWARD,
+    "moments": ("x",),
+    "backward": ("x", "dy", "scale"),
+    "constant": ("x", "dy", "scale", "running_mean", "running_var"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tensor: shape, axis of the channels, element type, and which of oclbn.truth.hostile's data it holds."""
+
+    shape: tuple[int, ...]
+    axis: int = 1
+    dtype: str = "float32"
+    data: str = ORDINARY
+    seed: int = 0
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return shape + (f" @{self.axis}" if self.axis != 1 else "") + (f" {self.dtype}" * (self.dtype != "float32"))
+
+    def make(self) -> Data:
+        """The arguments of all operations on it, the same on every run."""
+        return make(self.shape, self.axis, np.dtype(self.dtype), MAKERS[self.data], seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The result that is farthest off, and by how many times its bound; 1 is the most that is allowed."""
+
+    units: float
+    of: str
+    text: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether every result is within its bound."""
+        return self.units <= 1.0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def run(
+    functional: Any,
+    operation: str,
+    arrays: Mapping[str, Any],
+    *,
+    axis: int,
+    epsilon: float = EPSILON,
+    factor: float = FACTOR,
+    out: Any = None,
+) -> dict[str, Any]:
+    """Call an operation of oclbn.functional; its results by the names of oclbn.truth.expectation.
+
+    arrays: on the device, by the names of Data, `save_mean` and `save_invstd` for its `saved`; what is missing is left
+    out, but for the statistics that "backward" needs: a training step saves them.
+    """
+    given = arrays.get
+    x, scale, running = given("x"), given("scale"), (given("running_mean"), given("running_var"))
+    if operation == "moments":
+        return dict(zip(("mean", "m2"), functional.moments(x, axis=axis)[1:], strict=True))
+    into = {"axis": axis, "out": out}
+    if operation == "infer":
+        return {"y": functional.batch_norm_infer(x, scale, given("bias"), *running, epsilon=epsilon, **into)}
+    if operation == "train":
+        made = functional.batch_norm_train(x, scale, given("bias"), *running, epsilon=epsilon, factor=factor, **into)
+        moved = {name: arrays[name] for name in ("running_mean", "running_var") if given(name) is not None}
+        return dict(zip(("y", "save_mean", "save_invstd"), made, strict=True)) | moved
+    training = operation == "backward"
+    if "save_mean" in arrays:
+        statistics = arrays["save_mean"], arrays["save_invstd"]
+    elif training:
+        statistics = functional.batch_norm_train(x, scale, None, None, None, epsilon=epsilon, axis=axis)[1:]
+    else:
+        statistics, into = running, {**into, "epsilon": epsilon}
+    made = functional.batch_norm_backward(x, given("dy"), scale, *statistics, training=training, **into)
+    return dict(zip(GRADIENTS, made, strict=True))
+
+
+def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
+    """What lies in memory before the operation's kernels run, by the names of their arguments; results are NaN.
+
+    Without what may be left out, but with scale and bias.
+    """
+    tensor, per_channel = np.full_like(host.x, np.nan), np.full_like(host.scale, np.nan)
+    if operation == "moments":
+        return {"x": host.x, "mean": per_channel, "m2": per_channel}
+    found = {"x": host.x, "scale": host.scale}
+    if operation in ("train", "infer"):
+        found |= {"y": tensor, "bias": host.bias}
+    if operation == "infer":
+        return found | {"mean": host.running_mean, "var": host.running_var}
+    if operation == "train":
+        found |= {"running_mean": host.running_mean, "running_var": host.running_var}
+        return found | dict.fromkeys(("save_mean", "save_invstd"), per_channel)
+    found |= {"dy": host.dy, "dx": tensor, "dscale": per_channel, "dbias": per_channel}
+    if operation == "constant":
+        return found | {"save_mean": host.running_mean, "var": host.running_var}
+    return found | dict(zip(("save_mean", "save_invstd"), expectation.saved(host, axis), strict=True))
+
+
+def judge(found: Mapping[str, Any], wanted: Expected) -> Judged:
+    """Hold the results that are there, on the host, against what is wanted."""
+    worst = Judged(0.0, "nothing")
+    for name, result in found.items():
+        judged = _judge(name, np.asarray(result), *wanted[name])
+        if judged.units > worst.units or worst.of == "nothing":
+            worst = judged
+    return worst
+
+
+def _judge(name: str, got: Host, wanted: Host, bound: Host) -> Judged:
+    if got.size != wanted.size:
+        return Judged(math.inf, name, f"{name} has shape {got.shape} instead of {wanted.shape}")
+    units = excess(got, wanted, bound)
+    if not units.size:
+        return Judged(0.0, name, f"{name} is empty")
+    at = np.unravel_index(int(np.argmax(units)), wanted.shape)
+    off, most = int((units > 1.0).sum()), float(units[at])
+    told = f"errs by {most:.3g} times its bound" if most < math.inf else "is wrong beyond measure"
+    where = f"{got.reshape(wanted.shape)[at]!s} instead of {wanted[at]!s} at {tuple(map(int, at))}"
+    return Judged(most, name, f"{name} {told}: {where}, and {off} of {units.size} are off")
