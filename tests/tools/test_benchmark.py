@@ -19,8 +19,8 @@ from oclbn.cli.bench_report import SCHEMA
 from oclbn.cli.group import oclbn
 from oclbn.errors import DeviceError, ParameterError, SizeError
 from oclbn.tools.bench import benchmark, profiling, turns, workload
+from oclbn.tools.child import Rejected
 from oclbn.tools.peers import contract
-from oclbn.tools.peers.process import Absent
 
 
 def work(queue: cl.CommandQueue, shape: tuple[int, ...], outputs: str, axis: int = 1) -> workload.Work:
@@ -118,7 +118,7 @@ def test_everyone_has_a_turn_in_each_round() -> None:
 
 def test_slow_peers_tire_and_failing_ones_go() -> None:
     def fail(calls: int, warm: bool) -> list[float]:
-        raise Absent("it fell over")
+        raise Rejected("it fell over")
 
     entries = [
         turns.Entry("oclbn", "forward", lambda calls, warm: [1e-3] * calls, 1e-3),

@@ -19,8 +19,9 @@ from click.testing import CliRunner
 from oclbn.cli import bench_report
 from oclbn.cli.group import oclbn
 from oclbn.tools.bench import benchmark
+from oclbn.tools.child import Rejected
 from oclbn.tools.peers import checking, contract, process, registry
-from oclbn.tools.peers.process import Absent, PeerProcess, platform_library
+from oclbn.tools.peers.process import PeerProcess, platform_library
 from oclbn.tools.peers.registry import PEERS, Kind
 
 pytestmark = pytest.mark.once(reason="other libraries compute, none of them through this runtime")
@@ -80,7 +81,7 @@ def test_a_peer_is_timed_where_it_is_right(queue: cl.CommandQueue, fake: PeerPro
 
 
 def test_a_peer_that_fails_is_there_for_the_next_shape(queue: cl.CommandQueue, fake: PeerProcess) -> None:
-    for batch, says in ((13, "ValueError: thirteen"), (14, "was ended by SIGKILL: last words")):
+    for batch, says in ((13, "ValueError: thirteen"), (14, "its process aborted (signal 9, SIGKILL): last words")):
         found = benchmark.compare(queue, (batch, 4), rounds=3, outputs="fresh", peers=[fake])
         assert reasons(found)["fake", ""].endswith(says)
         assert not [row for row in found.rows if row.who == "fake"]
@@ -104,7 +105,7 @@ def test_pools_are_not_the_peers(queue: cl.CommandQueue, fake: PeerProcess) -> N
 
 def test_a_python_that_is_none_is_a_reason() -> None:
     peer = PeerProcess(PEERS["numpy"], "fresh", python="/no/such/python")
-    with pytest.raises(Absent, match=r"/no/such/python does not start: No such file"):
+    with pytest.raises(Rejected, match=r"/no/such/python does not start: No such file"):
         peer.load(block="none.npy", threads=1)
 
 
@@ -117,7 +118,7 @@ def test_a_missing_package_names_what_to_install(tmp_path: Path) -> None:
     try:
         for _ in range(2):  # the second time without asking
             with pytest.raises(
-                Absent, match=r"a_package_that_nobody_has is not installed .*: pip install lost-and-found"
+                Rejected, match=r"a_package_that_nobody_has is not installed .*: pip install lost-and-found"
             ):
                 peer.load(block=str(tmp_path / "block.npy"), threads=1, **case)
     finally:
@@ -126,10 +127,10 @@ def test_a_missing_package_names_what_to_install(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and signals that stop")
 def test_a_peer_stands_still_until_it_is_asked(fake: PeerProcess, tmp_path: Path) -> None:
-    with pytest.raises(Absent):
+    with pytest.raises(Rejected):
         fake.ask("load", block=str(tmp_path / "none.npy"), shape=(4, 2), axis=1)
-    assert fake._process is not None
-    pid = fake._process.pid
+    assert fake._child is not None
+    pid = fake._child.pid
     deadline = time.monotonic() + 10
     while state(pid) != "T" and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -143,13 +144,14 @@ def test_a_peer_stands_still_until_it_is_asked(fake: PeerProcess, tmp_path: Path
 def test_no_peer_outlives_the_benchmark(tmp_path: Path, how: signal.Signals) -> None:
     code = """
 import sys, time
-from oclbn.tools.peers.process import Absent, PeerProcess
+from oclbn.tools.child import Rejected
+from oclbn.tools.peers.process import PeerProcess
 from oclbn.tools.peers.registry import PEERS
 peer = PeerProcess(PEERS["numpy"], "fresh")
 try:
     peer.ask("load", block="none.npy", shape=(4, 2), axis=1)
-except Absent:
-    print(peer._process.pid, flush=True)
+except Rejected:
+    print(peer._child.pid, flush=True)
 time.sleep(60)
 """
     root = Path(__file__).resolve().parents[2]

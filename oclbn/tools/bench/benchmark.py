@@ -30,8 +30,9 @@ from oclbn.errors import ParameterError, SizeError
 from oclbn.tools.bench.suites import SUITES, Shape
 from oclbn.tools.bench.turns import Entry, interleave
 from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES, Work
+from oclbn.tools.child import Rejected
 from oclbn.tools.peers import checking, contract
-from oclbn.tools.peers.process import Absent, PeerProcess
+from oclbn.tools.peers.process import PeerProcess
 from oclbn.truth.expectation import EPSILON, FACTOR
 
 __all__ = [
@@ -226,21 +227,21 @@ class _Case:
         """Those of a peer's operations whose results are there and right; the others are absences."""
         facts, name = limits(self.queue.device), peer.kind.name
         threads = facts.compute_units if facts.kind == "cpu" else os.cpu_count() or 1
-        tensor = {"block": str(self.block), "shape": self.shape, "axis": self.axis, "threads": threads}
+        tensor: dict[str, Any] = {"block": str(self.block), "shape": self.shape, "axis": self.axis}
         outputs = "reused" if self.outputs == "bound" else self.outputs
         numbers = {"epsilon": EPSILON, "factor": FACTOR, "outputs": outputs}
         try:
-            peer.load(**tensor, **numbers, device=describe(self.queue.device))
-        except Absent as absent:
-            self.absent(name, "", str(absent))
+            peer.load(threads=threads, **tensor, **numbers, device=describe(self.queue.device))
+        except Rejected as rejected:
+            self.absent(name, "", str(rejected))
             return []
         self.comparison.versions[name] = peer.version
         found = []
         for operation in self.operations:
             try:
                 once = peer.prepare(operation, self.wanted, self.folder)
-            except Absent as absent:
-                self.absent(name, operation, str(absent))
+            except Rejected as rejected:
+                self.absent(name, operation, str(rejected))
             else:
                 found.append(Entry(name, operation, peer.turn(operation), once))
         return found

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from oclbn.tools.peers.process import Absent
+from oclbn.tools.child import Rejected
 
 _SECONDS = 0.25  # aimed at per operation, where the number of rounds is left open
 _TURN = 0.01  # seconds of a turn: short calls are timed several times in it
@@ -54,8 +54,8 @@ def interleave(entries: list[Entry], rounds: int | None) -> dict[str, str]:
                 continue
             try:
                 entry.samples += entry.turn(calls[id(entry)], entry.once < _SLOW)
-            except Absent as absent:
-                failed[entry.who] = str(absent)
+            except Rejected as rejected:
+                failed[entry.who] = str(rejected)
     entries[:] = [entry for entry in entries if entry.who not in failed]
     return failed
 

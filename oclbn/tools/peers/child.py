@@ -1,10 +1,11 @@
 """The process of one peer: reads requests, a JSON object a line, from standard input and answers in the same way.
 
-    python child.py PEER_FILE
+    python child.py PEER_FILE WHAT_PIP_INSTALLS
 
-Requests, by "do": load (a case), prepare (an operation: calls it once), check (some channels of its results, into a
-file), time (seconds of so many calls), unload. An answer holds "declined" where the peer cannot do it, "error" where it
-failed. The process ends with its standard input. Whatever else is printed goes to standard error.
+Requests, by "do": load (a case), prepare (an operation: calls it once), check (some channels of its results, to a
+file), time (seconds of so many calls), unload; "with" has their arguments. An answer has "done", or "rejected" where
+the peer cannot do it or failed, and "gone" where it never will. The process ends with its standard input. Whatever else
+is printed goes to standard error. oclbn.tools.child is the other side; nothing of it is imported here.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ _PACKAGE = "oclbn_peers"
 class Server:
     """Answers requests about the peer in one module."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, install: str) -> None:
         contract, self.module = _load(file)
         self.contract: Any = contract
+        self.install = install
         self.peer: Any = None
         self.case: Any = None
         self.calls: dict[str, Any] = {}
@@ -85,18 +87,18 @@ class Server:
         return {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        does = {"load": self.load, "prepare": self.prepare, "check": self.check, "time": self.time}
+        does["unload"] = self.unload
         try:
-            does = {"load": self.load, "prepare": self.prepare, "check": self.check}
-            does |= {"time": self.time, "unload": self.unload}
-            answer: dict[str, Any] = does[request["do"]](request)
+            return {"done": does[request["do"]](request["with"])}
         except self.contract.Declined as answer_no:
-            return {"declined": str(answer_no)}
+            return {"rejected": str(answer_no)}
         except ModuleNotFoundError as missing:
-            return {"declined": f"{missing.name} is not installed for {sys.executable}", "missing": missing.name}
+            lost = f"{missing.name} is not installed for {sys.executable}"
+            return {"rejected": f"{lost}: pip install {self.install}", "gone": True}
         except Exception as error:
             text = str(error).strip().splitlines() or [""]
-            return {"error": f"{type(error).__name__}: {text[0][:200]}"}
-        return answer
+            return {"rejected": f"{type(error).__name__}: {text[0][:200]}"}
 
 
 def _load(file: Path) -> tuple[Any, Any]:
@@ -126,7 +128,7 @@ def main() -> None:
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
         os.dup2(2, 1)
-        server = Server(Path(sys.argv[1]))
+        server = Server(Path(sys.argv[1]), sys.argv[2])
         for line in sys.stdin:
             print(json.dumps(server.answer(json.loads(line))), file=answers)
 
