@@ -35,7 +35,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pyopencl.array import Array, empty_like
 
-from oclbn.call import arguments, overlap
+from oclbn.call import arguments, overlap, values
 from oclbn.call.calls import Call, Empty, Several
 from oclbn.call.making import check, make
 from oclbn.call.order import recording
@@ -142,8 +142,8 @@ def batch_norm_train(
     }
     numbers = {
         "epsilon": arguments.epsilon_of(epsilon, x),
-        "factor": arguments.number("factor", factor, 0.0, 1.0),
-        "init_factor": arguments.number("init_factor", init_factor, 0.0, 1.0),
+        "factor": values.number("factor", factor, 0.0, 1.0),
+        "init_factor": values.number("init_factor", init_factor, 0.0, 1.0),
         "guard": int(bool(guard)),
     }
     check("train", x, axis, given, out)
@@ -375,7 +375,7 @@ def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: floa
 @driver_errors("accumulate")
 def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: float = 0.0) -> Callable[[], None]:
     """`accumulate` in two steps: everything is checked here and the kernel built; what comes back starts it."""
-    arguments.flat_pair("into", into, "new", new)
+    arguments.flat({"into": into, "new": new})
     overlap.exclusive({"into": into}, {} if overlap.same_elements(into, new) else {"new": new})
     scale = arguments.finite("scale", scale, into)
     momentum = arguments.finite("momentum", momentum, into)

@@ -25,7 +25,7 @@ from oclbn import device
 from oclbn.call import arguments
 from oclbn.call.copying import copy_strided
 from oclbn.device import driver_errors, pages
-from oclbn.errors import ContextError, DtypeError, ParameterError, SizeError
+from oclbn.errors import ContextError, DtypeError, ParameterError
 
 __all__ = ["Array", "empty", "empty_like", "full", "ones", "ones_like", "pack", "to_gpu", "zeros", "zeros_like"]
 
@@ -147,10 +147,5 @@ def _roomy(queue: cl.CommandQueue | None, shape: Shape, dtype: DTypeLike) -> cl.
     """The queue, on a device that can hold such an array; SizeError where it cannot."""
     queue = device.default_queue() if queue is None else queue
     nbytes = math.prod(np.atleast_1d(np.array(shape, dtype=object))) * np.dtype(dtype).itemsize
-    most = device.limits(queue.device).max_alloc_bytes
-    if nbytes > most:
-        raise SizeError(
-            f"an array of shape {shape} needs {nbytes:,} bytes; "
-            f"{queue.device.name.strip()} allocates at most {most:,} at once"
-        )
+    device.check_size(f"an array of shape {shape}", nbytes, queue.device)
     return queue

@@ -7,8 +7,6 @@ wanted.
 from __future__ import annotations
 
 import functools
-import math
-import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array
 
+from oclbn.call import values
 from oclbn.call.layout import reach
 from oclbn.errors import (
     ArrayTypeError,
@@ -96,11 +95,8 @@ def anyhow(name: str, value: Any) -> Array:
 
 def axis_of(axis: Any, x: Array) -> int:
     """`axis` as an index from 0 to x.ndim - 1."""
-    try:
-        index = operator.index(axis)
-    except TypeError:
-        index = None
-    if index is None or isinstance(axis, bool):
+    index = values.integer(axis)
+    if index is None:
         raise ParameterError(f"axis is {axis!r}; an integer is wanted")
     rank = len(x.shape)
     if not -rank <= index < rank:
@@ -109,7 +105,7 @@ def axis_of(axis: Any, x: Array) -> int:
 
 
 def per_channel(
-    x: Array, axis: int, values: Mapping[str, Any], names: Collection[str], needed: Collection[str] = ()
+    x: Array, axis: int, given: Mapping[str, Any], names: Collection[str], needed: Collection[str] = ()
 ) -> dict[str, Array]:
     """Those of `names` whose values are not None, by name: device arrays with one element per channel of x.
 
@@ -118,7 +114,7 @@ def per_channel(
     channels, context, dtype = x.shape[axis], x.context, x.dtype
     found: dict[str, Array] = {}
     for name in names:
-        value = values[name]
+        value = given[name]
         if value is None and name not in needed:
             continue
         found[name] = a = array(name, value)
@@ -149,83 +145,35 @@ def like(name: str, value: Any, x: Array) -> Array:
     return a
 
 
-def real(value: Any) -> float | None:
-    """`value` as a float if it is one real number, of any type: NumPy's, a fraction, an array of no axes; else None.
-
-    True and False are none here: as an epsilon or a factor they are a slip. Nor is text.
-    """
-    array_like = isinstance(value, (np.generic, np.ndarray))
-    if isinstance(value, (bool, str, bytes, bytearray)) or (
-        array_like and (value.ndim or value.dtype.kind not in "iuf")
-    ):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an integer, or a fraction
-        return math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError):
-        return None
-
-
-def number(name: str, value: Any, low: float, high: float) -> float:
-    """`value` as a float from low to high, both included; infinities and NaN are refused."""
-    converted = real(value)
-    if converted is None:
-        raise ParameterError(f"{name} is {value!r}; a number is wanted")
-    if not (low <= converted <= high and math.isfinite(converted)):
-        wanted = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
-        raise ParameterError(f"{name} is {value!r}; {wanted} is wanted")
-    return converted
-
-
 def count(name: str, value: Any) -> int:
     """`value` as a number of elements, which 64 bits can hold."""
-    try:
-        converted = operator.index(value)
-    except TypeError:
-        raise ParameterError(f"{name} is {value!r}; an integer is wanted") from None
-    if not 0 <= converted <= _MOST_COUNT:
-        raise ParameterError(f"{name} is {converted}; 0 to 2**63 - 1 is wanted")
-    return converted
+    return values.whole(name, value, most=_MOST_COUNT)
 
 
 def epsilon_of(value: Any, x: Array) -> float:
     """`value` as an epsilon that x's dtype can hold."""
-    return number("epsilon", value, 0.0, _LARGEST[x.dtype])
+    return values.number("epsilon", value, 0.0, _LARGEST[x.dtype])
 
 
 def finite(name: str, value: Any, x: Array) -> float:
     """`value` as a number that x's dtype can hold."""
-    return number(name, value, -_LARGEST[x.dtype], _LARGEST[x.dtype])
+    return values.number(name, value, -_LARGEST[x.dtype], _LARGEST[x.dtype])
 
 
-def flat(values: Mapping[str, Any]) -> None:
+def flat(given: Mapping[str, Any]) -> None:
     """Device arrays, by name, of one size, one of DTYPES and one context, each with its elements side by side."""
-    first_name, first = next(iter(values.items()))
-    for name, value in values.items():
+    first_name, first = next(iter(given.items()))
+    for name, value in given.items():
         a = array(name, value)
-        if a.dtype not in DTYPES:
-            raise DtypeError(f"{name} is {a.dtype}; float32 or float64 is wanted")
         if a.dtype != first.dtype:
             raise DtypeError(f"{name} is {a.dtype}; {first.dtype} is wanted, as {first_name} is")
+        if a.dtype not in DTYPES:
+            raise DtypeError(f"{name} is {a.dtype}; float32 or float64 is wanted")
         if a.size != first.size:
             raise ShapeError(f"{name} has {a.size} elements and {first_name} {first.size}; equal sizes are wanted")
         if a.context != first.context:
             raise ContextError(f"{name} belongs to context {a.context}, {first_name} to {first.context}; one is wanted")
         _dense(name, a)
-
-
-def flat_pair(name: str, value: Any, other_name: str, other: Any) -> None:
-    """Two device arrays of one size, one of DTYPES and one context, each with its elements side by side."""
-    a, b = array(name, value), array(other_name, other)
-    if a.dtype not in DTYPES or a.dtype != b.dtype:
-        raise DtypeError(f"{name} is {a.dtype} and {other_name} {b.dtype}; float32 or float64, alike, is wanted")
-    if a.size != b.size:
-        raise ShapeError(f"{name} has {a.size} elements and {other_name} {b.size}; equal sizes are wanted")
-    if a.context != b.context:
-        raise ContextError(f"{name} belongs to context {a.context}, {other_name} to {b.context}; one is wanted")
-    for each, one in ((name, a), (other_name, b)):
-        _dense(each, one)
 
 
 def _same_context(name: str, a: Array, x: Array) -> None:

@@ -11,7 +11,7 @@ from pyopencl.array import Array, empty_like
 
 from oclbn.call.layout import dense_order
 from oclbn.call.order import Order
-from oclbn.device import lacks_memory, limits, pages
+from oclbn.device import check_size, lacks_memory, pages
 from oclbn.errors import LayoutError, SizeError
 
 _MOST_MODELS = 256  # shapes remembered per object that stands for a context
@@ -94,9 +94,7 @@ def allocated(x: Array, nbytes: int, make: Callable[[], Any]) -> Any:
     SizeError where the device cannot hold those in one buffer, or has no memory left.
     """
     device = queue_of(x).device
-    most = limits(device).max_alloc_bytes
-    if nbytes > most:
-        raise SizeError(f"a result needs {nbytes:,} bytes; {device.name.strip()} allocates at most {most:,} at once")
+    check_size("a result", nbytes, device)
     try:
         return make()
     except (cl.Error, MemoryError) as error:

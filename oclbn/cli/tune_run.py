@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from oclbn.cli.progress import progress
-from oclbn.device import DeviceInfo
-from oclbn.errors import DeviceError, SizeError
+from oclbn.device import DeviceInfo, check_size
+from oclbn.errors import DeviceError
 from oclbn.tools.tune import search
 from oclbn.tools.tune.calls import GUARD
 from oclbn.tools.tune.process import TrialProcess
@@ -62,10 +62,7 @@ def run(info: DeviceInfo, before: Choices, shapes: Shapes, seconds: float, *, ke
     if info.simulator:
         raise DeviceError(f"{info.name} is a simulator: how long it takes says nothing of any device")
     for shape, _ in shapes:
-        nbytes, most = 4 * (math.prod(shape) + GUARD), info.limits.max_alloc_bytes
-        if nbytes > most:
-            case = "x".join(map(str, shape))
-            raise SizeError(f"{case} needs {nbytes:,} bytes; {info.name} allocates at most {most:,} at once")
+        check_size("x".join(map(str, shape)), 4 * (math.prod(shape) + GUARD), info.device)
     tuned = Tuned(info, before, Found(before))
     start = {"device": info.spec, "cases": shapes, "seconds": TIMING_SECONDS}
     with TrialProcess(start) as trials, _shown(tuned) as shown:

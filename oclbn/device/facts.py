@@ -10,6 +10,7 @@ import pyopencl as cl
 
 from oclbn.device.pocl import mend_target, widest_vector
 from oclbn.device.selection import classify
+from oclbn.errors import SizeError
 from oclbn.plan.words import DeviceLimits
 
 
@@ -33,6 +34,13 @@ def limits(device: cl.Device) -> DeviceLimits:
         fp16="cl_khr_fp16" in extensions,
         vector_bytes=widest_vector(device),
     )
+
+
+def check_size(what: str, nbytes: int, device: cl.Device) -> None:
+    """SizeError where `what` takes more bytes than the device allocates at once."""
+    most = limits(device).max_alloc_bytes
+    if nbytes > most:
+        raise SizeError(f"{what} needs {nbytes:,} bytes; {device.name.strip()} allocates at most {most:,} at once")
 
 
 @functools.cache

@@ -13,7 +13,7 @@ _UNKNOWN_AGE = 1000
 def averaging_factor(n: int, initFactor: float, minFactor: float) -> float:
     """Weight of batch n (counted from 1) in the running statistics: max(initFactor / n, minFactor)."""
     if n < 1:
-        raise ModuleParameterError(f"n is {n}; wanted 1 for the first batch (numOfProps counts the batches before it)")
+        raise ModuleParameterError(f"n is {n}; 1 or more is wanted (numOfProps counts the batches before it)")
     return max(initFactor / n, minFactor)
 
 

@@ -197,7 +197,7 @@ class BatchNormND(Module):
             return np.random.default_rng(seed).normal
         except (TypeError, ValueError) as error:
             raise ModuleParameterError(
-                f"{self}: seed is {seed!r}; wanted None or a seed for NumPy ({error})"
+                f"{self}: seed is {seed!r}; None or a seed for NumPy is wanted ({error})"
             ) from error
 
     def _tensors(self) -> tuple[Array, Array, Array, Array]:
@@ -261,7 +261,7 @@ class BatchNormND(Module):
         rank = self._data_rank()
         if len(shape) != rank or shape[1] != self.maps:
             raise ModuleShapeError(
-                f"{self}: {argument} has shape {shape}; wanted {rank} axes, with {self.maps} channels on axis 1"
+                f"{self}: {argument} has shape {shape}; {rank} axes are wanted, with {self.maps} channels on axis 1"
             )
 
     def _shapes(self) -> tuple[Shapes, Shapes]:

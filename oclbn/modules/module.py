@@ -133,7 +133,7 @@ class Module(Parameters):
         if not isinstance(array, Array):
             raise ModuleDtypeError(
                 f"{self}: {argument} is a {type(array).__module__}.{type(array).__name__}; "
-                "wanted a pyopencl.array.Array, as oclbn.gpuarray.to_gpu makes it"
+                "a pyopencl.array.Array is wanted, as oclbn.gpuarray.to_gpu makes it"
             )
         self._check_shape(array.shape, argument)
         if array.dtype != self.calctype:

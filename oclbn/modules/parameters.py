@@ -21,7 +21,7 @@ import pyopencl as cl
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from oclbn import device, functional, gpuarray
-from oclbn.call import arguments
+from oclbn.call import values
 from oclbn.device import driver_errors
 from oclbn.errors import (
     LayoutError,
@@ -80,9 +80,9 @@ class Parameters(ABC):
     def __init__(self, name: str | None, queue: cl.CommandQueue | None, dtype: DTypeLike) -> None:
         self.name = name if isinstance(name, str) else None
         if self.name != name:
-            raise ModuleParameterError(f"{self}: name is {name!r}; wanted a str or None")
+            raise ModuleParameterError(f"{self}: name is {name!r}; a str or None is wanted")
         if queue is not None and not isinstance(queue, cl.CommandQueue):
-            raise ModuleParameterError(f"{self}: queue is a {type(queue).__name__}; wanted a pyopencl.CommandQueue")
+            raise ModuleParameterError(f"{self}: queue is a {type(queue).__name__}; a pyopencl.CommandQueue is wanted")
         self.queue = device.default_queue() if queue is None else queue
         self.calctype = self._calculation_type("dtype", dtype)
         self.blueprint: dict[str, Any] = {"name": name}
@@ -198,8 +198,8 @@ class Parameters(ABC):
         if not isinstance(var, Variable):
             came = f"{type(var).__module__}.{type(var).__name__}"
             raise ModuleDtypeError(
-                f"{self}: variable {name} is a {came}; wanted an oclbn.modules.variable.Variable, or assign values to "
-                f"the module's attribute {name}"
+                f"{self}: variable {name} is a {came}; an oclbn.modules.variable.Variable is wanted (values are "
+                f"assigned to the module's attribute {name})"
             )
         fitting(f"{self}: data of variable {name}", var.data, shape, self.calctype, self.queue.context)
         return var
@@ -210,7 +210,7 @@ class Parameters(ABC):
 
     def _shape_of(self, kind: str, name: str, shapes: Shapes) -> tuple[int, ...]:
         if name not in shapes:
-            raise ModuleParameterError(f"{self}: {kind} is {name!r}; wanted one of {', '.join(shapes)}")
+            raise ModuleParameterError(f"{self}: {kind} is {name!r}; one of {', '.join(shapes)} is wanted")
         return shapes[name]
 
     def _tensor(self, name: str) -> Array | None:
@@ -249,10 +249,10 @@ class Parameters(ABC):
         except ValueError as error:  # lists of unequal lengths
             raise ModuleShapeError(f"{self}: {name} is given what is no array: {error}") from None
         if host.dtype.kind not in "iuf":
-            raise ModuleDtypeError(f"{self}: {name} is given elements of type {host.dtype}; wanted real numbers")
+            raise ModuleDtypeError(f"{self}: {name} is given elements of type {host.dtype}; real numbers are wanted")
         if host.size != math.prod(shape):
             came = f"{host.size} elements (shape {host.shape})"
-            raise ModuleShapeError(f"{self}: {name} is given {came}; wanted {math.prod(shape)}, in any shape")
+            raise ModuleShapeError(f"{self}: {name} is given {came}; {math.prod(shape)} are wanted, in any shape")
         with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
             return np.ascontiguousarray(host.astype(self.calctype).reshape(shape))
 
@@ -321,7 +321,7 @@ class Parameters(ABC):
     def paramSize(self, unit: str | None = None) -> float:
         """Size of all variables in bytes, or divided by 1024 ("kb") or 1024**2 ("mb")."""
         if unit is not None and unit not in _UNITS:
-            raise ModuleParameterError(f"{self}: unit is {unit!r}; wanted None, 'kb' or 'mb'")
+            raise ModuleParameterError(f"{self}: unit is {unit!r}; None, 'kb' or 'mb' is wanted")
         size = sum(int(var.data.nbytes) for var in self._vars.values())
         return size if unit is None else size / _UNITS[unit]
 
@@ -456,24 +456,17 @@ class Parameters(ABC):
             if _as_dtype(value) == accepted:
                 return accepted
         wanted = "float32 or float64" if fp64 else f"float32 ({self.queue.device.name.strip()} has no float64)"
-        raise ModuleDtypeError(f"{self}: {argument} is {value!r}; wanted {wanted}")
+        raise ModuleDtypeError(f"{self}: {argument} is {value!r}; {wanted} is wanted")
 
     def _converted(self, array: Array, calctype: Calctype) -> Array:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
             return gpuarray.to_gpu(array.get().astype(calctype), queue=self.queue)
 
     def _whole_number(self, argument: str, value: object, low: int) -> int:
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
-            raise ModuleParameterError(f"{self}: {argument} is {value!r}; wanted a whole number from {low} on")
-        return int(value)
+        return values.whole(f"{self}: {argument}", value, low, error=ModuleParameterError)
 
     def _real_number(self, argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-        number = arguments.real(value)
-        if number is None or not low <= number <= high or math.isinf(number):
-            wanted = "a finite number" if math.isinf(low) else f"a finite number from {low:g} on"
-            wanted = wanted if math.isinf(high) else f"a number from {low:g} to {high:g}"
-            raise ModuleParameterError(f"{self}: {argument} is {value!r}; wanted {wanted}")
-        return number
+        return values.number(f"{self}: {argument}", value, low, high, error=ModuleParameterError)
 
     def _prefix(self, name: str | None, shorten: bool) -> str:
         prefix = self.name or "" if name is None else name

@@ -73,13 +73,13 @@ def fitting(label: str, array: Any, shape: tuple[int, ...], dtype: Any, context:
     """`array`, if it is a device array of this shape, dtype and context; `label` is what errors call it."""
     if not isinstance(array, Array):
         came = f"{type(array).__module__}.{type(array).__name__}"
-        raise ModuleDtypeError(f"{label} is a {came}; wanted a pyopencl.array.Array of shape {shape}")
+        raise ModuleDtypeError(f"{label} is a {came}; a pyopencl.array.Array of shape {shape} is wanted")
     if array.shape != shape:
-        raise ModuleShapeError(f"{label} has shape {array.shape}; wanted {shape}")
+        raise ModuleShapeError(f"{label} has shape {array.shape}; {shape} is wanted")
     if array.dtype != dtype:
-        raise ModuleDtypeError(f"{label} has dtype {array.dtype}; wanted {np.dtype(dtype)}")
+        raise ModuleDtypeError(f"{label} has dtype {array.dtype}; {np.dtype(dtype)} is wanted")
     if array.context != context:
-        raise ContextError(f"{label} is in another OpenCL context; wanted that of the array whose place it takes")
+        raise ContextError(f"{label} is in another OpenCL context; that of the array whose place it takes is wanted")
     return array
 
 

@@ -22,7 +22,7 @@ def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
     x, y: contiguous float32 arrays of equal size that start their buffers. stream: write past the cache, where the
     compiler can.
     """
-    arguments.flat_pair("x", x, "y", y)
+    arguments.flat({"x": x, "y": y})
     queue = queue_of(x)
     facts = limits(queue.device)
     lanes, vec = (1, 8) if facts.kind == "cpu" else (min(256, facts.max_group), 1)

@@ -50,7 +50,7 @@ class DeviceNames:
     def fits(self, other: DeviceNames) -> bool:
         """Whether no name differs that both know; runs of spaces count as one."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return all(_one_line(mine) == _one_line(theirs) for mine, theirs in pairs if mine and theirs)
+        return all(mine.split() == theirs.split() for mine, theirs in pairs if mine and theirs)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,3 @@ def _entry(file: Path, number: int, table: Any) -> Entry:
 
 def _names(table: Mapping[str, Any]) -> DeviceNames:
     return DeviceNames(**{field.name: str(table.get(field.name, "")) for field in fields(DeviceNames)})
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -563,9 +563,9 @@ def test_functions_and_modules_refuse_the_same(queue: cl.CommandQueue, value: An
     for name in ("grad_scale", "grad_momentum"):
         rejects("backward", valid(queue, "backward") | {name: value}, ParameterError, ValueError, name)
     for name in ("epsilon", "initFactor", "minFactor", "sscale"):
-        with pytest.raises(ModuleParameterError, match=rf"{name} is .*; wanted"):
+        with pytest.raises(ModuleParameterError, match=rf"{name} is .*; .* is wanted"):
             BatchNorm(5, queue=queue, **{name: value})
-    with pytest.raises(ModuleParameterError, match=r"learnRate is .*; wanted"):
+    with pytest.raises(ModuleParameterError, match=r"learnRate is .*; .* is wanted"):
         BatchNorm(5, queue=queue).updateParams(value)
 
 

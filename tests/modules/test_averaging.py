@@ -24,7 +24,7 @@ def test_averaging_factor(n: int, init: float, least: float, factor: float) -> N
 
 
 def test_averaging_starts_at_batch_one() -> None:
-    with pytest.raises(ModuleParameterError, match="n is 0; wanted 1 for the first batch"):
+    with pytest.raises(ModuleParameterError, match="n is 0; 1 or more is wanted"):
         averaging_factor(0, 1.0, 0.1)
 
 

@@ -140,14 +140,16 @@ def strided(queue: cl.CommandQueue) -> cla.Array:
 
 
 BAD = [
-    pytest.param(lambda q: np.ones(C + 1), ModuleShapeError, "6 elements (shape (6,)); wanted 5", id="too many"),
-    pytest.param(lambda q: 1.0, ModuleShapeError, "1 elements (shape ()); wanted 5", id="a number"),
+    pytest.param(lambda q: np.ones(C + 1), ModuleShapeError, "6 elements (shape (6,)); 5 are wanted", id="too many"),
+    pytest.param(lambda q: 1.0, ModuleShapeError, "1 elements (shape ()); 5 are wanted", id="a number"),
     pytest.param(lambda q: gpuarray.zeros(3, queue=q), ModuleShapeError, "wanted 5, in any shape", id="device array"),
     pytest.param(lambda q: [[1, 2], [3]], ModuleShapeError, "is given what is no array", id="ragged"),
-    pytest.param(lambda q: None, ModuleDtypeError, "wanted real numbers", id="None"),
-    pytest.param(lambda q: "1.5", ModuleDtypeError, "wanted real numbers", id="text"),
-    pytest.param(lambda q: np.ones(C, bool), ModuleDtypeError, "type bool; wanted real numbers", id="bool"),
-    pytest.param(lambda q: np.ones(C, complex), ModuleDtypeError, "type complex128; wanted real", id="complex"),
+    pytest.param(lambda q: None, ModuleDtypeError, "real numbers are wanted", id="None"),
+    pytest.param(lambda q: "1.5", ModuleDtypeError, "real numbers are wanted", id="text"),
+    pytest.param(lambda q: np.ones(C, bool), ModuleDtypeError, "type bool; real numbers are wanted", id="bool"),
+    pytest.param(
+        lambda q: np.ones(C, complex), ModuleDtypeError, "type complex128; real numbers are wanted", id="complex"
+    ),
     pytest.param(strided, LayoutError, "its elements must lie side by side", id="strided"),
 ]
 
@@ -180,10 +182,10 @@ def unfit(queue: cl.CommandQueue) -> list[tuple[Any, type[Exception], str]]:
     """An array in the place of another."""
     elsewhere = in_another_context(queue)
     return [
-        (np.ones(SHAPE, np.float32), ModuleDtypeError, "is a numpy.ndarray; wanted"),
-        (None, ModuleDtypeError, "is a builtins.NoneType; wanted"),
-        (gpuarray.ones((1, C), queue=queue), ModuleShapeError, r"has shape \(1, 5\); wanted \(1, 5, 1, 1\)"),
-        (gpuarray.ones(SHAPE, np.int32, queue=queue), ModuleDtypeError, "has dtype int32; wanted float32"),
+        (np.ones(SHAPE, np.float32), ModuleDtypeError, "is a numpy.ndarray; a pyopencl"),
+        (None, ModuleDtypeError, "is a builtins.NoneType; a pyopencl"),
+        (gpuarray.ones((1, C), queue=queue), ModuleShapeError, r"has shape \(1, 5\); \(1, 5, 1, 1\) is wanted"),
+        (gpuarray.ones(SHAPE, np.int32, queue=queue), ModuleDtypeError, "has dtype int32; float32 is wanted"),
         (gpuarray.ones(SHAPE, queue=elsewhere), ContextError, "is in another OpenCL context"),
     ]
 
@@ -201,7 +203,9 @@ def test_arrays_that_do_not_fit(queue: cl.CommandQueue) -> None:
         if array is not None and not isinstance(array, np.ndarray):
             with pytest.raises(error, match=message):
                 bn.setVar("bias", Variable(array))
-        with pytest.raises(ModuleDtypeError, match=r"scale is a .*; wanted an oclbn.modules.variable.Variable"):
+        with pytest.raises(
+            ModuleDtypeError, match=r"variable scale is a .*; an oclbn.modules.variable.Variable is wanted"
+        ):
             bn.setVar("scale", array)
     assert state_of(bn) == before
 
@@ -213,9 +217,13 @@ def test_names_that_a_module_does_not_have(queue: cl.CommandQueue) -> None:
         (
             lambda: bn.setVar("mean", bn.vars["scale"]),
             ModuleParameterError,
-            "variable is 'mean'; wanted one of scale, bias",
+            "variable is 'mean'; one of scale, bias is wanted",
         ),
-        (lambda: bn.setAttr("scale", bn.mean), ModuleParameterError, "attribute is 'scale'; wanted one of mean, var"),  # type: ignore[arg-type]
+        (
+            lambda: bn.setAttr("scale", bn.mean),
+            ModuleParameterError,
+            "attribute is 'scale'; one of mean, var is wanted",
+        ),  # type: ignore[arg-type]
         (lambda: bn.vars.pop("scale"), ModuleStateError, "scale cannot be taken out"),
         (lambda: bn.attrs.clear(), ModuleStateError, "cannot be taken out"),
     ]

@@ -209,7 +209,7 @@ def test_bad_arrays_are_named(queue: cl.CommandQueue, other_queue: cl.CommandQue
     refused(cla.zeros(other_queue, 3, np.float32), ContextError, ValueError)
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, "2", None, 1 << 63], ids=str)
+@pytest.mark.parametrize("value", [-1, 1.5, "2", None, True, 1 << 63], ids=str)
 def test_bad_counts_are_named(queue: cl.CommandQueue, value: Any) -> None:
     with pytest.raises(ParameterError, match=r"\bothers\[0\]\.count is "):
         merge(some(queue), replace(some(queue), count=value))

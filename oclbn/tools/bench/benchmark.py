@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from oclbn.device import limits
+from oclbn.device import check_size, limits
 from oclbn.errors import ParameterError, SizeError
 from oclbn.tools.bench.suites import SUITES, Shape
 from oclbn.tools.bench.turns import Entry, interleave
@@ -185,12 +185,11 @@ def room_for(queue: cl.CommandQueue, shape: Shape) -> int | None:
 
     SizeError: we have none ourselves.
     """
-    facts, nbytes = limits(queue.device), math.prod(shape) * 4
-    name = queue.device.name.strip()
-    if nbytes > facts.max_alloc_bytes:
-        raise SizeError(f"x needs {nbytes:,} bytes; {name} allocates at most {facts.max_alloc_bytes:,} at once")
+    device, nbytes = queue.device, math.prod(shape) * 4
+    facts = limits(device)
+    check_size("x", nbytes, device)
     if 4 * nbytes > facts.memory_bytes:
-        raise SizeError(f"four tensors need {4 * nbytes:,} bytes; {name} has {facts.memory_bytes:,}")
+        raise SizeError(f"four tensors need {4 * nbytes:,} bytes; {device.name.strip()} has {facts.memory_bytes:,}")
     free = _free_bytes()
     if free is None:
         return None

@@ -1,0 +1,67 @@
+"""What one number is: the rule, and the words of its errors, for options of functions and of modules.
+
+True and False are none: as an epsilon, a factor or a count they are a slip. Nor is text.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from oclbn.errors import ParameterError
+
+
+def real(value: Any) -> float | None:
+    """`value` as a float if it is one real number, of any type: NumPy's, a fraction, an array of no axes; else None."""
+    array_like = isinstance(value, (np.generic, np.ndarray))
+    if isinstance(value, (bool, str, bytes, bytearray)) or (
+        array_like and (value.ndim or value.dtype.kind not in "iuf")
+    ):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer, or a fraction
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        return None
+
+
+def integer(value: Any) -> int | None:
+    """`value` as an int if it is one integer of any type; else None."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    error: type[ParameterError] = ParameterError,
+) -> float:
+    """`value` as a float from low to high, both included; infinities and NaN are refused, by `error`."""
+    converted = real(value)
+    if converted is None or not low <= converted <= high or math.isinf(converted):
+        wanted = "a finite number" if low == -math.inf else f"a finite number from {low:g} on"
+        wanted = wanted if high == math.inf else f"a number from {low:g} to {high:g}"
+        raise error(f"{name} is {value!r}; {wanted} is wanted")
+    return converted
+
+
+def whole(
+    name: str, value: Any, low: int = 0, most: int | None = None, *, error: type[ParameterError] = ParameterError
+) -> int:
+    """`value` as an int from low to most, both included; anything else is refused, by `error`."""
+    converted = integer(value)
+    if converted is None or converted < low or (most is not None and converted > most):
+        wanted = f"a whole number from {low} " + ("on" if most is None else f"to {most}")
+        raise error(f"{name} is {value!r}; {wanted} is wanted")
+    return converted
