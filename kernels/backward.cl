@@ -2,43 +2,59 @@
 //
 // backward_resident   one group per block of channels, or per `chain` blocks: sums, then dx while a cache still holds x and dy.
 // backward_partial    the sums of one slice.
-// backward_apply      merges the slices' sums anew in every group, then writes a slice of dx.
+// sums_merge          those of all slices, as a result: what parts of a batch hand on.
+// backward_apply      adds up the sums of sets, slices or what comes from elsewhere, anew in every group, then writes a slice of
+//                     dx.
 // constant_partial    for statistics that are constants: dx = dy scale invstd at once, with the slice's sums.
 // constant_merge      dscale and dbias of those.
 //
-// grid: (LANES * slices * blocks), constant_merge: (LANES * blocks). See walk.clh for the regions.
+// grid: (LANES * slices * blocks), sums_merge and constant_merge: (LANES * blocks). See walk.clh for the regions.
 
 #define BACKWARD 1
 #include "numbers/finish.clh"
 
-static void sums_read(SumsC *sums, const __global ACC *partial, const int slice, const Region *g, const int u, const int channels)
+// The sums of sets that are to be added up: of each of the six there is a row of numbers, one per channel, six rows behind the
+// one of the set before.
+#define SUMS_ARGUMENTS                                                                                                 \
+    const __global ACC *ARRAY_ARGUMENTS(set_dy),            /* [sets][6][channels]: sum(dy) */                         \
+    const __global ACC *ARRAY_ARGUMENTS(set_dy_rest),       /* [sets][6][channels] */                                  \
+    const __global ACC *ARRAY_ARGUMENTS(set_dy_xmu),        /* [sets][6][channels]: sum(dy (x - mean)) */              \
+    const __global ACC *ARRAY_ARGUMENTS(set_dy_xmu_rest),   /* [sets][6][channels] */                                  \
+    const __global ACC *ARRAY_ARGUMENTS(set_xmu),           /* [sets][6][channels]: sum(x - mean) */                   \
+    const __global ACC *ARRAY_ARGUMENTS(set_xmu_rest),      /* [sets][6][channels] */                                  \
+    const int sets
+#define SUMS_PASSED                                                                                                    \
+    set_dy, set_dy_start, set_dy_rest, set_dy_rest_start, set_dy_xmu, set_dy_xmu_start, set_dy_xmu_rest,               \
+    set_dy_xmu_rest_start, set_xmu, set_xmu_start, set_xmu_rest, set_xmu_rest_start, sets
+
+static void sums_read(SumsC *sums, SUMS_ARGUMENTS, const int which, const Region *g, const int u, const int channels)
 {
-    sums->gradient = channel_load(partial, (slice * 6L + 0) * channels, g, u, 0);
-    sums->gradient_rest = channel_load(partial, (slice * 6L + 1) * channels, g, u, 0);
-    sums->product = channel_load(partial, (slice * 6L + 2) * channels, g, u, 0);
-    sums->product_rest = channel_load(partial, (slice * 6L + 3) * channels, g, u, 0);
-    sums->deviation = channel_load(partial, (slice * 6L + 4) * channels, g, u, 0);
-    sums->deviation_rest = channel_load(partial, (slice * 6L + 5) * channels, g, u, 0);
+    const long at = which * 6L * channels;
+    sums->gradient = channel_load(set_dy, set_dy_start + at, g, u, 0);
+    sums->gradient_rest = channel_load(set_dy_rest, set_dy_rest_start + at, g, u, 0);
+    sums->product = channel_load(set_dy_xmu, set_dy_xmu_start + at, g, u, 0);
+    sums->product_rest = channel_load(set_dy_xmu_rest, set_dy_xmu_rest_start + at, g, u, 0);
+    sums->deviation = channel_load(set_xmu, set_xmu_start + at, g, u, 0);
+    sums->deviation_rest = channel_load(set_xmu_rest, set_xmu_rest_start + at, g, u, 0);
 }
 
-static void sums_write(__global ACC *partial, const int slice, const Region *g, const int u, const int channels,
+static void sums_write(__global ACC *ARRAY_ARGUMENTS(partial), const int which, const Region *g, const int u, const int channels,
                        const SumsC *sums)
 {
-    channel_save(partial, (slice * 6L + 0) * channels, g, u, sums->gradient);
-    channel_save(partial, (slice * 6L + 1) * channels, g, u, sums->gradient_rest);
-    channel_save(partial, (slice * 6L + 2) * channels, g, u, sums->product);
-    channel_save(partial, (slice * 6L + 3) * channels, g, u, sums->product_rest);
-    channel_save(partial, (slice * 6L + 4) * channels, g, u, sums->deviation);
-    channel_save(partial, (slice * 6L + 5) * channels, g, u, sums->deviation_rest);
+    channel_save(partial, partial_start + (which * 6L + 0) * channels, g, u, sums->gradient);
+    channel_save(partial, partial_start + (which * 6L + 1) * channels, g, u, sums->gradient_rest);
+    channel_save(partial, partial_start + (which * 6L + 2) * channels, g, u, sums->product);
+    channel_save(partial, partial_start + (which * 6L + 3) * channels, g, u, sums->product_rest);
+    channel_save(partial, partial_start + (which * 6L + 4) * channels, g, u, sums->deviation);
+    channel_save(partial, partial_start + (which * 6L + 5) * channels, g, u, sums->deviation_rest);
 }
 
-static void sums_merged(SumsC *all, const __global ACC *partial, const int slices, const Region *g, const int u,
-                        const int channels)
+static void sums_merged(SumsC *all, SUMS_ARGUMENTS, const Region *g, const int u, const int channels)
 {
-    sums_read(all, partial, 0, g, u, channels);
-    for (int s = 1; s < slices; ++s) {
+    sums_read(all, SUMS_PASSED, 0, g, u, channels);
+    for (int s = 1; s < sets; ++s) {
         SumsC sums;
-        sums_read(&sums, partial, s, g, u, channels);
+        sums_read(&sums, SUMS_PASSED, s, g, u, channels);
         SumsC_merge(all, &sums);
     }
 }
@@ -87,7 +103,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
     const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
     const __global STORE *restrict TENSOR_ARGUMENTS(dy),            // [outer][channels][inner], by its strides
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
-    __global ACC *restrict partial,             // [slices][6][channels]: gradient, product, deviation, each with its rest
+    __global ACC *restrict ARRAY_ARGUMENTS(partial),                // [slices][6][channels]: what SUMS_ARGUMENTS are of
     CUT_ARGUMENTS)
 {
     SCRATCH(SumsC, scratch);
@@ -101,7 +117,34 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
     region_sums(&g, &from, 0, sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
-        if (g.leader) sums_write(partial, (int)(GROUP % slices), &g, u, channels, &sums[u]);
+        if (g.leader) sums_write(partial, partial_start, (int)(GROUP % slices), &g, u, channels, &sums[u]);
+    }
+}
+
+__kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void sums_merge(
+    SUMS_ARGUMENTS,
+    __global ACC *restrict ARRAY_ARGUMENTS(sum_dy),                 // [channels]
+    __global ACC *restrict ARRAY_ARGUMENTS(sum_dy_rest),            // [channels]
+    __global ACC *restrict ARRAY_ARGUMENTS(sum_dy_xmu),             // [channels]
+    __global ACC *restrict ARRAY_ARGUMENTS(sum_dy_xmu_rest),        // [channels]
+    __global ACC *restrict ARRAY_ARGUMENTS(sum_xmu),                // [channels]
+    __global ACC *restrict ARRAY_ARGUMENTS(sum_xmu_rest),           // [channels]
+    CUT_ARGUMENTS)
+{
+    Region g;
+    REGION(g, 0, (int)get_group_id(0));
+    EACH_BLOCK(u, &g) {
+        SumsC sums;
+        sums_merged(&sums, SUMS_PASSED, &g, u, channels);
+        if (!g.leader) continue;
+        const CH gradient = joined(sums.gradient, sums.gradient_rest), product = joined(sums.product, sums.product_rest);
+        const CH deviation = joined(sums.deviation, sums.deviation_rest);
+        channel_save(sum_dy, sum_dy_start, &g, u, gradient);
+        channel_save(sum_dy_rest, sum_dy_rest_start, &g, u, left_out(gradient, sums.gradient, sums.gradient_rest));
+        channel_save(sum_dy_xmu, sum_dy_xmu_start, &g, u, product);
+        channel_save(sum_dy_xmu_rest, sum_dy_xmu_rest_start, &g, u, left_out(product, sums.product, sums.product_rest));
+        channel_save(sum_xmu, sum_xmu_start, &g, u, deviation);
+        channel_save(sum_xmu_rest, sum_xmu_rest_start, &g, u, left_out(deviation, sums.deviation, sums.deviation_rest));
     }
 }
 
@@ -109,7 +152,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
     const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
     const __global STORE *restrict TENSOR_ARGUMENTS(dy),            // [outer][channels][inner], by its strides
     __global STORE *restrict TENSOR_ARGUMENTS(dx),                  // [outer][channels][inner], by its strides
-    const __global ACC *partial,                // [slices][6][channels]: gradient, product, deviation, each with its rest
+    SUMS_ARGUMENTS,
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
     const __global ACC *ARRAY_ARGUMENTS(save_invstd),               // [channels]
@@ -123,7 +166,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
     g.leader = g.leader && GROUP_BACK % slices == 0;
     EACH_BLOCK(u, &g) {
         SumsC sums;
-        sums_merged(&sums, partial, slices, &g, u, channels);
+        sums_merged(&sums, SUMS_PASSED, &g, u, channels);
         out.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
         gradient_finish(&sums, &g, u, scale, scale_start, out.mean[u],
                         channel_load(save_invstd, save_invstd_start, &g, u, 0), GRADIENT_PASSED, count, count_rest, grad_scale,
@@ -143,7 +186,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
     CONSTANT_ARRAY_ARGUMENTS,
-    __global ACC *restrict partial,             // [slices][6][channels]: gradient, product, deviation, each with its rest
+    __global ACC *restrict ARRAY_ARGUMENTS(partial),                // [slices][6][channels]: what SUMS_ARGUMENTS are of
     CUT_ARGUMENTS,
     const ACC epsilon)
 {
@@ -162,7 +205,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     region_sums(&g, &from, 0, sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
-        if (g.leader) sums_write(partial, (int)(GROUP % slices), &g, u, channels, &sums[u]);
+        if (g.leader) sums_write(partial, partial_start, (int)(GROUP % slices), &g, u, channels, &sums[u]);
     }
     out.g = g;
     PLACE(out, x, x);
@@ -172,7 +215,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(
-    const __global ACC *restrict partial,       // [slices][6][channels]: gradient, product, deviation, each with its rest
+    SUMS_ARGUMENTS,
     CONSTANT_ARRAY_ARGUMENTS,
     GRADIENT_ARRAY_ARGUMENTS,
     CUT_ARGUMENTS,
@@ -182,7 +225,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_merge(
     REGION(g, 0, (int)get_group_id(0));
     EACH_BLOCK(u, &g) {
         SumsC sums;
-        sums_merged(&sums, partial, slices, &g, u, channels);
+        sums_merged(&sums, SUMS_PASSED, &g, u, channels);
         const CH invstd = constant_invstd(CONSTANT_PASSED, epsilon, &g, u);
         gradient_store(joined(sums.product, sums.product_rest) * invstd, joined(sums.gradient, sums.gradient_rest), &g, u,
                        GRADIENT_PASSED, grad_scale, grad_momentum);

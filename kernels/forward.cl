@@ -4,8 +4,9 @@
 //
 // train_resident   one group per block of channels: moments, running averages, y. Memory sees one read and one write of the
 //                  slice that a cache still holds when it is read again. With CHAIN, one group per `chain` blocks.
-// train_apply      after moments_partial (moments.cl): every group merges its channel's few partial moments anew, then
-//                  writes its slice of y; the first slice's group also moves the running averages.
+// train_apply      from the moments of sets, as moments_partial (moments.cl) leaves them or as they come from elsewhere: every
+//                  group merges its channel's anew, then writes its slice of y; the first slice's group also moves the
+//                  running averages.
 // infer            y from given statistics; x and y may be the same array.
 //
 // grid: (LANES * slices * blocks); group = block * slices + slice, a block being the `share` channels
@@ -44,7 +45,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
     __global STORE *restrict TENSOR_ARGUMENTS(y),                   // [outer][channels][inner], by its strides
-    const __global ACC *partial,                // [slices][4][channels]: mean and m2, each with its rest
+    MOMENTS_ARGUMENTS,
     TRAIN_ARRAY_ARGUMENTS,
     CUT_ARGUMENTS,
     TRAIN_NUMBER_ARGUMENTS)
@@ -55,7 +56,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     g.leader = g.leader && GROUP_BACK % slices == 0;
     EACH_BLOCK(u, &g) {
         MomentsC set;
-        moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
+        moments_merged(&set, MOMENTS_PASSED, &g, u, channels);
         train_finish(&set, &g, u, TRAIN_PASSED, &out.mean[u], &out.gain[u], &out.shift[u]);
     }
     out.g = g;

@@ -16,10 +16,10 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void merge(
     const __global ACC *ARRAY_ARGUMENTS(second_mean_rest),          // [channels], or null
     const __global ACC *ARRAY_ARGUMENTS(second_m2),                 // [channels], or null
     const __global ACC *ARRAY_ARGUMENTS(second_m2_rest),            // [channels], or null
-    __global ACC *mean,                         // [channels]
-    __global ACC *mean_rest,                    // [channels]
-    __global ACC *m2,                           // [channels]
-    __global ACC *m2_rest,                      // [channels]
+    __global ACC *ARRAY_ARGUMENTS(mean),                            // [channels]
+    __global ACC *ARRAY_ARGUMENTS(mean_rest),                       // [channels]
+    __global ACC *ARRAY_ARGUMENTS(m2),                              // [channels]
+    __global ACC *ARRAY_ARGUMENTS(m2_rest),                         // [channels]
     const long channels, const long first_count, const long second_count)
 {
     for (long c = get_global_id(0); c < channels; c += get_global_size(0)) {
@@ -39,9 +39,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void merge(
             Moments1_merge(&all, &set);
         }
         const ACC whole = joined(all.mean, all.rest), squares = joined(all.m2, all.m2_rest);
-        mean[c] = whole;
-        mean_rest[c] = left_out(whole, all.mean, all.rest);
-        m2[c] = squares;
-        m2_rest[c] = left_out(squares, all.m2, all.m2_rest);
+        mean[mean_start + c] = whole;
+        mean_rest[mean_rest_start + c] = left_out(whole, all.mean, all.rest);
+        m2[m2_start + c] = squares;
+        m2_rest[m2_rest_start + c] = left_out(squares, all.m2, all.m2_rest);
     }
 }

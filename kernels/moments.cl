@@ -12,11 +12,14 @@
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial(
     const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
-    __global ACC *restrict partial,             // [slices][4][channels]: mean and m2, each with its rest
+    __global ACC *restrict ARRAY_ARGUMENTS(partial),                // [slices][4][channels]: mean and m2, each with its rest
+    __global long *restrict ARRAY_ARGUMENTS(counts),                // [slices]: values of a channel
     CUT_ARGUMENTS)
 {
     SCRATCH(MomentsC, scratch);
     const int slice = (int)(GROUP % slices);
+    if (GROUP < slices && get_local_id(0) == 0)
+        counts[counts_start + slice] = slice_count(slice, outer, inner, slice_rows, slice_columns, column_slices);
     Region g;
     REGION_OF_GROUP(g, GROUP);
     MomentsC set[BLOCKS];
@@ -24,31 +27,31 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial
     EACH_BLOCK(u, &g) {
         GROUP_MOMENTS(&set[u], scratch, &g);
         if (!g.leader) continue;
-        channel_save(partial, (slice * 4L + 0) * channels, &g, u, set[u].mean);
-        channel_save(partial, (slice * 4L + 1) * channels, &g, u, set[u].rest);
-        channel_save(partial, (slice * 4L + 2) * channels, &g, u, set[u].m2);
-        channel_save(partial, (slice * 4L + 3) * channels, &g, u, set[u].m2_rest);
+        channel_save(partial, partial_start + (slice * 4L + 0) * channels, &g, u, set[u].mean);
+        channel_save(partial, partial_start + (slice * 4L + 1) * channels, &g, u, set[u].rest);
+        channel_save(partial, partial_start + (slice * 4L + 2) * channels, &g, u, set[u].m2);
+        channel_save(partial, partial_start + (slice * 4L + 3) * channels, &g, u, set[u].m2_rest);
     }
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_merge(
-    const __global ACC *restrict partial,       // [slices][4][channels]: mean and m2, each with its rest
-    __global ACC *restrict mean,                // [channels]
-    __global ACC *restrict mean_rest,           // [channels], or null
-    __global ACC *restrict m2,                  // [channels]
-    __global ACC *restrict m2_rest,             // [channels], or null
+    MOMENTS_ARGUMENTS,
+    __global ACC *restrict ARRAY_ARGUMENTS(mean),                   // [channels]
+    __global ACC *restrict ARRAY_ARGUMENTS(mean_rest),              // [channels], or null
+    __global ACC *restrict ARRAY_ARGUMENTS(m2),                     // [channels]
+    __global ACC *restrict ARRAY_ARGUMENTS(m2_rest),                // [channels], or null
     CUT_ARGUMENTS)
 {
     Region g;
     REGION(g, 0, (int)get_group_id(0));
     EACH_BLOCK(u, &g) {
         MomentsC set;
-        moments_merged(&set, partial, slices, &g, u, channels, outer, inner, slice_rows, slice_columns, column_slices);
+        moments_merged(&set, MOMENTS_PASSED, &g, u, channels);
         if (!g.leader) continue;
         const CH whole = joined(set.mean, set.rest), squares = joined(set.m2, set.m2_rest);
-        channel_save(mean, 0, &g, u, whole);
-        channel_save(m2, 0, &g, u, squares);
-        if (mean_rest) channel_save(mean_rest, 0, &g, u, left_out(whole, set.mean, set.rest));
-        if (m2_rest) channel_save(m2_rest, 0, &g, u, left_out(squares, set.m2, set.m2_rest));
+        channel_save(mean, mean_start, &g, u, whole);
+        channel_save(m2, m2_start, &g, u, squares);
+        if (mean_rest) channel_save(mean_rest, mean_rest_start, &g, u, left_out(whole, set.mean, set.rest));
+        if (m2_rest) channel_save(m2_rest, m2_rest_start, &g, u, left_out(squares, set.m2, set.m2_rest));
     }
 }

@@ -30,14 +30,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
-from pyopencl.array import Array, empty_like
+from pyopencl.array import Array
 
 from oclbn.call import arguments, overlap, values
-from oclbn.call.calls import Call, Empty, Several
+from oclbn.call.calls import Call, Empty
 from oclbn.call.making import check, make
+from oclbn.call.operating import CALLS, operation
 from oclbn.call.order import recording
 from oclbn.call.prepared import (
     check_fp64,
@@ -46,46 +46,35 @@ from oclbn.call.prepared import (
     prepare_vector,
 )
 from oclbn.call.request import Request
-from oclbn.call.results import allocated, queue_of
+from oclbn.call.results import queue_of
 from oclbn.device import driver_errors
-from oclbn.errors import ArrayTypeError, ContextError, ParameterError, ShapeError
+from oclbn.errors import ContextError, ParameterError, ShapeError
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.words import Plan
+from oclbn.steps import GradientSums, Statistics, gradient, gradient_sums, merge, normalize, statistics
 
 __all__ = [
+    "GradientSums",
     "Statistics",
     "batch_norm_backward",
     "batch_norm_infer",
     "batch_norm_train",
     "bind",
+    "gradient",
+    "gradient_sums",
     "merge",
     "moments",
+    "normalize",
     "recording",
     "statistics",
 ]
 
-_MOMENTS = ("mean", "mean_rest", "m2", "m2_rest")  # the arrays of Statistics
-_calls: dict[Callable[..., Any], Callable[..., Call[Any]]] = {}  # of each operation, what only prepares it
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _operation(prepared: Callable[_P, Call[_R]]) -> Callable[_P, _R]:
-    """From a function that checks, compiles and allocates, the one that runs the call as well."""
-
-    prepared.__annotations__["return"] = prepared.__annotations__["return"].removeprefix("Call[").removesuffix("]")
-
-    @driver_errors(prepared.__name__)
-    @functools.wraps(prepared)  # whose annotations are shown as the call's own
-    def run(*given: _P.args, **options: _P.kwargs) -> _R:
-        return prepared(*given, **options).run()
-
-    _calls[run] = prepared
-    return run
-
-
-@_operation
+@operation
 def batch_norm_train(
     x: Array,
     scale: Array | None,
@@ -152,7 +141,7 @@ def batch_norm_train(
     return make("train", x, axis, given, numbers, out=out, like=scale, returns=lambda *made: made)
 
 
-@_operation
+@operation
 def batch_norm_infer(
     x: Array,
     scale: Array | None,
@@ -178,7 +167,7 @@ def batch_norm_infer(
     return make("infer", x, axis, given, numbers, out=out, returns=lambda y: y)
 
 
-@_operation
+@operation
 def batch_norm_backward(
     x: Array,
     dy: Array,
@@ -247,7 +236,7 @@ def batch_norm_backward(
     return make(operation, x, axis, given, numbers, out=out, like=scale, returns=lambda *made: made, gather=gather)
 
 
-@_operation
+@operation
 def moments(x: Array, /, *, axis: int = 1) -> Call[tuple[int, Array, Array]]:
     """Count, mean and sum of squared deviations of each channel.
 
@@ -260,81 +249,6 @@ def moments(x: Array, /, *, axis: int = 1) -> Call[tuple[int, Array, Array]]:
     axis = arguments.axis_of(axis, x)
     count = count_of(x, axis)
     return make("moments", x, axis, {}, {}, returns=lambda *made: (count, *made))
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """The moments of a set of values per channel, without loss: what parts of a batch hand on to be merged.
-
-    count: the number m of values per channel. mean, mean_rest: their rounded mean and what rounding lost of it; m2,
-    m2_rest: the sum of squared deviations from the mean, likewise. Device arrays of C values each, of one dtype. The
-    population variance is m2 / count, the sample variance m2 / (count - 1).
-    """
-
-    count: int
-    mean: Array
-    mean_rest: Array
-    m2: Array
-    m2_rest: Array
-
-
-@_operation
-def statistics(x: Array, /, *, axis: int = 1) -> Call[Statistics]:
-    """The moments of each channel, and what rounding them to x's dtype loses: `merge` makes one set of several.
-
-    x: (N, C, *spatial). Returns Statistics with arrays of shape (C,). An empty batch gives count 0 and zeros.
-    """
-    arguments.tensor("x", x)
-    axis = arguments.axis_of(axis, x)
-    count = count_of(x, axis)
-
-    def returns(mean: Array, m2: Array, mean_rest: Array, m2_rest: Array) -> Statistics:
-        return Statistics(count, mean, mean_rest, m2, m2_rest)
-
-    return make("moments", x, axis, {}, {}, extra=True, returns=returns)
-
-
-@_operation
-def merge(first: Statistics, /, *others: Statistics) -> Call[Statistics]:
-    """The statistics of several sets of values as those of all of them, as exact as one call on all.
-
-    first, others: Statistics of any counts, 0 too, merged from left to right; all arrays are of one size, dtype and
-    context, and contiguous. The work is enqueued on first.mean.queue, a launch for each set that has values but one;
-    results are new arrays of first.mean's shape. The same sets in the same order give the same bits.
-
-    Formula: T. Chan, G. Golub and R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-    variances", 1979. ArrayTypeError: something else than Statistics; ParameterError: a count that is none.
-
-    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0], [5.0, 50.0], [7.0, 70.0]]))
-    >>> whole = merge(statistics(x[:2]), statistics(x[2:]))
-    >>> print(whole.count, whole.mean.get(), whole.m2.get())
-    4 [ 4. 40.] [  20. 2000.]
-    """
-    given: dict[str, Any] = {"first": first} | {f"others[{index}]": other for index, other in enumerate(others)}
-    counts = []
-    for name, one in given.items():
-        if not isinstance(one, Statistics):
-            raise ArrayTypeError(f"{name} is a {type(one).__qualname__}; Statistics are wanted, as statistics(x) gives")
-        counts.append(arguments.count(f"{name}.count", one.count))
-    arguments.flat({key: array for name, one in given.items() for key, array in _arrays_of(one, f"{name}.").items()})
-    total = arguments.count("the sum of all counts", sum(counts))
-    model = first.mean
-    if model.queue is None:
-        raise ContextError("first.mean has no queue; give it one with first.mean.with_queue(queue)")
-    check_fp64("first.mean", model.dtype, model.queue)
-    prepared = prepare_vector("merge", model, "channels") if model.size else None
-    made = allocated(model, model.nbytes, lambda: [empty_like(model, model.queue, model.allocator) for _ in _MOMENTS])
-    result = Statistics(total, *made)
-    if prepared is None:
-        return Empty(result)
-    full = [one for one in given.values() if one.count] or [first]
-    so_far, calls = full[0], []
-    for one in full[1:] or [None]:
-        arrays = _arrays_of(so_far, "first_") | _arrays_of(one, "second_") | _arrays_of(result, "")
-        numbers = {"first_count": so_far.count, "second_count": one.count if one else 0}
-        calls.append(Call(result, prepared, model, arrays, numbers, made))
-        so_far = Statistics(sum(numbers.values()), *made)
-    return Several(result, calls)
 
 
 def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) -> Callable[[], _R]:
@@ -355,9 +269,9 @@ def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) 
     >>> normalise()[1] is mean, mean.get()
     (True, array([ 3., 21.], dtype=float32))
     """
-    prepared = _calls.get(operation) if isinstance(operation, Hashable) else None
+    prepared = CALLS.get(operation) if isinstance(operation, Hashable) else None
     if prepared is None:
-        names = ", ".join(sorted(call.__name__ for call in _calls))
+        names = ", ".join(sorted(call.__name__ for call in CALLS))
         raise ParameterError(f"operation is {operation!r}; one of {names} is wanted")
     doing = driver_errors(operation.__name__)
     return doing(doing(lambda: prepared(*given, **options).bound())())
@@ -420,8 +334,3 @@ def plan_of(operation: str, x: Array, axis: int, dy: Array | None = None, out: A
 
 def _request(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> Request:
     return Request.of(operation, x, axis, {"dy": x if dy is None else dy}, out)
-
-
-def _arrays_of(one: Statistics | None, before: str) -> dict[str, Array | None]:
-    """The arrays of statistics by their names, with something before those; None where there are no statistics."""
-    return {f"{before}{name}": getattr(one, name, None) for name in _MOMENTS}

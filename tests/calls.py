@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +17,17 @@ from oclbn.functional import (
     batch_norm_backward,
     batch_norm_infer,
     batch_norm_train,
+    gradient,
+    gradient_sums,
+    merge,
     moments,
+    normalize,
+    statistics,
 )
 from oclbn.truth import reference
 from oclbn.truth.bounds import Bound
-from oclbn.truth.cases import TAKES, judge, run
-from oclbn.truth.expectation import expected
+from oclbn.truth.cases import GRADIENTS, TAKES, judge, run
+from oclbn.truth.expectation import EPSILON, FACTOR, expected
 from oclbn.truth.hostile import Data, per_channel
 
 FOUR = ("scale", "bias", "running_mean", "running_var")
@@ -111,3 +117,28 @@ def check_statistics(got: Statistics, host: Data, axis: int = 1) -> None:
     assert_within(m2.astype(np.float64) + m2_rest, wanted.m2[good], bound.m2()[good], "m2")
     assert (np.abs(mean_rest) <= np.spacing(np.abs(mean)) / 2).all()
     assert (np.abs(m2_rest) <= np.spacing(np.abs(m2)) / 2).all()
+
+
+def check_in_parts(queue: cl.CommandQueue, host: Data, axis: int, cuts: Sequence[int] = (1,)) -> None:
+    """A batch that lies in parts along `cuts`: all results of the parts are within the bounds of calls on the whole."""
+    ends = [0, *cuts, host.x.shape[0]]
+    pieces = [slice(*pair) for pair in itertools.pairwise(ends)]
+    xs, dys = ([put(queue, np.ascontiguousarray(a[piece])) for piece in pieces] for a in (host.x, host.dy))
+    scale, bias = put(queue, host.scale), put(queue, host.bias)
+    running = [put(queue, a) for a in (host.running_mean, host.running_var)]
+    whole = merge(*(statistics(x, axis=axis) for x in xs))
+    check_statistics(whole, host, axis)
+    ys = [normalize(x, whole, scale, bias, epsilon=EPSILON, axis=axis).get() for x in xs[1:]]
+    first = normalize(xs[0], whole, scale, bias, *running, epsilon=EPSILON, factor=FACTOR, axis=axis).get()
+    sums = merge(*(gradient_sums(x, dy, whole, axis=axis) for x, dy in zip(xs, dys, strict=True)))
+    made = [gradient(x, dy, whole, sums, scale, epsilon=EPSILON, axis=axis) for x, dy in zip(xs, dys, strict=True)]
+    found = {"y": np.concatenate([first, *ys]), "running_mean": running[0].get(), "running_var": running[1].get()}
+    worst = judge(found, expected("train", host, axis))
+    assert worst.good, str(worst)
+    found = dict(
+        zip(GRADIENTS, (np.concatenate([one[0].get() for one in made]), *(a.get() for a in made[0][1:])), strict=True)
+    )
+    worst = judge(found, expected("backward", host, axis))
+    assert worst.good, str(worst)
+    for one in made[1:]:
+        assert all_bits(one[1:]) == all_bits(made[0][1:])

@@ -39,16 +39,21 @@ def copying(x: Array, source: Array, target: Array) -> Call[None]:
 
 
 def in_order(
-    x: Array, axis: int, dy: Array | None, out: Array | None, call: Callable[[Any, Array | None], Call[Any]]
+    x: Array,
+    axis: int,
+    dy: Array | None,
+    out: Array | None,
+    call: Callable[[Any, Array | None], Call[Any]],
+    writes: bool = True,
 ) -> Call[Any]:
     """A call whose dy or out lies in another order than x: copies before and after let it have them in the order of x.
 
-    call: makes the call on another dy and out. Without out, where pyopencl would do nothing with a result that lies in
+    call: makes the call on another dy and out. writes: whether it has a result like x. Without out, where pyopencl would do nothing with a result that lies in
     the order of x, not even read it, the result is in C order. LayoutError where x itself cannot be walked.
     """
     given = {name: array for name, array in (("dy", dy), ("out", out)) if array is not None}
     others = astray(x, axis, {name: array.strides for name, array in given.items()})
-    if out is None and not dense_order(x)[1]:
+    if writes and out is None and not dense_order(x)[1]:
         out = fresh_result(x, None)
         others.add("out")
     inner_dy, inner_out = (temporary(x) if name in others else given.get(name) for name in ("dy", "out"))

@@ -14,7 +14,7 @@ from oclbn.call.prepared import prepare
 from oclbn.call.request import Request
 from oclbn.call.results import per_channel_results, queue_of, result_like
 from oclbn.errors import LayoutError
-from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.operations import ALL
 
 Arrays = Mapping[str, Array | None]
 
@@ -24,7 +24,7 @@ def check(operation: str, x: Array, axis: int, given: Arrays, out: Array | None,
 
     needed: what may not be None, if that is more than the operation always needs.
     """
-    wanted = OPERATIONS[operation]
+    wanted = ALL[operation]
     for name in wanted.others:
         arguments.like(name, given[name], x)
     reads = arguments.per_channel(x, axis, given, wanted.read, needed or wanted.needed)
@@ -59,7 +59,7 @@ def make(
     what to return, given the tensor that is written, where there is one, and the per-channel results. gather: of an
     empty batch, what starts the gathering of a result (the second array) in an array of the state.
     """
-    wanted = OPERATIONS[operation]
+    wanted = ALL[operation]
     names = wanted.made if not extra else wanted.made + wanted.extra
     if x.size == 0:
         made = per_channel_results(x, axis, like, len(names))
@@ -72,14 +72,14 @@ def make(
         prepared = prepare(Request.of(operation, x, axis, given, out), queue_of(x))
         tensors = [result_like(x) if out is None else out] if wanted.result else []
     except LayoutError:
-        if not wanted.result:
+        if not (wanted.result or wanted.others):
             raise
 
         def again(dy: Array | None, out: Array | None) -> Call[Any]:
             changed = {**given, "dy": dy}
             return make(operation, x, axis, changed, numbers, out=out, like=like, extra=extra, returns=returns)
 
-        return in_order(x, axis, given.get("dy"), out, again)
+        return in_order(x, axis, given.get("dy"), out, again, writes=bool(wanted.result))
     arrays: dict[str, Array | None] = {"x": x, **wanted.left_out, **given}
     written = tensors
     if tensors:

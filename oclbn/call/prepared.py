@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,16 @@ from oclbn.call.results import queue_of, scratch
 from oclbn.device import limits, tuning_names
 from oclbn.errors import DtypeError
 from oclbn.plan.groups import floor_power
-from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.operations import ALL
 from oclbn.plan.variants import fitting_plan
-from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Plan, Tuning
+from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Memory, Plan, Tuning
 from oclbn.program import building
 from oclbn.program.kept import kept
 from oclbn.proof import proving
 from oclbn.tuning import tuning_for
 
 _GROUPS_PER_UNIT = 256  # parameters are small, and few work-items are many enough
+_ALIGNED = 64  # bytes
 _MOST_PREPARED = 2048  # shapes remembered per thread
 
 
@@ -39,7 +39,7 @@ class _Step:
     def __init__(self, launch: Launch, context: cl.Context) -> None:
         self.name = launch.kernel
         self.kernel = building.new_kernel(context, launch.build, launch.kernel)
-        self.groups, self.lanes = launch.groups, launch.lanes
+        self.groups, self.lanes, self.numbers = launch.groups, launch.lanes, dict(launch.numbers)
         arguments = building.arguments(launch.build, launch.kernel)
         self._arguments = [name for name, _ in arguments]
         self._buffers = [(index, name) for index, (name, kind) in enumerate(arguments) if kind is None]
@@ -78,7 +78,8 @@ class Prepared:
             failures,
         )  # the context is its users' (oclbn.program.kept)
         self._steps = tuple(_Step(launch, context) for launch in plan.launches)
-        self._constants = constants
+        self._places, self._scratch = _laid_out(plan.memory)
+        self._constants = {**constants, **{f"{name}_start": start for name, start in self._places.items()}}
         self._changing: list[Any] | None = None  # offsets, None for no array, and numbers: most calls repeat those
 
     def anew(self, context: cl.Context) -> Prepared:
@@ -88,8 +89,8 @@ class Prepared:
     def set(self, x: Array, arrays: Mapping[str, Array | None], numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Set the kernels' arguments, by the names that they give them; returns what has to live until the launch."""
         memory: dict[str, Any] = {name: None if array is None else array.base_data for name, array in arrays.items()}
-        if self.plan.scratch:
-            memory["partial"] = scratch(x, self.plan.scratch)
+        if self._places:
+            memory |= dict.fromkeys(self._places, scratch(x, self._scratch))
         changing: list[Any] = [None if array is None else array.offset for array in arrays.values()]
         changing += numbers.values()
         if changing == self._changing:
@@ -99,7 +100,7 @@ class Prepared:
             self._changing = None  # should setting them fail
             starts = {f"{name}_start": 0 if array is None else start_of(array) for name, array in arrays.items()}
             for step in self._steps:
-                step.set_all({**self._constants, **memory, **starts, **numbers})
+                step.set_all({**self._constants, **memory, **starts, **numbers, **step.numbers})
             self._changing = changing
         return memory
 
@@ -118,6 +119,16 @@ class Prepared:
                 waiting.note(event, ())  # it still reads, and writes what the next call may write as well
             raise
         waiting.note(event, written)
+
+
+def _laid_out(memory: Sequence[Memory]) -> tuple[dict[str, int], int]:
+    """Where each, and each of its rows, begins in one buffer for all, counted in its own numbers; and its bytes."""
+    places: dict[str, int] = {}
+    end = 0
+    for one in memory:
+        places |= {name: end // one.itemsize + start for name, start in one.starts.items()}
+        end += -(-one.nbytes // _ALIGNED) * _ALIGNED
+    return places, end
 
 
 def remembered(context: cl.Context, key: Hashable, make: Callable[[], Prepared]) -> Prepared:
@@ -157,7 +168,7 @@ def prepare_single(
         groups, constants = cut(lanes)
         launch = Launch(name, build, groups, lanes)
         proving.require(launch, context, device)
-        plan = Plan(name, Geometry(1, 1, 1, 1, 1, 1, 1, 1), (launch,), scratch=0)
+        plan = Plan(name, Geometry(1, 1, 1, 1, 1, 1, 1, 1), (launch,))
         return Prepared(plan, context, tuning, constants)
 
     return remembered(context, (name, work, *defines.values(), device.int_ptr, id(tuning)), make)
@@ -193,7 +204,7 @@ def _make(request: Request, queue: cl.CommandQueue, tuning: Tuning) -> Prepared:
 
     problem = layout.problem(request.dtype.itemsize)
     planned, failures = proving.proven_plan(request.operation, problem, limits(device), tuning, most, context, device)
-    constants = {**asdict(planned.geometry), **request.constants(layout)}
+    constants = {**planned.numbers, **request.constants(layout)}
     return Prepared(planned, context, tuning, constants, failures)
 
 
@@ -210,10 +221,10 @@ def dissect(
     most: how many work-items a group of a launch's kernel may have. Arrays start their buffers; options have their
     defaults; constants are given as a variance.
     """
-    request = Request.of(operation, host, axis, dict.fromkeys(OPERATIONS[operation].tensors, host))
+    request = Request.of(operation, host, axis, dict.fromkeys(ALL[operation].tensors, host))
     layout = request.layout()
     planned = fitting_plan(operation, layout.problem(host.dtype.itemsize), facts, Tuning(**choices), most)
-    return planned, {**asdict(planned.geometry), **request.constants(layout), **request.described.numbers}
+    return planned, {**planned.numbers, **request.constants(layout), **request.described.numbers}
 
 
 def check_fp64(name: str, dtype: np.dtype[Any], queue: cl.CommandQueue) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from pyopencl.array import Array
 
 from oclbn.call.layout import Layout, common_layout, dense_strides
-from oclbn.plan.operations import OPERATIONS, Operation
+from oclbn.plan.operations import ALL, Operation
 
 Strides = tuple[int, ...]
 
@@ -29,7 +29,7 @@ class Request(NamedTuple):
     @classmethod
     def of(cls, operation: str, x: Any, axis: int, given: Mapping[str, Any], out: Array | None = None) -> Request:
         """From the tensors, those beside x by their names in the operation, and the array for its result."""
-        wanted = OPERATIONS[operation]
+        wanted = ALL[operation]
         strides: tuple[Strides | None, ...] = (x.strides,)
         for name in wanted.others:
             strides += (given[name].strides,)
@@ -40,7 +40,7 @@ class Request(NamedTuple):
     @property
     def described(self) -> Operation:
         """What the operation takes and gives."""
-        return OPERATIONS[self.operation]
+        return ALL[self.operation]
 
     @property
     def names(self) -> tuple[str, ...]:

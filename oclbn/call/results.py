@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,12 @@ from oclbn.errors import LayoutError, SizeError
 _MOST_MODELS = 256  # shapes remembered per object that stands for a context
 
 
-def temporary(x: Array) -> Array:
-    """An array like result_like's that lives until work on it is done, whoever lets go of it."""
+def temporary(x: Array, shape: tuple[int, ...] | None = None) -> Array:
+    """An array like x, or of a shape in C order, that lives until work on it is done, whoever lets go of it."""
+    if shape is not None:
+        return Array(x.queue, shape, x.dtype, data=scratch(x, math.prod(shape) * x.dtype.itemsize))
     strides, _ = dense_order(x)
-    return Array(x.queue, x.shape, x.dtype, strides=strides, data=scratch(x, x.size))
+    return Array(x.queue, x.shape, x.dtype, strides=strides, data=scratch(x, x.nbytes))
 
 
 def result_like(x: Array) -> Array:
@@ -77,13 +80,12 @@ def _model(
     return found
 
 
-def scratch(x: Array, size: int) -> Any:
-    """A buffer for `size` numbers of x's dtype.
+def scratch(x: Array, nbytes: int) -> Any:
+    """A buffer on x's device.
 
     Never from x's allocator: a pool would hand it out again while kernels that are still to run use it. A buffer of the
     driver's own lives until they are done, whoever lets go of it.
     """
-    nbytes = size * x.dtype.itemsize
     context = queue_of(x).context
     return allocated(x, nbytes, lambda: cl.Buffer(context, cl.mem_flags.READ_WRITE, nbytes))
 

@@ -58,8 +58,8 @@ def assemble(
         )
         for kernel in kernels
     )
-    scratch = operation.partial * geometry.slices * problem.channels if len(kernels) > 1 else 0
-    return Plan(variant, geometry, launches, scratch)
+    made = Plan(variant, geometry, launches)
+    return replace(made, memory=made.handing_on(operation.partial, problem.channels, problem.itemsize))
 
 
 def _cut(problem: Problem, tuning: Tuning, shape: GroupShape, slices: int, arrays: int) -> Geometry:

@@ -6,7 +6,7 @@ Checks of arguments, the kernels' arguments, what a call writes and what lies in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 
@@ -25,10 +25,12 @@ class Operation:
     made: tuple[str, ...] = ()  # per channel, results
     extra: tuple[str, ...] = ()  # per channel, results that most calls do not ask for
     numbers: Mapping[str, float] = field(default_factory=dict)
-    partial: int = 0  # numbers of a channel's partial result
+    partial: tuple[str, ...] = ()  # the numbers of a channel's partial result, as kernels call them that read them
     in_place: bool = False  # the result may lie where x does
     empty: float = 0.0  # what is made of no elements
     gathered: Mapping[str, str] = field(default_factory=dict)  # of state: the result that is gathered there
+    part_of: str = ""  # the operation whose last kernels it is, on partial results that are given
+    results_of: str = ""  # the operation that gives the same results
 
     @cached_property
     def others(self) -> tuple[str, ...]:
@@ -56,6 +58,8 @@ class Operation:
         return tuple(filter(None, (self.resident, *self.split)))
 
 
+_MOMENTS = ("set_mean", "set_mean_rest", "set_m2", "set_m2_rest")
+_SUMS = ("set_dy", "set_dy_rest", "set_dy_xmu", "set_dy_xmu_rest", "set_xmu", "set_xmu_rest")
 _GATHERING = {"grad_scale": 1.0, "grad_momentum": 0.0}
 _GATHERED = {"scale_grad": "dscale", "bias_grad": "dbias"}
 
@@ -70,7 +74,7 @@ OPERATIONS = {
         state=("running_mean", "running_var", "skipped", "entered"),
         made=("save_mean", "save_invstd"),
         numbers={"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1},
-        partial=4,
+        partial=_MOMENTS,
         empty=float("nan"),
     ),
     "infer": Operation(
@@ -91,7 +95,7 @@ OPERATIONS = {
         tensors=("x",),
         made=("mean", "m2"),
         extra=("mean_rest", "m2_rest"),
-        partial=4,
+        partial=_MOMENTS,
     ),
     "backward": Operation(
         "backward.cl",
@@ -104,7 +108,7 @@ OPERATIONS = {
         state=("scale_grad", "bias_grad"),
         made=("dscale", "dbias"),
         numbers=_GATHERING,
-        partial=6,
+        partial=_SUMS,
         gathered=_GATHERED,
     ),
     "constant": Operation(  # with save_invstd, or else with var and epsilon
@@ -118,9 +122,25 @@ OPERATIONS = {
         state=("scale_grad", "bias_grad"),
         made=("dscale", "dbias"),
         numbers={"epsilon": 1e-5, **_GATHERING},
-        partial=6,
+        partial=_SUMS,
         gathered=_GATHERED,
     ),
 }
+STEPS = {  # what a batch in parts is normalised by: see oclbn.steps
+    "sums": Operation(
+        "backward.cl",
+        "",
+        ("backward_partial", "sums_merge"),
+        tensors=("x", "dy"),
+        needed=("save_mean",),
+        made=("sum_dy", "sum_dy_rest", "sum_dy_xmu", "sum_dy_xmu_rest", "sum_xmu", "sum_xmu_rest"),
+        partial=_SUMS,
+    ),
+    "train_in_parts": replace(OPERATIONS["train"], resident="", results_of="train"),
+    "backward_in_parts": replace(OPERATIONS["backward"], resident="", results_of="backward"),
+    "normalize": replace(OPERATIONS["train"], resident="", split=("train_apply",), part_of="train_in_parts"),
+    "gradient": replace(OPERATIONS["backward"], resident="", split=("backward_apply",), part_of="backward_in_parts"),
+}
+ALL = OPERATIONS | STEPS
 SOURCES = {"moments_partial": "moments.cl"}  # kernels that are used from another direction's file
-MERGES = {"moments_merge", "constant_merge"}  # one group per block: the slices are what it merges
+MERGES = {"moments_merge", "sums_merge", "constant_merge"}  # one group per block: the slices are what it merges

@@ -18,7 +18,7 @@ from dataclasses import replace
 from oclbn.errors import BuildError
 from oclbn.plan.cut import assemble
 from oclbn.plan.groups import SMALL_ALONE, floor_power, group_shape, is_even, slices_for_steps
-from oclbn.plan.operations import OPERATIONS, Operation
+from oclbn.plan.operations import ALL, Operation
 from oclbn.plan.words import DeviceLimits, Launch, Plan, Problem, Tuning
 
 _MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
@@ -35,7 +35,7 @@ Candidate = Callable[[Operation, Problem, DeviceLimits, Tuning], Plan | None]
 @functools.lru_cache(maxsize=4096)
 def plan(operation: str, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
     """The plan for `operation` (a key of OPERATIONS): the first candidate that accepts the problem."""
-    wanted = OPERATIONS[operation]
+    wanted = ALL[operation]
     for name, candidate in CANDIDATES.items():
         if tuning.variant in ("", name):
             found = candidate(wanted, problem, device, tuning)

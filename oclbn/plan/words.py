@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+
+_COUNT_BYTES = 8
+COUNTING = {"moments_partial"}  # kernels that tell how many values a slice has
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Launch:
     build: Build
     groups: int
     lanes: int
+    numbers: tuple[tuple[str, int], ...] = ()  # arguments of its own, instead of the plan's
 
 
 @dataclass(frozen=True)
@@ -103,13 +108,52 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What launches hand on to each other, under the name that kernels give it."""
+
+    name: str
+    size: int  # numbers
+    itemsize: int  # bytes of each
+    rows: tuple[str, ...] = ()  # what kernels call its first rows
+    row: int = 0  # numbers of one
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return self.size * self.itemsize
+
+    @property
+    def starts(self) -> dict[str, int]:
+        """Where it begins, and where each of its rows does, by name."""
+        return {self.name: 0, **{row: index * self.row for index, row in enumerate(self.rows)}}
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Launches in order, the cut they share, and the numbers of partial results between them."""
+    """Launches in order, as many as it takes, the cut that they share, and the memory between them."""
 
     variant: str
     geometry: Geometry
     launches: tuple[Launch, ...]
-    scratch: int  # numbers of the accumulator's type, 0 where nothing is passed on
+    memory: tuple[Memory, ...] = ()
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The kernels' arguments that the plan decides."""
+        return {**asdict(self.geometry), "sets": self.geometry.slices}
+
+    def part(self, kernels: Collection[str]) -> Plan:
+        """Those launches that run these kernels, on partial results of one set that are given to them."""
+        launches = tuple(replace(one, numbers=(("sets", 1),)) for one in self.launches if one.kernel in kernels)
+        return replace(self, launches=launches, memory=())
+
+    def handing_on(self, partial: tuple[str, ...], channels: int, itemsize: int) -> tuple[Memory, ...]:
+        """The memory for these numbers per channel from each slice, and for the slices' counts."""
+        if len(self.launches) == 1 or not partial:
+            return ()
+        slices, counted = self.geometry.slices, any(launch.kernel in COUNTING for launch in self.launches)
+        numbers = Memory("partial", len(partial) * slices * channels, itemsize, partial, channels)
+        return (Memory("counts", slices, _COUNT_BYTES), numbers) if counted else (numbers,)
 
     def __str__(self) -> str:
         first = self.launches[0]

@@ -129,9 +129,9 @@ def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
     )
     outer = (below - 1) * rows + last
     small = Problem(outer, channels, cut.inner, problem.itemsize, problem.columns, adjacent=True)
-    numbers = planned.scratch // (planned.geometry.slices * problem.channels)
-    scratch = numbers * geometry.slices * channels
-    return small, replace(planned, geometry=geometry, launches=launches, scratch=scratch)
+    made = replace(planned, geometry=geometry, launches=launches)
+    partial = next((one.rows for one in planned.memory if one.rows), ())
+    return small, replace(made, memory=made.handing_on(partial, channels, problem.itemsize))
 
 
 def _along_rows(paths: Paths, defines: dict[str, int], lanes: int) -> _Cut:

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ import pyopencl as cl
 from oclbn.device import limits, pocl
 from oclbn.errors import BuildError, DeviceError, DriverWarning, warn_caller
 from oclbn.plan import strided
+from oclbn.plan.operations import ALL
 from oclbn.plan.variants import fitting_plan
-from oclbn.plan.words import DeviceLimits, Launch, Plan, Problem, Tuning
+from oclbn.plan.words import DeviceLimits, Launch, Memory, Plan, Problem, Tuning
 from oclbn.program import building, sources
 from oclbn.proof.miniature import Paths, miniature, paths_of
 from oclbn.proof.verdicts import Verdict, Verdicts
@@ -54,6 +55,7 @@ _FAR_OFF = 1e4  # standard deviations: shows what is lost of bases and of the me
 _COUNTED = 5  # where the counter of skipped updates stands beforehand
 _OPTIONAL = {"scale", "bias", "skipped", "entered", "scale_grad", "bias_grad", "mean_rest", "m2_rest"}
 _GATHER = {"grad_scale": 0.5, "grad_momentum": 0.25}
+_NOTHING: dict[str, Any] = {"counts": (-1, np.int64)}  # what memory between launches holds at first, if not NaN
 _ONE_BY_ONE = 1030  # numbers for kernels that take them one by one, several each
 _FEW_GROUPS = 3
 _VARIANTS = ("split", "resident")
@@ -100,6 +102,10 @@ def proven_plan(
 
     most: as plan.fitting_plan takes it. DeviceError where no form is right.
     """
+    wanted = ALL[operation]
+    if wanted.part_of:
+        whole, faults = proven_plan(wanted.part_of, problem, facts, tuning, most, context, device)
+        return whole.part(wanted.split), faults
     if not switched_on():
         return fitting_plan(operation, problem, facts, tuning, most), ()
     failures: dict[tuple[Paths, tuple[Launch, ...]], Failure] = {}
@@ -206,7 +212,43 @@ def _summed(values: Host) -> Host:
     return rounded
 
 
-_ALONE = {"accumulate": _prove_accumulate, "merge": _prove_merge, "pack": _prove_pack}
+def _prove_merge_sums(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    """Of sums that cancel, but for the last digits."""
+    dtype = _dtype(launch)
+    eps = float(np.finfo(dtype).eps)
+    host = make((1, _ONE_BY_ONE), 1, dtype)
+    arrays: dict[str, Host] = {}
+    results: Expected = {}
+    for name, values in (("sum_dy", host.scale), ("sum_dy_xmu", host.bias), ("sum_xmu", host.dy[0])):
+        first, second = values, (-values * dtype.type(1 + 64 * eps)).astype(dtype)
+        rest = (0.25 * eps * values).astype(dtype)
+        arrays |= {f"first_{name}": first, f"first_{name}_rest": rest}
+        arrays |= {f"second_{name}": second, f"second_{name}_rest": rest, name: np.full_like(values, np.nan)}
+        arrays[f"{name}_rest"] = np.full_like(values, np.nan)
+        exact = first.astype(np.float64) + second + 2.0 * rest
+        results[f"{name} + {name}_rest"] = exact, ELEMENT * eps * np.abs(exact) + _summed(values)
+    numbers = {"channels": _ONE_BY_ONE, "first_count": 3, "second_count": 5}
+    return _judged(results, _ran([replace(launch, groups=_FEW_GROUPS)], arrays, numbers, context, device))
+
+
+def _prove_invstd(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    dtype = _dtype(launch)
+    host = make((1, _ONE_BY_ONE), 1, dtype)
+    m2 = (host.running_var * _COUNTED).astype(dtype)
+    arrays = {"m2": m2, "m2_rest": np.zeros_like(m2), "save_invstd": np.full_like(m2, np.nan)}
+    numbers = {"channels": _ONE_BY_ONE, "count": _COUNTED, "epsilon": EPSILON}
+    memory = _ran([replace(launch, groups=_FEW_GROUPS)], arrays, numbers, context, device)
+    wanted = 1.0 / np.sqrt(m2.astype(np.float64) / _COUNTED + EPSILON)
+    return _judged({"save_invstd": (wanted, ELEMENT * float(np.finfo(dtype).eps) * wanted)}, memory)
+
+
+_ALONE = {
+    "accumulate": _prove_accumulate,
+    "invstd": _prove_invstd,
+    "merge": _prove_merge,
+    "merge_sums": _prove_merge_sums,
+    "pack": _prove_pack,
+}
 
 
 def _dtype(launch: Launch) -> np.dtype[Any]:
@@ -249,6 +291,7 @@ def _form(planned: Plan, paths: Paths) -> tuple[Paths, tuple[Launch, ...]]:
 def _verdict(
     operation: str, problem: Problem, planned: Plan, paths: Paths, context: cl.Context, device: cl.Device
 ) -> Verdict:
+    operation = ALL[operation].results_of or operation
     key = _key(operation, planned, paths)
     with _lock:
         known = _of(device)
@@ -275,13 +318,15 @@ def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, d
     shape = (small.outer, small.channels) if small.columns else (small.outer, small.channels, small.inner)
     host = _data(shape, _dtype(planned.launches[0]))
     arrays, numbers = _arrays(operation, host, planned), {**_numbers(small, planned, host.x.dtype), **_GATHER}
-    full = _judged(_wanted(operation, host), _ran(planned.launches, arrays, numbers, context, device))
+    full = _judged(
+        _wanted(operation, host), _ran(planned.launches, arrays, numbers, context, device, between=planned.memory)
+    )
     if not full.good:
         return full
     arrays, host = _fewer(operation, host, arrays)
     numbers |= {"grad_scale": 1.0, "grad_momentum": 0.0}
     wanted = _wanted_of_fewer(operation, host)
-    memory = _ran(planned.launches, arrays, numbers, context, device, guard=_GUARD + 1)
+    memory = _ran(planned.launches, arrays, numbers, context, device, guard=_GUARD + 1, between=planned.memory)
     return max(full, _judged(wanted, memory), key=_units)
 
 
@@ -318,10 +363,12 @@ def _ran(
     device: cl.Device,
     starts: Mapping[str, int] | None = None,
     guard: int = _GUARD,
+    between: Sequence[Memory] = (),
 ) -> _Memory:
     """The launches' memory after them; arrays and numbers by the names of the kernels' arguments.
 
-    An array that is not given is null. starts: instead of the arrays' own. guard: numbers before each array.
+    An array that is not given is null. starts: instead of the arrays' own. guard: numbers before each array. between:
+    what of them has rows with names of their own.
     """
     memory, values = _Memory(context, device, guard), dict(numbers)
     kernels = [(launch, building.new_kernel(context, launch.build, launch.kernel)) for launch in launches]
@@ -330,13 +377,18 @@ def _ran(
         if any(name in names for names in taken):
             begins = any(f"{name}_start" in names for names in taken)
             values[name], values[f"{name}_start"] = memory.put(name, given, begins=begins)
+    for one in between:
+        buffer, begin = values[one.name], values[f"{one.name}_start"]
+        for row, start in one.starts.items():
+            values[row], values[f"{row}_start"] = buffer, begin + start
     values |= starts or {}
     for (launch, kernel), names in zip(kernels, taken, strict=True):
         kinds = dict(building.arguments(launch.build, launch.kernel))
         nothing = {
             name: None if kinds[name] is None else 0 for name in names if name.removesuffix("_start") not in values
         }
-        kernel.set_args(*[(values | nothing)[name] for name in names])
+        own = values | nothing | dict(launch.numbers)
+        kernel.set_args(*[own[name] for name in names])
         cl.enqueue_nd_range_kernel(memory.queue, kernel, (launch.groups * launch.lanes,), (launch.lanes,))
     return memory
 
@@ -407,7 +459,7 @@ def _arrays(operation: str, host: Data, planned: Plan) -> dict[str, Host]:
         "bias_grad": host.bias,
         "mean_rest": per_channel,
         "m2_rest": per_channel,
-        "partial": np.full(planned.scratch, np.nan, host.x.dtype),
+        **{one.name: np.full(one.size, *_NOTHING.get(one.name, (np.nan, host.x.dtype))) for one in planned.memory},
     }
 
 
@@ -418,7 +470,7 @@ def _entered(host: Data) -> Host:
 
 def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, Any]:
     """The kernels' numbers: those of the shape, and those of a call."""
-    numbers: dict[str, Any] = asdict(planned.geometry)
+    numbers: dict[str, Any] = planned.numbers
     numbers |= {"outer": small.outer, "channels": small.channels, "inner": small.inner}
     for name in ("x", "y", "dy", "dx"):
         numbers[f"{name}_row"] = small.channels * small.inner
@@ -439,7 +491,7 @@ class _Memory:
     def put(self, name: str, given: Host, *, begins: bool) -> tuple[cl.Buffer, int]:
         """A buffer with the array in it, and the array's first index there: 0 where kernels know no other."""
         start = self._guard if begins else 0
-        flat = np.full(start + given.size + _GUARD, 0xA5 if given.dtype.kind == "u" else np.nan, given.dtype)
+        flat = np.full(start + given.size + _GUARD, np.nan if given.dtype.kind == "f" else 0xA5, given.dtype)
         flat[start : start + given.size] = given.reshape(-1)
         buffer = cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=flat)
         self._put[name] = buffer, flat, start, given.size

@@ -119,6 +119,14 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
     if operation == "train":
         found |= {"running_mean": host.running_mean, "running_var": host.running_var}
         return found | dict.fromkeys(("save_mean", "save_invstd"), per_channel)
+    if operation == "sums":
+        sums = ("sum_dy", "sum_dy_rest", "sum_dy_xmu", "sum_dy_xmu_rest", "sum_xmu", "sum_xmu_rest")
+        return {
+            "x": host.x,
+            "dy": host.dy,
+            "save_mean": expectation.saved(host, axis)[0],
+            **dict.fromkeys(sums, per_channel),
+        }
     found |= {"dy": host.dy, "dx": tensor, "dscale": per_channel, "dbias": per_channel}
     if operation == "constant":
         return found | {"save_mean": host.running_mean, "var": host.running_var}

@@ -39,6 +39,8 @@ def expected(
         return _infer(host, axis, epsilon)
     if operation == "moments":
         return _moments(host, axis)
+    if operation == "sums":
+        return _sums(host, axis)
     training = operation == "backward"
     if host.saved:
         mean, deviation = host.saved
@@ -48,6 +50,20 @@ def expected(
     else:
         mean, deviation = host.running_mean, invstd(host, epsilon)
     return _gradients(host, axis, mean, deviation, training=training)
+
+
+def _sums(h: Data, axis: int) -> Expected:
+    """Of dy, dy (x - mean) and x - mean, each with its rest, mean being the one that is saved."""
+    mean, _ = h.saved or saved(h, axis)
+    ones, result = np.ones(mean.size), {}
+    bound = Bound(h.x, mean, ones, None, None, axis=axis, dtype=h.x.dtype)
+    for name, dy in (("sum_dy_xmu", h.dy), ("sum_xmu", np.ones_like(h.x))):
+        _, product, total = reference.backward(h.x, dy, None, mean, ones, axis=axis, training=False)
+        _, product_bound, total_bound = bound.gradients(dy, training=False)
+        result[f"{name} + {name}_rest"] = product, _open(h, product_bound)
+        if dy is h.dy:
+            result["sum_dy + sum_dy_rest"] = total, total_bound
+    return result
 
 
 def invstd(host: Data, epsilon: float = EPSILON) -> Host:

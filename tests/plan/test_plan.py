@@ -44,14 +44,17 @@ def test_many_channels_on_few_cores_are_resident() -> None:
     assert planned.variant == "resident"
     assert groups(planned) == [8]
     assert planned.geometry.chain == 32
-    assert planned.scratch == 0
+    assert planned.memory == ()
 
 
 def test_three_big_channels_are_split() -> None:
     planned = plan("train", Problem(8, 3, 50_176, 4, columns=False), CARD, GPU)
     assert planned.variant == "split"
     assert all(count > 80 for count in groups(planned))
-    assert planned.scratch == 3 * 4 * planned.geometry.slices
+    assert {one.name: one.size for one in planned.memory} == {
+        "counts": planned.geometry.slices,
+        "partial": 3 * 4 * planned.geometry.slices,
+    }
 
 
 def test_a_channel_too_large_for_the_cache_is_split() -> None:
@@ -417,7 +420,8 @@ def test_every_element_is_in_exactly_one_slice(
     assert planned.launches[0].groups == -(-problem.channels // cut.share) * cut.slices
     assert planned.launches[0].lanes == made["LANES"] <= device.max_group
     if len(planned.launches) > 1:
-        assert planned.scratch == OPERATIONS[operation].partial * cut.slices * problem.channels
+        (numbers,) = (one.size for one in planned.memory if one.name == "partial")
+        assert numbers == len(OPERATIONS[operation].partial) * cut.slices * problem.channels
 
 
 def test_groups_fit_local_memory() -> None:

@@ -10,6 +10,7 @@ import base64
 import io
 import pprint
 import zlib
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from oclbn import __version__
 from oclbn.call.prepared import dissect
 from oclbn.device import pocl
+from oclbn.plan.words import Memory
 from oclbn.program import building
 from oclbn.tools.check.checklist import BuildCheck, NumberCheck
 from oclbn.tools.check.checks import BEFORE, surrounded
@@ -113,7 +115,7 @@ def main():
         if wanted is not None:
             wanted, bound = unpack(wanted), unpack(bound)
             changed[start : start + wanted.size] = False
-        if changed.any() and name != "partial":
+        if changed.any() and name not in ("partial", "counts"):
             wrong += int(changed.sum())
             print(name + ": written where nothing may be, element", int(np.argmax(changed)))
         if wanted is None:
@@ -161,13 +163,20 @@ def script(checked: Checked, check: BuildCheck | NumberCheck, fault: str) -> str
         asked = checked.choices | ({"variant": check.variant} if check.variant else {})
         planned, numbers = dissect(check.operation, host.x, check.axis, info.limits, asked, checked.room)
         wanted = expected(check.operation, host, check.axis)
-        starts, buffers = _buffers(check.operation, host, check.axis, planned.scratch)
+        starts, buffers = _buffers(check.operation, host, check.axis, planned.memory)
         numbers |= {f"{name}_start": start for name, start in starts.items()}
+        rows = {row: one.name for one in planned.memory for row in one.rows}
+        numbers |= {f"{row}_start": start for one in planned.memory for row, start in one.starts.items()}
         for launch in planned.launches:
             if launch.build not in programs:
                 programs.append(launch.build)
+            own = numbers | dict(launch.numbers)
             arguments = [
-                (name, None if kind is None else np.dtype(kind).name, numbers.get(name, 0) if kind else None)
+                (
+                    rows.get(name, name),
+                    None if kind is None else np.dtype(kind).name,
+                    own.get(name, 0) if kind else None,
+                )
                 for name, kind in building.arguments(launch.build, launch.kernel)
             ]
             launches.append((programs.index(launch.build), launch.kernel, launch.groups, launch.lanes, arguments))
@@ -195,7 +204,7 @@ def script(checked: Checked, check: BuildCheck | NumberCheck, fault: str) -> str
     )
 
 
-def _buffers(operation: str, host: Data, axis: int, scratch: int) -> tuple[dict[str, int], dict[str, Host]]:
+def _buffers(operation: str, host: Data, axis: int, memory: Sequence[Memory]) -> tuple[dict[str, int], dict[str, Host]]:
     """Where each array starts in its buffer, and the buffers, by the names of the kernels' arguments.
 
     All lies as oclbn.tools.check.checks has it: what the check makes starts amid NaN, results of the call's own at 0.
@@ -207,8 +216,9 @@ def _buffers(operation: str, host: Data, axis: int, scratch: int) -> tuple[dict[
     for name, array in buffers.items():
         starts[name] = BEFORE if name in amid else 0
         buffers[name] = surrounded(array) if name in amid else array
-    buffers["partial"] = np.full(max(scratch, 1), np.nan, host.x.dtype)
-    return {**starts, "partial": 0}, buffers
+    for one in memory:
+        buffers[one.name] = np.full(one.size, *((-1, np.int64) if one.name == "counts" else (np.nan, host.x.dtype)))
+    return starts, buffers
 
 
 def _packed(host: Host) -> str:

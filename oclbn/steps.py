@@ -1,0 +1,279 @@
+"""Batch normalization of a batch that lies in several places: statistics, their merge, and what is done with them.
+
+    S = merge(statistics(x0), statistics(x1))           # of the parts x0 and x1, wherever they were made
+    y0, y1 = normalize(x0, S, scale, bias), normalize(x1, S, scale, bias)
+    G = merge(gradient_sums(x0, dy0, S), gradient_sums(x1, dy1, S))
+    dx0, dscale, dbias = gradient(x0, dy0, S, G, scale)
+
+Merged statistics are as exact as those of one call on all values, whatever the parts' sizes: mean and m2 are handed on
+with what rounding them lost. Arrays that stand in for results of other devices or processes are of x's context.
+
+Shapes, dtypes, orders, events and errors are those of oclbn.functional, where these functions are found as well.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from pyopencl.array import Array, empty_like
+
+from oclbn.call import arguments, values
+from oclbn.call.calls import Call, Empty, Several
+from oclbn.call.making import check, make
+from oclbn.call.operating import operation
+from oclbn.call.prepared import check_fp64, count_of, prepare_vector
+from oclbn.call.results import allocated, temporary
+from oclbn.errors import ArrayTypeError, ContextError, ParameterError, ShapeError
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The moments of a set of values per channel, without loss: what parts of a batch hand on to be merged.
+
+    count: the number m of values per channel. mean, mean_rest: their rounded mean and what rounding lost of it; m2,
+    m2_rest: the sum of squared deviations from the mean, likewise. Device arrays of C values each, of one dtype. The
+    population variance is m2 / count, the sample variance m2 / (count - 1).
+    """
+
+    count: int
+    mean: Array
+    mean_rest: Array
+    m2: Array
+    m2_rest: Array
+
+
+@dataclass(frozen=True)
+class GradientSums:
+    """The sums over a set of values per channel that the gradient of a whole batch is made of, without loss.
+
+    count: the number of values per channel. sum_dy: of dy; sum_dy_xmu: of dy (x - mean); sum_xmu: of x - mean, which is
+    what the rounded mean errs by, times count; and what rounding each has lost. mean is that of the statistics that
+    gradient_sums was given. Device arrays of C values each, of one dtype.
+    """
+
+    count: int
+    sum_dy: Array
+    sum_dy_rest: Array
+    sum_dy_xmu: Array
+    sum_dy_xmu_rest: Array
+    sum_xmu: Array
+    sum_xmu_rest: Array
+
+
+_MERGES: dict[type, str] = {Statistics: "merge", GradientSums: "merge_sums"}  # the kernel, whose file is called so too
+_Parts = TypeVar("_Parts", Statistics, GradientSums)
+
+
+@operation
+def statistics(x: Array, /, *, axis: int = 1) -> Call[Statistics]:
+    """The moments of each channel, and what rounding them to x's dtype loses: `merge` makes one set of several.
+
+    x: (N, C, *spatial). Returns Statistics with arrays of shape (C,). An empty batch gives count 0 and zeros.
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    count = count_of(x, axis)
+
+    def returns(mean: Array, m2: Array, mean_rest: Array, m2_rest: Array) -> Statistics:
+        return Statistics(count, mean, mean_rest, m2, m2_rest)
+
+    return make("moments", x, axis, {}, {}, extra=True, returns=returns)
+
+
+@operation
+def merge(first: _Parts, /, *others: _Parts) -> Call[_Parts]:
+    """The statistics of several sets of values as those of all of them, as exact as one call on all; sums likewise.
+
+    first, others: Statistics, or GradientSums, of any counts, 0 too, merged from left to right; all arrays are of one
+    size, dtype and context, and contiguous. The work is enqueued on the queue of first's first array, a launch for each
+    set that has values but one; results are new arrays of that array's shape. The same sets in the same order give the
+    same bits.
+
+    Formula: T. Chan, G. Golub and R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979; sums are added without loss (D. Knuth's two-sum). ArrayTypeError: something else than one of the
+    two, or both; ParameterError: a count that is none.
+
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0], [5.0, 50.0], [7.0, 70.0]]))
+    >>> whole = merge(statistics(x[:2]), statistics(x[2:]))
+    >>> print(whole.count, whole.mean.get(), whole.m2.get())
+    4 [ 4. 40.] [  20. 2000.]
+    """
+    given: dict[str, Any] = {"first": first} | {f"others[{index}]": other for index, other in enumerate(others)}
+    kind = GradientSums if isinstance(first, GradientSums) else Statistics
+    counts = [_count(name, one, kind) for name, one in given.items()]
+    arguments.flat({key: array for name, one in given.items() for key, array in _arrays(one, kind, f"{name}.").items()})
+    total = arguments.count("the sum of all counts", sum(counts))
+    name, model = next(iter(_arrays(first, kind, "first.").items()))
+    if model is None or model.queue is None:
+        raise ContextError(f"{name} has no queue; give it one with {name}.with_queue(queue)")
+    check_fp64(name, model.dtype, model.queue)
+    names = _names(kind)
+    prepared = prepare_vector(_MERGES[kind], model, "channels") if model.size else None
+    made = allocated(model, model.nbytes, lambda: [empty_like(model, model.queue, model.allocator) for _ in names])
+    result: Any = kind(total, *made)
+    if prepared is None:
+        return Empty(result)
+    full = [one for one in given.values() if one.count] or [first]
+    so_far, calls = full[0], []
+    for one in full[1:] or [None]:
+        arrays = _arrays(so_far, kind, "first_") | _arrays(one, kind, "second_") | _arrays(result, kind, "")
+        numbers = {"first_count": so_far.count, "second_count": one.count if one else 0}
+        calls.append(Call(result, prepared, model, arrays, numbers, made))
+        so_far = kind(sum(numbers.values()), *made)
+    return Several(result, calls)
+
+
+@operation
+def normalize(
+    x: Array,
+    statistics: Statistics,
+    /,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    *,
+    epsilon: float = 1e-5,
+    factor: float = 0.1,
+    axis: int = 1,
+    out: Array | None = None,
+    guard: bool = True,
+    skipped: Array | None = None,
+    entered: Array | None = None,
+    init_factor: float = 1.0,
+) -> Call[Array]:
+    """Normalise a part of a batch with the statistics of all of it, and move the running ones.
+
+    x: (N, C, *spatial), channels on `axis`. statistics: of at least two values per channel, with arrays of x's dtype;
+    with those of x itself the results are batch_norm_train's. The rest is as batch_norm_train takes it: where several
+    parts share running statistics, give them in one call only, as each moves them. Returns y; out: an array for it. An
+    empty part gives an empty y and moves nothing.
+
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0], [5.0, 50.0], [7.0, 70.0]]))
+    >>> print(normalize(x[:2], statistics(x), epsilon=0.0).get())
+    [[-1.3416408  -1.3416408 ]
+     [-0.44721362 -0.4472136 ]]
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    count = _of_a_batch(x, axis, statistics)
+    given = {
+        "scale": scale,
+        "bias": bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "skipped": skipped,
+        "entered": entered,
+    }
+    numbers = {
+        "epsilon": arguments.epsilon_of(epsilon, x),
+        "factor": values.number("factor", factor, 0.0, 1.0),
+        "init_factor": values.number("init_factor", init_factor, 0.0, 1.0),
+        "guard": int(bool(guard)),
+        "count": count,
+        "unbiased": count - 1,
+    }
+    check("normalize", x, axis, given, out)
+    given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
+    return make("normalize", x, axis, given, numbers, out=out, like=scale, returns=lambda y, *saved: y)
+
+
+@operation
+def gradient_sums(x: Array, dy: Array, statistics: Statistics, /, *, axis: int = 1) -> Call[GradientSums]:
+    """The sums that the gradient of a batch needs, over a part of it: `merge` makes one of those of all parts.
+
+    x, dy: (N, C, *spatial), channels on `axis`. statistics: of the whole batch. Returns GradientSums with arrays of
+    shape (C,). An empty part gives count 0 and zeros.
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    _of_a_batch(x, axis, statistics)
+    count = count_of(x, axis)
+    given = {"dy": dy, "save_mean": statistics.mean}
+    check("sums", x, axis, given, None)
+    return make("sums", x, axis, given, {}, returns=lambda *made: GradientSums(count, *made))
+
+
+@operation
+def gradient(
+    x: Array,
+    dy: Array,
+    statistics: Statistics,
+    sums: GradientSums,
+    /,
+    scale: Array | None = None,
+    *,
+    epsilon: float = 1e-5,
+    axis: int = 1,
+    out: Array | None = None,
+    scale_grad: Array | None = None,
+    bias_grad: Array | None = None,
+    grad_scale: float = 1.0,
+    grad_momentum: float = 0.0,
+) -> Call[tuple[Array, Array, Array]]:
+    """Gradients of a part of a batch, with the statistics and the sums of all of it.
+
+    x, dy: (N, C, *spatial), channels on `axis`. statistics, sums: of the same number of values per channel;
+    ParameterError otherwise. scale: C values, or None for 1. epsilon: as in normalize. The rest is as
+    batch_norm_backward takes it.
+
+    Returns (dx, dscale, dbias): dx like x; dscale and dbias, C values each, are those of the whole batch, the same for
+    every part. An empty part is a ShapeError.
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    count = _of_a_batch(x, axis, statistics)
+    if _count("sums", sums, GradientSums) != count:
+        raise ParameterError(f"sums.count is {sums.count}; {count} is wanted, as the statistics are of so many values")
+    rows = _arrays(sums, GradientSums, "sums.")
+    arguments.per_channel(x, axis, rows, rows, rows)
+    numbers = {
+        "epsilon": arguments.epsilon_of(epsilon, x),
+        "grad_scale": arguments.finite("grad_scale", grad_scale, x),
+        "grad_momentum": arguments.finite("grad_momentum", grad_momentum, x),
+        "count": count,
+        "count_rest": count - int(x.dtype.type(count)),
+    }
+    if x.size == 0:
+        raise ShapeError(f"x has shape {x.shape}; a part of the batch with values is wanted")
+    deviation = temporary(x, (x.shape[axis],))
+    arrays: dict[str, Array | None] = {"m2": statistics.m2, "m2_rest": statistics.m2_rest, "save_invstd": deviation}
+    given = {"dy": dy, "scale": scale, "save_mean": statistics.mean, "save_invstd": deviation}
+    given |= {"scale_grad": scale_grad, "bias_grad": bias_grad}
+    check("gradient", x, axis, given, out)
+    given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
+    main = make("gradient", x, axis, given, numbers, out=out, like=scale, returns=lambda *made: made)
+    prepared = prepare_vector("invstd", deviation, "channels")
+    return Several(main.results, [Call(None, prepared, x, arrays, numbers, (deviation,)), main])
+
+
+def _count(name: str, one: Any, kind: type[Any]) -> int:
+    """Its number of values; ArrayTypeError where it is not of this kind."""
+    if not isinstance(one, kind):
+        makes = "statistics(x)" if kind is Statistics else "gradient_sums(x, dy, statistics)"
+        wanted = f"{kind.__name__} {'are' if kind is Statistics else 'is'} wanted, as {makes} gives"
+        raise ArrayTypeError(f"{name} is a {type(one).__qualname__}; {wanted}")
+    return arguments.count(f"{name}.count", one.count)
+
+
+def _of_a_batch(x: Array, axis: int, statistics: Any) -> int:
+    """The number of values that the statistics are of, whose arrays fit x."""
+    count = _count("statistics", statistics, Statistics)
+    rows = _arrays(statistics, Statistics, "statistics.")
+    arguments.per_channel(x, axis, rows, rows, rows)
+    if count < 2:
+        raise ShapeError(f"statistics are of {count} values per channel; two at least are wanted, for a variance")
+    return count
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    """Of the arrays of statistics or sums."""
+    return tuple(field.name for field in fields(kind) if field.name != "count")
+
+
+def _arrays(one: Any, kind: type, before: str) -> dict[str, Array | None]:
+    """The arrays by their names, with something before those; None where there is nothing that has them."""
+    return {f"{before}{name}": getattr(one, name, None) for name in _names(kind)}
