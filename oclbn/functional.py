@@ -50,7 +50,6 @@ from oclbn.call.results import queue_of
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ParameterError, ShapeError
 from oclbn.plan.operations import OPERATIONS
-from oclbn.plan.words import Plan
 from oclbn.steps import GradientSums, Statistics, gradient, gradient_sums, merge, normalize, statistics
 
 __all__ = [
@@ -318,19 +317,7 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
         return "nothing to do: x is empty"
     if operation not in OPERATIONS:
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted")
-    prepared = prepare(_request(operation, x, axis), queue_of(x))
+    prepared = prepare(Request.of(operation, x, axis, {"dy": x}), queue_of(x))
     return "; ".join(
         [str(prepared.plan), *(f"not used, as the driver fails it: {fault}" for fault in prepared.failures)]
     )
-
-
-def plan_of(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> Plan:
-    """What a call with these arguments runs; its kernels are built, as they say how many work-items they bear.
-
-    axis: from 0 on. dy: like x where it is left out.
-    """
-    return prepare(_request(operation, x, axis, dy, out), queue_of(x)).plan
-
-
-def _request(operation: str, x: Array, axis: int, dy: Array | None = None, out: Array | None = None) -> Request:
-    return Request.of(operation, x, axis, {"dy": x if dy is None else dy}, out)

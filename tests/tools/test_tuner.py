@@ -348,3 +348,34 @@ def test_a_real_child_checks_and_times(queue: cl.CommandQueue, start: Choices) -
         assert verdict.timed
         assert "wants a power of two" in process(start, start | {"vec": 3}, thorough=False).rejected
         assert len(process.report(start, start)) == 3 * len(CASES)
+
+
+SUSPECT = """
+import math, sys
+from oclbn.proof import proving
+from oclbn.proof.verdicts import Verdict
+from oclbn.tools.tune import trials
+
+def verdict(operation, problem, planned, paths, context, device):
+    wrong = any(dict(launch.build.defines).get("UNROLL") == int(sys.argv[1]) for launch in planned.launches)
+    return Verdict(7.0 if wrong else 0.5, "y")
+
+proving._verdict = verdict
+trials.serve()
+"""
+
+
+def test_a_candidate_that_a_proof_refuses_is_rejected(queue: cl.CommandQueue, start: Choices) -> None:
+    """Its results are right where they are compared here: such a form is wrong elsewhere. Nor is it gone round."""
+    refused = 2 if start["unroll"] != 2 else 8
+    request = {"device": device.select(queue.device).spec, "cases": [((300, 24), 1)], "seconds": 0.001}
+    with TrialProcess(request, command=(sys.executable, "-c", SUSPECT, str(refused))) as process:
+        process.check(start)
+        told = process(start, start | {"unroll": refused}, thorough=False).rejected
+        assert re.search(rf"train of \S+: its proof fails: .*UNROLL={refused}.*: y errs by 7 times its bound", told), (
+            told
+        )
+        assert not process(start, start | {"unroll": 1}, thorough=False).rejected
+        force = start | {"unroll": refused}
+        process.check(force)  # what is in force may be gone round, and what shares that with it as well
+        assert not process(force, force | {"most_steps": 1 << 30}, thorough=False).rejected

@@ -10,6 +10,8 @@ import pyopencl as cl
 import pyopencl.array as cla
 
 from oclbn import functional
+from oclbn.call.prepared import Prepared, prepare
+from oclbn.call.request import Request
 from oclbn.plan.words import Plan
 from oclbn.tools.tune.search import Choices
 from oclbn.truth import cases
@@ -36,11 +38,15 @@ class Calls:
         self.given = {name: cla.to_device(queue, host) for name, host in self.hosts.items()}
         self.given |= {"x": self.x, "dy": self.dy}
 
-    def plan(self, operation: str, choices: Choices) -> Plan:
+    def prepared(self, operation: str, choices: Choices) -> Prepared:
         """What `run` runs under these choices; its groups are as large as the kernels bear, at most as asked."""
         out = None if operation == "moments" else self.out
         with using(**choices):
-            return functional.plan_of(operation, self.x, self.case.axis, self.dy, out)
+            return prepare(Request.of(operation, self.x, self.case.axis, {"dy": self.dy}, out), self.queue)
+
+    def plan(self, operation: str, choices: Choices) -> Plan:
+        """Its plan."""
+        return self.prepared(operation, choices).plan
 
     def prepare(self) -> None:
         """Before a run that is to be checked: what it does not write shows, and what it must not write as well."""
