@@ -168,7 +168,7 @@ def test_a_module_keeps_its_state_where_a_result_has_no_room(
     facts = device.limits(queue.device)
     small = type(facts)(**{**vars(facts), "max_alloc_bytes": x.nbytes - 1})
     with monkeypatch.context() as patch:
-        patch.setattr("oclbn.call.results.limits", lambda _: small)
+        patch.setattr("oclbn.device.facts.limits", lambda _: small)
         for call in (lambda: bn(x), lambda: bn.backward(y)):
             with pytest.raises(SizeError, match=rf"a result needs {x.nbytes:,} bytes; .* at most {x.nbytes - 1:,} at"):
                 call()

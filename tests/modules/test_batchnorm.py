@@ -589,7 +589,7 @@ def zeros(queue: cl.CommandQueue, shape: tuple[int, ...], dtype: DTypeLike = np.
 
 BAD_DATA = [
     pytest.param(lambda q: zeros(q, (4, C)), ModuleShapeError, "shape (4, 5); 4 axes are wanted", id="too few axes"),
-    pytest.param(lambda q: zeros(q, (4, C, 3, 3, 1)), ModuleShapeError, "wanted 4 axes", id="too many axes"),
+    pytest.param(lambda q: zeros(q, (4, C, 3, 3, 1)), ModuleShapeError, "4 axes are wanted", id="too many axes"),
     pytest.param(lambda q: zeros(q, (4, C + 1, 3, 3)), ModuleShapeError, "5 channels on axis 1", id="channels"),
     pytest.param(lambda q: zeros(q, (4, 3, 3, C)), ModuleShapeError, "5 channels on axis 1", id="channels last"),
     pytest.param(lambda q: zeros(q, (4, C, 3, 3), "f8"), ModuleDtypeError, "has dtype float64", id="float64"),
@@ -630,7 +630,7 @@ def test_bad_data_and_gradients(
 def test_every_module_has_one_rank(
     queue: cl.CommandQueue, cls: type[BatchNorm2D], shape: tuple[int, ...], rank: int
 ) -> None:
-    with pytest.raises(ModuleShapeError, match=f"wanted {rank} axes, with 5 channels on axis 1"):
+    with pytest.raises(ModuleShapeError, match=f"{rank} axes are wanted, with 5 channels on axis 1"):
         cls(C, queue=queue)(zeros(queue, shape))
 
 

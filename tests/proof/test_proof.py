@@ -386,7 +386,7 @@ def test_a_miscompiled_form_is_not_used(
         with pytest.warns(DriverWarning, match=r"is used instead.*`oclbn check --repro") as told:
             check_form(injection.operation, queue, injection.shape)  # which the wrong form would not pass
         assert len(told) == 1
-        assert Path(told[0].filename).parent == Path(__file__).parent  # the line that called oclbn
+        assert Path(told[0].filename).name == "calls.py"  # the line that called oclbn
         assert queue.device.name.strip() in str(told[0].message)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # one is enough
