@@ -306,10 +306,15 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
     return driver_errors("accumulate")(made.run)
 
 
-def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
+def explain(x: Array, /, *, axis: int = 1, operation: str = "train", why: bool = False) -> str:
     """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line.
 
-    Behind it stand the forms that come before it and are not used, because they did not prove right on this device.
+    Behind it stand, with `why`, the variants that come before it, each with the reason that it declines for these sizes
+    on this device; then the forms that are not used because they did not prove right on it.
+
+    >>> x = gpuarray.zeros((4, 3, 5, 7))
+    >>> print(explain(x, operation="infer", why=True).partition("; resident declines: ")[2])
+    there is no kernel that does this in one launch
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
@@ -318,6 +323,6 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train") -> str:
     if operation not in OPERATIONS:
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted")
     prepared = prepare(Request.of(operation, x, axis, {"dy": x}), queue_of(x))
-    return "; ".join(
-        [str(prepared.plan), *(f"not used, as the driver fails it: {fault}" for fault in prepared.failures)]
-    )
+    declined = (one.replace(": ", " declines: ", 1) for one in (prepared.plan.declined if why else ()))
+    failed = (f"not used, as the driver fails it: {fault}" for fault in prepared.failures)
+    return "; ".join([str(prepared.plan), *declined, *failed])

@@ -33,7 +33,7 @@ SECONDS, QUICK_SECONDS = 120.0, 30.0
 @click.option("--suite", "suites", multiple=True, type=click.Choice(sorted(SUITES)), help="Shapes by name; repeatable.")
 @click.option("--shape", "shapes", multiple=True, type=ShapeType(), help="A shape of your own; repeatable.")
 @click.option("--axis", default=1, show_default=True, help="Axis of the channels, for --shape.")
-@click.option("--show", is_flag=True, help="Show the choices in force and where each comes from; tune nothing.")
+@click.option("--show", is_flag=True, help="Show the choices in force, their origins and their plans; tune nothing.")
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
 @click.option("--keep", is_flag=True, help="Keep what has been found when interrupted with Ctrl-C.")
 @click.option(
@@ -68,11 +68,19 @@ def command(
     infos = _all_devices() if every else [device.select(spec)]
     console = Console(highlight=False)
     if show:
-        shown = [(info, tune_report.origins(tuning.levels(*device.tuning_names(info.device)))) for info in infos]
+        named = [(info, device.tuning_names(info.device)) for info in infos]
+        shown = [
+            (
+                info,
+                tune_report.origins(tuning.levels(*names)),
+                search.plans_for(info.limits, tuning.tuning_for(*names)),
+            )
+            for info, names in named
+        ]
         if as_json:
-            click.echo(json.dumps([tune_report.origins_as_dict(info, origins) for info, origins in shown], indent=1))
-        for info, origins in () if as_json else shown:
-            tune_report.print_origins(console, info, origins, usertable.path())
+            click.echo(json.dumps([tune_report.origins_as_dict(*one) for one in shown], indent=1))
+        for one in () if as_json else shown:
+            tune_report.print_origins(console, *one, usertable.path())
         return
     target = usertable.path() if output is None else output
     if not dry_run:

@@ -16,7 +16,7 @@ from rich.text import Text
 from oclbn import __version__
 from oclbn.cli.tune_run import Tuned
 from oclbn.device import DeviceInfo
-from oclbn.tools.tune.search import Choices
+from oclbn.tools.tune.search import Choices, Planned
 from oclbn.tuning import Level, usertable
 
 Origins = dict[str, tuple[Any, str]]  # choice -> value, and the level that it comes from
@@ -27,8 +27,10 @@ def origins(levels: Sequence[Level]) -> Origins:
     return {name: (value, level.origin) for level in levels for name, value in level.choices.items()}
 
 
-def print_origins(console: Console, info: DeviceInfo, found: Origins, table: Path | None) -> None:
-    """The choices in force, each with where it comes from."""
+def print_origins(
+    console: Console, info: DeviceInfo, found: Origins, plans: Sequence[Planned], table: Path | None
+) -> None:
+    """The choices in force, each with where it comes from; the plans that they lead to, and why not the ones before."""
     _print_device(console, info)
     shown = _table("choice", "value", "from")
     for name, (value, origin) in found.items():
@@ -39,12 +41,20 @@ def print_origins(console: Console, info: DeviceInfo, found: Origins, table: Pat
     else:
         where = f"Your table: {table}" + ("" if table.exists() else " (not there yet)")
     console.print(Text(where, style="dim"), soft_wrap=True)
+    for one in plans:
+        console.print(Text(f"{one.case} {one.operation}: {one.plan}"), soft_wrap=True)
+        for reason in one.plan.declined:
+            console.print(Text(f"  not {reason}", style="dim"), soft_wrap=True)
 
 
-def origins_as_dict(info: DeviceInfo, found: Origins) -> dict[str, Any]:
+def origins_as_dict(info: DeviceInfo, found: Origins, plans: Sequence[Planned]) -> dict[str, Any]:
     """The same for JSON."""
     choices = {name: {"value": value, "from": origin} for name, (value, origin) in found.items()}
-    return {"index": info.spec, **_names(info), "choices": choices}
+    planned = [
+        {"case": one.case, "operation": one.operation, "plan": str(one.plan), "declined": list(one.plan.declined)}
+        for one in plans
+    ]
+    return {"index": info.spec, **_names(info), "choices": choices, "plans": planned}
 
 
 def print_tuned(console: Console, tuned: Tuned, entry: Choices, written: Path | None) -> None:

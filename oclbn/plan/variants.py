@@ -19,7 +19,7 @@ from oclbn.errors import BuildError
 from oclbn.plan.cut import assemble
 from oclbn.plan.groups import SMALL_ALONE, floor_power, group_shape, is_even, slices_for_steps
 from oclbn.plan.operations import ALL, Operation
-from oclbn.plan.words import DeviceLimits, Launch, Plan, Problem, Tuning
+from oclbn.plan.words import Declined, DeviceLimits, Launch, Plan, Problem, Tuning
 
 _MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
 _LEAST_SLICE_BYTES = 1 << 15  # smaller slices cost more in launching and merging than they balance
@@ -29,19 +29,26 @@ _MOST_SLICES = 256  # every group of the second launch reads all partial results
 _LEAST_RUN = 1024  # bytes of a row that columns should read at once
 
 
-Candidate = Callable[[Operation, Problem, DeviceLimits, Tuning], Plan | None]
+Candidate = Callable[[Operation, Problem, DeviceLimits, Tuning], Plan | Declined]
 
 
 @functools.lru_cache(maxsize=4096)
 def plan(operation: str, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
-    """The plan for `operation` (a key of OPERATIONS): the first candidate that accepts the problem."""
+    """The plan for `operation` (a key of OPERATIONS): the first candidate that accepts the problem.
+
+    It has the reasons of those before it.
+    """
     wanted = ALL[operation]
+    declined: list[str] = []
     for name, candidate in CANDIDATES.items():
-        if tuning.variant in ("", name):
+        if tuning.variant in ("", name) or candidate is serial:
             found = candidate(wanted, problem, device, tuning)
-            if found is not None:
-                return found
-    return serial(wanted, problem, device, tuning)
+            if isinstance(found, Plan):
+                return replace(found, declined=tuple(declined))
+        else:
+            found = Declined(f"{tuning.variant} is asked for")
+        declined.append(f"{name}: {found.reason}")
+    raise AssertionError("serial declines nothing")
 
 
 def fitting_plan(
@@ -65,28 +72,32 @@ def fitting_plan(
         tuning = replace(tuning, lanes=floor_power(room))
 
 
-def resident(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan | None:
+def resident(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan | Declined:
     """One group per channel, or per block of neighbouring channels."""
     row_bytes = problem.channels * problem.itemsize
-    if not operation.resident or problem.count > _MOST_SLICE_ELEMENTS:
-        return None
+    if not operation.resident:
+        return Declined("there is no kernel that does this in one launch")
+    if problem.count > _MOST_SLICE_ELEMENTS:
+        return Declined(f"a channel has {problem.count:,} elements, a group walks {_MOST_SLICE_ELEMENTS:,} at most")
     shape = group_shape(operation, problem, device, tuning, near=True)
     if slices_for_steps(problem, tuning, shape) > 1:
-        return None
+        return Declined(f"a work-item would take more than {tuning.most_steps:,} steps (most_steps)")
     if not tuning.variant:
         least_run = 0 if shape.lanes > 1 or shape.even else min(_LEAST_RUN, row_bytes)
-        if problem.columns and shape.channels * problem.itemsize < least_run:
-            return None  # such narrow columns fit a near cache, but memory is read in too short pieces
+        run = shape.channels * problem.itemsize
+        if problem.columns and run < least_run:  # such narrow columns fit a near cache
+            return Declined(f"memory would be read in pieces of {run:,} bytes, {least_run:,} are wanted at least")
         small = SMALL_ALONE if shape.lanes == 1 else _SMALL
         if problem.tensor_bytes > small and not is_even(shape.blocks, device.compute_units):
-            return None  # some compute units would idle while others work
+            return Declined(f"of {device.compute_units} compute units some would idle: it has {shape.blocks} groups")
         again = problem.slice_bytes * operation.arrays_read * shape.channels
-        if device.cache_bytes and again * device.compute_units > device.cache_bytes:
-            return None  # the second read would come from memory in either form; split balances better
+        again *= device.compute_units
+        if device.cache_bytes and again > device.cache_bytes:  # in either form; split balances better
+            return Declined(f"of {again:,} bytes that are read again, the cache holds {device.cache_bytes:,}")
     return assemble("resident", operation, (operation.resident,), problem, device, tuning, shape, slices=1)
 
 
-def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan | None:
+def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning) -> Plan:
     """Several groups per channel; the second launch merges what the first one found."""
     shape = group_shape(operation, problem, device, tuning)
     wanted = -(-device.compute_units * tuning.groups_per_unit // shape.blocks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 _COUNT_BYTES = 8
 COUNTING = {"moments_partial"}  # kernels that tell how many values a slice has
@@ -129,6 +129,13 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Declined:
+    """What a candidate gives instead of a plan."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """Launches in order, as many as it takes, the cut that they share, and the memory between them."""
 
@@ -136,6 +143,7 @@ class Plan:
     geometry: Geometry
     launches: tuple[Launch, ...]
     memory: tuple[Memory, ...] = ()
+    declined: tuple[str, ...] = field(default=(), compare=False)  # the candidates before it, each with its reason
 
     @property
     def numbers(self) -> dict[str, int]:

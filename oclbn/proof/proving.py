@@ -109,6 +109,7 @@ def proven_plan(
     if not switched_on():
         return fitting_plan(operation, problem, facts, tuning, most), ()
     failures: dict[tuple[Paths, tuple[Launch, ...]], Failure] = {}
+    declined: tuple[str, ...] = ()
     for choice in _choices(tuning):
         try:
             planned = fitting_plan(operation, problem, facts, choice, most)
@@ -123,7 +124,10 @@ def proven_plan(
         if verdict.good:
             if failures:
                 _warn(device, tuple(failures.values()), planned)
+                planned = replace(planned, declined=declined)
             return planned, tuple(failures.values())
+        if not failures:
+            declined = planned.declined  # of what was chosen; the rest is no choice
         failures[_form(planned, paths)] = Failure(str(planned), verdict)
     told = "; ".join(map(str, failures.values()))
     raise DeviceError(f"no kernel for {operation} gives right results on {_named(device)}. Tried: {told}. {_REPORT}")

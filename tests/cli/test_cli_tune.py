@@ -20,9 +20,11 @@ from oclbn.cli import tune_run
 from oclbn.cli.group import oclbn as command
 from oclbn.plan.words import Tuning
 from oclbn.tools.child import Rejected
+from oclbn.tools.tune import search
 from oclbn.tools.tune.process import TrialProcess
 from oclbn.tools.tune.search import Choices, Verdict
-from oclbn.tuning import usertable
+from oclbn.truth.cases import Case
+from oclbn.tuning import usertable, using
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +188,23 @@ def test_show_says_where_each_choice_comes_from(spec: str, table: Path, believer
     (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)
     assert told["choices"]["unroll"] == {"value": 2, "from": f"your table {table}"}
     assert set(told["choices"]) == set(Tuning.__dataclass_fields__)
+
+
+def test_show_says_what_the_choices_lead_to(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each plan, and why the candidates before it declined."""
+    monkeypatch.setenv("OCLBN_TUNING", "")
+    with using(variant="split"):
+        (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)
+        shown = run("--device", spec, "--show").stdout
+    info = oclbn.device.select(spec)
+    shapes = [str(Case(*shape)) for shape in search.shapes_for(info.limits)]
+    assert [(one["case"], one["operation"]) for one in told["plans"]] == [
+        (shape, operation) for shape in shapes for operation in ("train", "backward")
+    ]
+    for one in told["plans"]:
+        assert one["plan"].startswith("split (")
+        assert one["declined"] == ["resident: split is asked for"]
+        assert f"{one['case']} {one['operation']}: {one['plan']}\n  not resident: split is asked for\n" in shown
 
 
 @pytest.mark.parametrize(

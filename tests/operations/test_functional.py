@@ -808,3 +808,14 @@ def test_kernels_that_can_have_only_small_groups_get_them(
         assert [name for name, _ in launches] == ["train_resident"]
     wanted = reference.train(host.x, epsilon=1e-5).y
     np.testing.assert_allclose(y.get(), wanted, rtol=0, atol=1e-5)
+
+
+def test_explain_says_why_not_another_variant(queue: cl.CommandQueue) -> None:
+    x = cla.zeros(queue, (9, 9, 9), np.float32)
+    told = explain(x, operation="infer")
+    assert "declines" not in told
+    reason = "resident declines: there is no kernel that does this in one launch"
+    assert explain(x, operation="infer", why=True) == f"{told}; {reason}"
+    with using(variant="serial"):
+        asked = explain(x, why=True)
+    assert asked.endswith("; resident declines: serial is asked for; split declines: serial is asked for")

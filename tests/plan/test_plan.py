@@ -66,6 +66,66 @@ def test_channels_that_leave_a_core_idle_are_split() -> None:
     assert plan("train", Problem(32, 4, 3136, 4, columns=False), LAPTOP, CPU).variant == "resident"
 
 
+@pytest.mark.parametrize(
+    ("operation", "problem", "tuning", "reason"),
+    [
+        pytest.param("infer", RESNET, CPU, "there is no kernel that does this in one launch", id="reads once"),
+        pytest.param(
+            "train",
+            Problem(32, 3, 3136, 4, columns=False),
+            CPU,
+            "of 2 compute units some would idle: it has 3 groups",
+            id="uneven",
+        ),
+        pytest.param(
+            "train",
+            Problem(64, 4, 1 << 20, 4, columns=False),
+            CPU,
+            "of 536,870,912 bytes that are read again, the cache holds 33,554,432",
+            id="large",
+        ),
+        pytest.param(
+            "train",
+            Problem(1 << 10, 2, 1 << 19, 4, columns=False),
+            CPU,
+            "a channel has 536,870,912 elements, a group walks 268,435,456 at most",
+            id="huge",
+        ),
+        pytest.param(
+            "train",
+            Problem(100, 128, 1, 4, columns=True),
+            replace(CPU, blocks=1, vec=1, run_bytes=0),
+            "memory would be read in pieces of 256 bytes, 512 are wanted at least",
+            id="narrow columns",
+        ),
+        pytest.param(
+            "train", RESNET, replace(CPU, most_steps=1000), "a work-item would take more than 1,000 steps", id="steps"
+        ),
+        pytest.param("train", RESNET, replace(CPU, variant="split"), "split is asked for", id="asked for"),
+    ],
+)
+def test_who_declines_says_why(operation: str, problem: Problem, tuning: Tuning, reason: str) -> None:
+    planned = plan(operation, problem, LAPTOP, tuning)
+    assert planned.variant == "split"
+    assert planned.declined[0].startswith(f"resident: {reason}")
+    assert len(planned.declined) == 1
+
+
+def test_the_first_candidate_has_no_one_before_it() -> None:
+    planned = plan("train", RESNET, LAPTOP, CPU)
+    assert (planned.variant, planned.declined) == ("resident", ())
+    asked = plan("train", RESNET, LAPTOP, replace(CPU, variant="serial"))
+    assert asked.declined == ("resident: serial is asked for", "split: serial is asked for")
+
+
+def test_plans_alike_are_equal_whoever_declined() -> None:
+    """`oclbn tune` does not time what runs alike."""
+    problem = Problem(32, 3, 3136, 4, columns=False)
+    by_itself, asked = (plan("train", problem, LAPTOP, replace(CPU, variant=variant)) for variant in ("", "split"))
+    assert by_itself == replace(asked, declined=())
+    assert by_itself.declined != asked.declined
+
+
 def test_what_is_small_takes_one_launch() -> None:
     assert groups(plan("train", Problem(4, 3, 49, 4, columns=False), CARD, GPU)) == [3]
     assert groups(plan("backward", Problem(128, 64, 1, 4, columns=True), LAPTOP, CPU)) == [1]

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Protocol
 
-from oclbn.plan.words import DeviceLimits, Tuning
+from oclbn.plan.variants import plan
+from oclbn.plan.words import DeviceLimits, Plan, Problem, Tuning
+from oclbn.truth.cases import Case
 
 Value = int | bool | str
 Choices = dict[str, Value]
@@ -93,6 +95,15 @@ def choices_of(tuning: Tuning) -> Choices:
     return asdict(tuning)
 
 
+@dataclass(frozen=True)
+class Planned:
+    """How an operation on a tensor would run."""
+
+    case: str
+    operation: str
+    plan: Plan
+
+
 def shapes_for(device: DeviceLimits, *, quick: bool = False) -> list[tuple[tuple[int, ...], int]]:
     """The shapes that stand for all others, with the axis of their channels: large enough to leave the caches."""
     most = min(_MOST_BYTES[device.kind], device.max_alloc_bytes, device.memory_bytes // 8)
@@ -102,6 +113,17 @@ def shapes_for(device: DeviceLimits, *, quick: bool = False) -> list[tuple[tuple
         return shapes[:_QUICK]
     sample, axis = SAMPLES[0]
     return [*shapes, ((max(2, nbytes // (64 * math.prod(sample))), *sample), axis)]  # and one that stays in a cache
+
+
+def plans_for(device: DeviceLimits, tuning: Tuning) -> list[Planned]:
+    """How training and backward on those shapes are planned, should the kernels bear groups of that size."""
+    found = []
+    for shape, axis in shapes_for(device):
+        inner = math.prod(shape[axis + 1 :])
+        problem = Problem(math.prod(shape[:axis]), shape[axis], inner, 4, columns=inner == 1, adjacent=True)
+        case = str(Case(shape, axis))
+        found += [Planned(case, name, plan(name, problem, device, tuning)) for name in ("train", "backward")]
+    return found
 
 
 def candidates(kind: str) -> list[tuple[str, Value]]:
