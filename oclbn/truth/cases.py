@@ -134,13 +134,9 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
 
 
 def judge(found: Mapping[str, Any], wanted: Expected) -> Judged:
-    """Hold the results that are there, on the host, against what is wanted."""
-    worst = Judged(0.0, "nothing")
-    for name, result in found.items():
-        judged = _judge(name, np.asarray(result), *wanted[name])
-        if judged.units > worst.units or worst.of == "nothing":
-            worst = judged
-    return worst
+    """Hold the results that are there, on the host, against what is wanted; the worst of them counts."""
+    each = [_judge(name, np.asarray(result), *wanted[name]) for name, result in found.items()]
+    return max(each, key=lambda one: one.units, default=Judged(math.inf, "nothing", "there are no results"))
 
 
 def _judge(name: str, got: Host, wanted: Host, bound: Host) -> Judged:

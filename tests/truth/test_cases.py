@@ -102,6 +102,8 @@ def test_the_worst_result_is_told_with_its_place() -> None:
     worst = judge(results, wanted)
     assert (worst.of, worst.good) == ("save_mean", False)
     assert str(worst).startswith("save_mean is wrong beyond measure: nan instead of ")
+    assert str(judge({}, wanted)) == "there are no results"
+    assert not judge({}, wanted).good
     assert "y has shape (1, 5, 7) instead of (6, 5, 7)" in str(judge({"y": results["y"][:1]}, wanted))
 
 

@@ -38,8 +38,6 @@ class Wanted:
 
         most: how many times its bound a result may err by.
         """
-        if not found:
-            return "no results to check"
         worst = judge(found, self.results[operation])
         return None if worst.units <= most else str(worst)
 
