@@ -59,6 +59,17 @@ static void sums_merged(SumsC *all, SUMS_ARGUMENTS, const Region *g, const int u
     }
 }
 
+// What is summed over region g, and a result but for its numbers per channel, from a kernel's own arguments.
+#define TAKE_SUMMED(from)                                                                                              \
+    PLACE(from, x, x);                                                                                                 \
+    PLACE(from, dy, dy);                                                                                               \
+    EACH_BLOCK(u, &g) from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+#define TAKE_RESULT(out)                                                                                               \
+    out.g = g;                                                                                                         \
+    PLACE(out, x, x);                                                                                                  \
+    PLACE(out, dy, dy);                                                                                                \
+    PLACE(out, to, dx);
+
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_resident(
     const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
     const __global STORE *restrict TENSOR_ARGUMENTS(dy),            // [outer][channels][inner], by its strides
@@ -78,9 +89,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     // Of the forms of this loop one that no driver is known to run twice: around a do-while POCL 7 repeats what is done once.
     for (int done = 0, more = 1; more; ++done) {  // blocks of the chain
         REGION_OF_GROUP(g, GROUP * chain + done);
-        PLACE(from, x, x);
-        PLACE(from, dy, dy);
-        EACH_BLOCK(u, &g) from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+        TAKE_SUMMED(from)
         region_sums(&g, &from, CHAIN && done ? &out : 0, sums);
         EACH_BLOCK(u, &g)
         {
@@ -90,10 +99,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
                             grad_scale, grad_momentum, &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
             out.mean[u] = from.mean[u];
         }
-        out.g = g;
-        PLACE(out, x, x);
-        PLACE(out, dy, dy);
-        PLACE(out, to, dx);
+        TAKE_RESULT(out)
         more = chain_goes_on(&g, done + 1, chain, channels);
     }
     region_gradient(&out);
@@ -111,9 +117,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partia
     REGION_OF_GROUP(g, GROUP);
     SumsC sums[BLOCKS];
     Summed from;
-    PLACE(from, x, x);
-    PLACE(from, dy, dy);
-    EACH_BLOCK(u, &g) from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+    TAKE_SUMMED(from)
     region_sums(&g, &from, 0, sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
@@ -172,10 +176,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
                         channel_load(save_invstd, save_invstd_start, &g, u, 0), GRADIENT_PASSED, count, count_rest, grad_scale,
                         grad_momentum, &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
     }
-    out.g = g;
-    PLACE(out, x, x);
-    PLACE(out, dy, dy);
-    PLACE(out, to, dx);
+    TAKE_RESULT(out)
     region_gradient(&out);
 }
 
@@ -196,10 +197,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     SumsC sums[BLOCKS];
     Summed from;
     Constant out;
-    PLACE(from, x, x);
-    PLACE(from, dy, dy);
+    TAKE_SUMMED(from)
     EACH_BLOCK(u, &g) {
-        from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
         out.gain[u] = channel_load(scale, scale_start, &g, u, 1) * constant_invstd(CONSTANT_PASSED, epsilon, &g, u);
     }
     region_sums(&g, &from, 0, sums);
@@ -207,10 +206,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
         GROUP_SUMS(&sums[u], scratch, &g);
         if (g.leader) sums_write(partial, partial_start, (int)(GROUP % slices), &g, u, channels, &sums[u]);
     }
-    out.g = g;
-    PLACE(out, x, x);
-    PLACE(out, dy, dy);
-    PLACE(out, to, dx);
+    TAKE_RESULT(out)
     region_constant(&out);
 }
 
