@@ -200,6 +200,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     TAKE_SUMMED(from)
     EACH_BLOCK(u, &g) {
         out.gain[u] = channel_load(scale, scale_start, &g, u, 1) * constant_invstd(CONSTANT_PASSED, epsilon, &g, u);
+        out.shift[u] = 0;
     }
     region_sums(&g, &from, 0, sums);
     EACH_BLOCK(u, &g) {
