@@ -49,8 +49,8 @@ def in_order(
     """A call whose dy or out lies in another order than x: copies before and after let it have them in the order of x.
 
     call: makes the call on another dy and out. writes: whether it has a result like x. Without out, where pyopencl
-    would do nothing with a result that lies in the order of x, not even read it, the result is in C order. LayoutError where
-    x itself cannot be walked.
+    would do nothing with a result that lies in the order of x, not even read it, the result is in C order.
+    LayoutError where x itself cannot be walked.
     """
     given = {name: array for name, array in (("dy", dy), ("out", out)) if array is not None}
     others = astray(x, axis, {name: array.strides for name, array in given.items()})
