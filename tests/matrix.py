@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -63,26 +62,11 @@ class Runtime:
     get: str
     environment: Mapping[str, str] = field(default_factory=dict)
     tests: tuple[str, ...] = DEVICE_TESTS
-    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of the tests, each in a process of its own
-
-    @property
-    def runs(self) -> Mapping[str, tuple[str, ...]]:
-        """Arguments for pytest by name of the part."""
-        return {part: (*self.tests, *more) for part, more in self.parts.items()} or {self.name: self.tests}
 
 
 RUSTICL = {"RUSTICL_ENABLE": "llvmpipe"}
 RUNTIMES = (  # the slowest first: two at a time, the others then end with it
-    Runtime(
-        "rusticl",
-        "rusticl",
-        "apt-get install mesa-opencl-icd",
-        RUSTICL,
-        parts={  # half of the time each
-            "rusticl-forms": ("tests/program/test_kernels.py",),
-            "rusticl-others": ("--ignore", "tests/program/test_kernels.py"),
-        },
-    ),
+    Runtime("rusticl", "rusticl", "apt-get install mesa-opencl-icd", RUSTICL),
     Runtime("pocl-wheel", "pocl-wheel", "python -m pip install 'pyopencl[pocl]'"),
     Runtime("pocl-system", "pocl-system", "apt-get install pocl-opencl-icd"),
     Runtime("intel", "Intel(R) OpenCL", "python -m pip install intel-opencl-rt intel-cmplr-lib-rt"),
@@ -104,11 +88,9 @@ RUNTIMES = (  # the slowest first: two at a time, the others then end with it
 
 @dataclass
 class Row:
-    """What the tests of one runtime told, or those of one part of them."""
+    """What the tests of one runtime told."""
 
     runtime: Runtime
-    name: str = ""  # of the part
-    whole: bool = True
     present: bool = True
     version: str = ""  # the platform's
     status: int = 0
@@ -122,8 +104,6 @@ class Row:
     @property
     def unknown(self) -> list[str]:
         """Kernels that no test launched in one of the two ways."""
-        if not self.whole:
-            return []
         ways = [(kernel, many) for kernel in PLANNED for many in (False, True)]
         bare = {kernel for kernel, many in ways if (kernel, many) not in self.launched}
         return sorted(bare | {kernel for kernel in OTHERS if not self.times(kernel)})
@@ -153,10 +133,10 @@ class Row:
                     self.failed[kernel] = self.failed.get(kernel, 0) + 1
 
 
-def run(runtime: Runtime, name: str, scratch: Path) -> Row:
-    """One part of a runtime's device tests, in a process of its own with caches of its own."""
-    row = Row(runtime, name, whole=not runtime.parts)
-    folder = scratch / name
+def run(runtime: Runtime, scratch: Path) -> Row:
+    """A runtime's device tests, in a process of their own with caches of their own."""
+    row = Row(runtime)
+    folder = scratch / runtime.name
     folder.mkdir()
     environment = (
         os.environ | settings(runtime, folder) | {"POCL_CACHE_DIR": str(folder), "XDG_CACHE_HOME": str(folder)}
@@ -170,7 +150,7 @@ def run(runtime: Runtime, name: str, scratch: Path) -> Row:
     row.version = found.stdout.decode(errors="replace").strip()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
     command += ["--device", runtime.device, "--launches", str(folder / "launches")]
-    command += runtime.runs[name]
+    command += runtime.tests
     start = time.monotonic()
     ended = subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
@@ -181,36 +161,15 @@ def run(runtime: Runtime, name: str, scratch: Path) -> Row:
     return row
 
 
-def earlier(runtime: Runtime, name: str, launches: Path) -> Row:
+def earlier(runtime: Runtime, launches: Path) -> Row:
     """The row of tests that have been run before."""
-    row = Row(runtime, name, whole=name not in runtime.parts)
+    row = Row(runtime)
     try:
         row.read(launches)
     except (ValueError, KeyError, TypeError) as error:
         raise click.ClickException(f"{launches} is not what `pytest --launches` writes: {error!r}") from error
     row.status = int(bool(row.last or row.outcomes.keys() - {"passed", "skipped"}))
     return row
-
-
-def joined(rows: Sequence[Row]) -> Row:
-    """One row of a runtime's parts."""
-    if len(rows) == 1 and rows[0].whole:
-        return rows[0]
-    runtime = rows[0].runtime
-    row = Row(runtime, whole={row.name for row in rows} >= {*runtime.parts}, version=rows[0].version)
-    row.present = all(one.present for one in rows)
-    row.status = next((one.status for one in rows if one.status), 0)
-    row.seconds = sum(one.seconds for one in rows)
-    row.last = ", ".join(filter(None, (one.last for one in rows)))
-    for one in rows:
-        row.outcomes = _sum(row.outcomes, one.outcomes)
-        row.launched = _sum(row.launched, one.launched)
-        row.failed = _sum(row.failed, one.failed)
-    return row
-
-
-def _sum(one: dict[Any, int], other: dict[Any, int]) -> dict[Any, int]:
-    return {key: one.get(key, 0) + other.get(key, 0) for key in one | other}
 
 
 def settings(runtime: Runtime, folder: Path) -> dict[str, str]:
@@ -280,7 +239,7 @@ def named(context: click.Context, option: click.Parameter, given: tuple[str, ...
     files = {}
     for text in given:
         name, _, file = text.partition("=")
-        known = [name for runtime in RUNTIMES for name in (runtime.name, *runtime.parts)]
+        known = [runtime.name for runtime in RUNTIMES]
         if name not in known:
             raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
         if not Path(file).is_file():
@@ -293,7 +252,7 @@ def named(context: click.Context, option: click.Parameter, given: tuple[str, ...
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice([*(name for r in RUNTIMES for name in (r.name, *r.parts)), CHECK]),
+    type=click.Choice([*(runtime.name for runtime in RUNTIMES), CHECK]),
     help="This part; repeatable.",
 )
 @click.option("--require-all", is_flag=True, help="Fail where a runtime is missing.")
@@ -314,25 +273,20 @@ def named(context: click.Context, option: click.Parameter, given: tuple[str, ...
 )
 def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs: int, keep: Path | None) -> None:
     console = Console(highlight=False, width=max(_WIDTH, Console().width))
-    chosen = [runtime for runtime in RUNTIMES if not only or {runtime.name, *runtime.runs} & {*only}]
+    chosen = [runtime for runtime in RUNTIMES if not only or runtime.name in only]
     with folder() as scratch:
-        rows = [earlier(runtime, name, known[name]) for runtime in chosen for name in known if belongs(name, runtime)]
-        rest = [
-            (runtime, name)
-            for runtime in chosen
-            for name in runtime.runs
-            if not {runtime.name, name} & {*known} and (not only or {runtime.name, name} & {*only})
-        ]
+        rows = [earlier(runtime, known[runtime.name]) for runtime in chosen if runtime.name in known]
+        rest = [runtime for runtime in chosen if runtime.name not in known]
         for row in rows:
             say(console, row)
         with ThreadPoolExecutor(jobs) as pool:
-            for row in pool.map(lambda one: run(*one, scratch), rest):
+            for row in pool.map(lambda runtime: run(runtime, scratch), rest):
                 rows.append(row)
                 say(console, row)
-                if keep and (report := scratch / row.name / "launches").exists():
+                if keep and (report := scratch / row.runtime.name / "launches").exists():
                     keep.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(report, keep / row.name)
-        rows = [joined(parts) for runtime in chosen if (parts := [row for row in rows if row.runtime == runtime])]
+                    shutil.copyfile(report, keep / row.runtime.name)
+        rows.sort(key=lambda row: chosen.index(row.runtime))
         if rows:
             console.print(table(rows))
         for row in rows:
@@ -351,11 +305,6 @@ def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs:
         raise SystemExit(1)
 
 
-def belongs(name: str, runtime: Runtime) -> bool:
-    """Whether a runtime, or a part of its tests, is called so."""
-    return name == runtime.name or name in runtime.parts
-
-
 def say(console: Console, row: Row) -> None:
     """How one runtime did, as soon as it is known."""
     if not row.present:
@@ -363,7 +312,7 @@ def say(console: Console, row: Row) -> None:
             Text(f"MISSING RUNTIME {row.runtime.name}: {row.runtime.get}", style="bold yellow"), soft_wrap=True
         )
         return
-    parts = (row.name or row.runtime.name, row.version, footer(row).plain.replace("\n", ", "))
+    parts = (row.runtime.name, row.version, footer(row).plain.replace("\n", ", "))
     console.print(Text(": ".join(filter(None, parts))), soft_wrap=True)
     if row.status:
         told = row.printed[-_SHOWN:]

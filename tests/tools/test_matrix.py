@@ -117,11 +117,11 @@ def test_what_was_run_before_is_not_run_again(tmp_path: Path, last: list[str], s
 
 
 def test_what_a_runtime_told_is_kept_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(runtime: Runtime, name: str, scratch: Path) -> Row:
-        (scratch / name).mkdir()
-        row = Row(runtime, name, version="OpenCL 3.0 of somebody")
-        (scratch / name / "launches").write_text(line("a", "passed", *complete()) + "\n")
-        row.read(scratch / name / "launches")
+    def run(runtime: Runtime, scratch: Path) -> Row:
+        (scratch / runtime.name).mkdir()
+        row = Row(runtime, version="OpenCL 3.0 of somebody")
+        (scratch / runtime.name / "launches").write_text(line("a", "passed", *complete()) + "\n")
+        row.read(scratch / runtime.name / "launches")
         return row
 
     monkeypatch.setattr(matrix, "run", run)
@@ -131,23 +131,6 @@ def test_what_a_runtime_told_is_kept_for_later(tmp_path: Path, monkeypatch: pyte
     again = CliRunner().invoke(matrix.main, ["--only", "intel", "--told", f"intel={tmp_path / 'told' / 'intel'}"])
     assert again.exit_code == 0, again.output
     assert "1 + 1" in again.output
-
-
-@pytest.mark.parametrize("missing", [[], [("infer", 16)]], ids=["all ran", "one did not"])
-def test_the_parts_of_a_runtime_make_one_row(tmp_path: Path, missing: list[tuple[str, int]]) -> None:
-    """Neither part has to launch every kernel; together they have to."""
-    runtime = next(runtime for runtime in RUNTIMES if runtime.parts)
-    launches = [way for way in complete() if way not in missing]
-    options = []
-    for part, ways in zip(runtime.parts, (launches[::2], launches[1::2]), strict=True):
-        (tmp_path / part).write_text("".join(f"{one}\n" for one in (line("a", "begun"), line("a", "passed", *ways))))
-        options += ["--told", f"{part}={tmp_path / part}", "--only", part]
-    alone = CliRunner().invoke(matrix.main, options[:4])
-    assert alone.exit_code == 0, alone.output
-    ended = CliRunner().invoke(matrix.main, options)
-    assert ended.exit_code == bool(missing), ended.output
-    assert "2 passed" in ended.output
-    assert ("infer was not launched both" in ended.output) == bool(missing)
 
 
 @pytest.mark.parametrize("version", ["3.0+debian", "3.1+debian", "6.0+debian", "7.1"])
