@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pyopencl as cl
 import pytest
@@ -41,6 +43,25 @@ SHAPES = [
     pytest.param((530, 1030), 1, id="columns of several chunks"),
     pytest.param((3, 20, 21, 33), 3, id="channels last, a scrap"),
 ]
+_FEWER = {  # for a shape of SHAPES one with fewer elements, and choices with which it is cut as that is
+    (4, 3, 4096): ((4, 3, 3072), {}),
+    (2, 2, 9001): ((2, 2, 1501), {"chunk_bytes": 2048}),
+    (400, 70): ((264, 70), {}),
+    (530, 1030): ((530, 259), {"run_bytes": 1024}),
+    (3, 20, 21, 33): ((3, 10, 11, 33), {}),
+}
+_WIDE = (530, 515)  # instead of (530, 259): several work-items may take 512 channels together
+
+
+def fewer(shape: tuple[int, ...], form: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """A shape for a simulator, which takes minutes for the larger ones, and choices that belong to it.
+
+    They lead the form through the same parts of its kernels (test_kernels.py).
+    """
+    small, choices = _FEWER.get(shape, (shape, {}))
+    if shape == (530, 1030) and form.get("lanes", 1) > 1:
+        small = _WIDE
+    return small, choices
 
 
 def shrink(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:

@@ -6,6 +6,7 @@ simulator that checks every access (run them with ``--device Oclgrind -k small``
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from calls import (
     everything,
     put,
 )
-from forms import CHAINED, FORMS, SHAPES, shrink
+from forms import CHAINED, FORMS, SHAPES, fewer, shrink
 
+from oclbn import device
+from oclbn.call.layout import common_layout
 from oclbn.functional import (
     accumulate,
     batch_norm_backward,
@@ -30,7 +33,10 @@ from oclbn.functional import (
 )
 from oclbn.gpuarray import pack
 from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.variants import plan
+from oclbn.plan.words import DeviceLimits, Tuning
 from oclbn.program.kept import kept
+from oclbn.proof.miniature import paths_of
 from oclbn.tools.yardstick import plain_copy
 from oclbn.truth import reference
 from oclbn.truth.hostile import Offset, make
@@ -68,8 +74,11 @@ def test_a_small_slice_of_less_than_a_strip(queue: cl.CommandQueue) -> None:
 def test_every_form_agrees_with_the_reference(
     queue: cl.CommandQueue, form: dict[str, Any], shape: tuple[int, ...], axis: int
 ) -> None:
+    choices: dict[str, Any] = {}
+    if device.select(queue.device).simulator:
+        shape, choices = fewer(shape, form)
     host = make(shape, axis)
-    with using(**form, chunk_bytes=4096):
+    with using(**{"chunk_bytes": 4096, **choices, **form}):
         check("train", queue, host, axis)
         check("infer", queue, host, axis)
         check("moments", queue, host, axis)
@@ -90,6 +99,44 @@ def test_every_form_agrees_with_the_reference(
     for got, want in zip((dx, dscale, dbias), wanted, strict=True):
         scale = max(float(np.abs(want).max()), float(np.abs(host.dy).max()))
         assert np.abs(got.get() - want.reshape(got.shape)).max() <= 64 * eps * scale
+
+
+SIMULATOR = DeviceLimits("gpu", 2, 1024, 1 << 15, 1 << 25, 1 << 33, 1 << 33, fp64=True, fp16=True)
+
+
+def parts(form: dict[str, Any], shape: tuple[int, ...], axis: int, units: int, **choices: Any) -> list[Any]:
+    """What a form does of its kernels on a shape, operation by operation: the way through them, and what is several."""
+    strides = np.empty(shape, np.float32).strides
+    problem = common_layout(shape, axis, 4, (strides, strides)).problem(4)
+    tuning = Tuning(**{"lanes": 16, "vec": 1, "stream": False, "chunk_bytes": 4096, **choices, **form})
+    told = []
+    for operation in OPERATIONS:
+        planned = plan(operation, problem, replace(SIMULATOR, compute_units=units), tuning)
+        g = planned.geometry
+        defines = [(name, n) for name, n in planned.launches[0].build.defines if name not in ("BLOCKS", "RUN")]
+        told.append(
+            (
+                planned.variant,
+                [(launch.kernel, launch.lanes) for launch in planned.launches],
+                defines,
+                paths_of(problem, planned),
+                g.slices > 1,
+                min(g.slice_rows, problem.outer) > g.chunk_rows,
+                not problem.columns and g.slice_columns > g.chunk_columns,
+                problem.channels > g.share,
+            )
+        )
+    return told
+
+
+@pytest.mark.parametrize("units", [1, 2, 64])
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+@pytest.mark.parametrize("form", [pytest.param(dict(form.values[0]), id=form.id) for form in FORMS])
+def test_a_simulator_misses_nothing_of_larger_shapes(
+    form: dict[str, Any], shape: tuple[int, ...], axis: int, units: int
+) -> None:
+    small, choices = fewer(shape, form)
+    assert parts(form, small, axis, units, **choices) == parts(form, shape, axis, units)
 
 
 @pytest.mark.parametrize("form", FORMS, indirect=True)
