@@ -166,6 +166,8 @@ INJECTIONS = [
         ),
         id="elements written beside their places",
     ),
+]
+REACHED = [  # parts of kernels that the small tensor must lead through
     *(
         pytest.param(
             Injection(
@@ -327,6 +329,10 @@ INJECTIONS = [
         id="the mean's error that is lost",
     ),
 ]
+KEPT = pytest.mark.once(reason="verdicts are kept and read by the host")
+ON_ONE = pytest.mark.once(
+    reason="where a small tensor leads is the plan's; that faults are seen, the others show everywhere"
+)
 
 
 @pytest.fixture
@@ -372,7 +378,9 @@ def check_form(operation: str, queue: cl.CommandQueue, shape: tuple[int, ...]) -
     check(operation, queue, fixed(host) if operation == "constant" else host, 1)
 
 
-@pytest.mark.parametrize("injection", INJECTIONS)
+@pytest.mark.parametrize(
+    "injection", [*INJECTIONS, *(pytest.param(*one.values, id=one.id, marks=ON_ONE) for one in REACHED)]
+)
 def test_a_miscompiled_form_is_not_used(
     fresh: Callable[..., cl.CommandQueue], injection: Injection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,7 +394,7 @@ def test_a_miscompiled_form_is_not_used(
         with pytest.warns(DriverWarning, match=r"is used instead.*`oclbn check --repro") as told:
             check_form(injection.operation, queue, injection.shape)  # which the wrong form would not pass
         assert len(told) == 1
-        assert Path(told[0].filename).name == "calls.py"  # the line that called oclbn
+        assert Path(told[0].filename).is_relative_to(Path(__file__).parents[1])  # the line that called oclbn
         assert queue.device.name.strip() in str(told[0].message)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # one is enough
@@ -482,6 +490,7 @@ def counted(queue: cl.CommandQueue, caplog: pytest.LogCaptureFixture) -> int:
     return len([record for record in caplog.records if record.getMessage().startswith("proved")])
 
 
+@KEPT
 def test_verdicts_are_kept(fresh: Callable[..., cl.CommandQueue], caplog: pytest.LogCaptureFixture) -> None:
     queue = fresh()
     assert counted(queue, caplog) == 1
@@ -492,6 +501,7 @@ def test_verdicts_are_kept(fresh: Callable[..., cl.CommandQueue], caplog: pytest
     assert counted(fresh(), caplog) == 0
 
 
+@KEPT
 @pytest.mark.parametrize(
     "content",
     [
@@ -522,6 +532,7 @@ def test_a_damaged_file_costs_time_only(
     proving._of(fresh().device).verdicts.write()
 
 
+@KEPT
 def test_a_folder_that_cannot_be_written_costs_time_only(
     fresh: Callable[..., cl.CommandQueue],
     caplog: pytest.LogCaptureFixture,
@@ -536,6 +547,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only(
     assert any("not kept" in record.getMessage() for record in caplog.records) or counted(fresh(), caplog) == 0
 
 
+@KEPT
 @pytest.mark.parametrize("units", ["-1", "NaN", "-Infinity"])
 def test_a_verdict_that_is_none_is_found_anew(
     fresh: Callable[..., cl.CommandQueue], units: str, caplog: pytest.LogCaptureFixture
@@ -550,6 +562,7 @@ def test_a_verdict_that_is_none_is_found_anew(
     assert counted(fresh(), caplog) == 1
 
 
+@KEPT
 def test_without_a_home_kernels_prove_themselves_in_every_process(
     fresh: Callable[..., cl.CommandQueue],
     caplog: pytest.LogCaptureFixture,
@@ -570,6 +583,7 @@ def test_without_a_home_kernels_prove_themselves_in_every_process(
     tuning.forget()
 
 
+@KEPT
 def test_an_application_without_sources_proves_its_kernels(
     fresh: Callable[..., cl.CommandQueue],
     caplog: pytest.LogCaptureFixture,
@@ -642,6 +656,7 @@ def test_the_wheel_as_it_comes_gives_no_wrong_number(
     assert done.stdout.strip() in ("[]", "['DriverWarning']")
 
 
+@KEPT
 def test_one_process_tells_another(queue: cl.CommandQueue, spec: str, tmp_path: Path) -> None:
     """What was proven lies on disk when a process ends."""
     given = os.environ | {"OCLBN_PROVE": "1", "XDG_CACHE_HOME": str(tmp_path), "OCLBN_TUNING": ""}
