@@ -1,4 +1,4 @@
-"""The compiler matrix: the device tests on every OpenCL runtime, and `oclbn check --all` with all of them in sight.
+"""The compiler matrix: the device tests and `oclbn check` on every OpenCL runtime, and then with all of them in sight.
 
     python tests/matrix.py                      # what is installed; what is missing is said, with how to get it
     python tests/matrix.py --only intel         # one row of the list below; `check` is the last part
@@ -35,14 +35,19 @@ from oclbn.plan.operations import OPERATIONS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-FIND = "import sys, conftest; print(*(info.platform_version for info in conftest.named(sys.argv[1])))"
-CHECK = "check"  # the part that is no runtime: `oclbn check --all`
+FIND = "import sys, conftest; [info] = conftest.named(sys.argv[1]); print(info.spec, info.platform_version)"
+CHECK = "check"  # the part that is no runtime: all of them in sight
 PLANNED = (  # kernels that take groups of one work-item on some devices, of several on others
     *dict.fromkeys(k for op in OPERATIONS.values() for k in (op.resident, *op.split) if k),
     "merge",
     "pack",
 )
 OTHERS = ("accumulate", "copy")  # whose groups are of one size on a device
+TOGETHER = "tests/call/test_concurrency.py::test_several_devices_at_once"
+IN_SIGHT = (  # where a process sees all runtimes
+    "oclbn check --all --quick",
+    f"pytest -q -p no:cacheprovider --device all {TOGETHER}",
+)
 VENDORS = Path("/etc/OpenCL/vendors")
 _WIDTH = 100  # of the table of five runtimes, whatever the terminal's
 _SHOWN = 20_000  # characters of what a run with failures printed
@@ -93,7 +98,8 @@ class Row:
     runtime: Runtime
     present: bool = True
     version: str = ""  # the platform's
-    status: int = 0
+    status: int = 0  # of the tests
+    checked: int = 0  # status of `oclbn check`
     seconds: float = 0.0
     outcomes: dict[str, int] = field(default_factory=dict)
     launched: dict[tuple[str, bool], int] = field(default_factory=dict)  # tests by kernel, several work-items
@@ -111,7 +117,7 @@ class Row:
     @property
     def good(self) -> bool:
         """Every test passed, and every kernel was launched."""
-        return self.present and self.status == 0 and not self.unknown
+        return self.present and self.status == self.checked == 0 and not self.unknown
 
     def times(self, kernel: str) -> int:
         """Tests that launched the kernel in either way."""
@@ -134,7 +140,7 @@ class Row:
 
 
 def run(runtime: Runtime, scratch: Path) -> Row:
-    """A runtime's device tests, in a process of their own with caches of their own."""
+    """A runtime's device tests, in a process of their own with caches of their own, and `oclbn check` with those."""
     row = Row(runtime)
     folder = scratch / runtime.name
     folder.mkdir()
@@ -147,7 +153,7 @@ def run(runtime: Runtime, scratch: Path) -> Row:
     if found.returncode:
         row.present = False
         return row
-    row.version = found.stdout.decode(errors="replace").strip()
+    spec, row.version = found.stdout.decode(errors="replace").strip().split(" ", 1)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
     command += ["--device", runtime.device, "--launches", str(folder / "launches")]
     command += runtime.tests
@@ -155,9 +161,15 @@ def run(runtime: Runtime, scratch: Path) -> Row:
     ended = subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
-    row.seconds = time.monotonic() - start
     row.status, row.printed = ended.returncode, ended.stdout.decode(errors="replace")
     row.read(folder / "launches")
+    command = [sys.executable, "-m", "oclbn", "check", "--device", spec]
+    ended = subprocess.run(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    row.checked = ended.returncode
+    row.printed += ended.stdout.decode(errors="replace") if row.checked else ""
+    row.seconds = time.monotonic() - start
     return row
 
 
@@ -224,8 +236,9 @@ def footer(row: Row) -> Text:
         return Text("")
     told = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items())]
     told += [f"died in {row.last}"] if row.last else []
+    told += ["`oclbn check` failed"] if row.checked else []
     told += [f"{row.seconds:.0f} s" if row.seconds else "before"]
-    return Text("\n".join(told), style="green" if row.status == 0 else "bold red")
+    return Text("\n".join(told), style="green" if row.status == row.checked == 0 else "bold red")
 
 
 @contextlib.contextmanager
@@ -296,10 +309,15 @@ def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs:
                 )
         good = all(row.good for row in rows if row.present or require_all)
         if not only or CHECK in only:
-            console.print("\noclbn check --all, with every runtime in sight", style="bold")
+            console.print("\nwith every runtime in sight", style="bold")
             environment = os.environ | everything_in_sight(scratch)
-            command = (sys.executable, "-m", "oclbn", "check", "--all")
-            good &= subprocess.run(command, env=environment, check=False).returncode == 0
+            for command in IN_SIGHT:
+                good &= (
+                    subprocess.run(
+                        (sys.executable, "-m", *command.split()), env=environment, cwd=ROOT, check=False
+                    ).returncode
+                    == 0
+                )
     console.print(Text("all green", style="bold green") if good else Text("not all green", style="bold red"))
     if not good:
         raise SystemExit(1)
@@ -314,7 +332,7 @@ def say(console: Console, row: Row) -> None:
         return
     parts = (row.runtime.name, row.version, footer(row).plain.replace("\n", ", "))
     console.print(Text(": ".join(filter(None, parts))), soft_wrap=True)
-    if row.status:
+    if row.status or row.checked:
         told = row.printed[-_SHOWN:]
         console.print(Text(told[max(0, told.find("= FAILURES =")) :]), soft_wrap=True)
 

@@ -91,6 +91,30 @@ def test_a_driver_that_aborts_is_told_with_the_test_that_it_died_in(tmp_path: Pa
     assert "died in b" in printed([row])
 
 
+@pytest.mark.parametrize("fails", ["", "pytest", "oclbn"])
+def test_a_runtime_is_tested_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    asked = []
+
+    def run(command: list[str], **more: Any) -> SimpleNamespace:
+        if command[1] == "-c":
+            return SimpleNamespace(returncode=0, stdout=b"3:0 OpenCL 3.0 of somebody\n")
+        asked.append(command[2])
+        if command[2] == "pytest":
+            Path(command[command.index("--launches") + 1]).write_text(line("a", "passed", *complete()) + "\n")
+        else:
+            assert command[3:] == ["check", "--device", "3:0"]
+            assert more["env"]["POCL_CACHE_DIR"] == str(tmp_path / "oclgrind")
+        return SimpleNamespace(returncode=int(command[2] == fails), stdout=f"{command[2]} says so".encode())
+
+    monkeypatch.setattr(matrix.subprocess, "run", run)
+    row = matrix.run(next(runtime for runtime in RUNTIMES if runtime.name == "oclgrind"), tmp_path)
+    assert asked == ["pytest", "oclbn"]
+    assert row.version == "OpenCL 3.0 of somebody"
+    assert row.good == (not fails)
+    assert ("oclbn says so" in row.printed) == (fails == "oclbn")
+    assert ("`oclbn check` failed" in printed([row])) == (fails == "oclbn")
+
+
 def test_a_missing_runtime_is_loud_and_fails_where_all_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "RUNTIMES", (Runtime("oclgrind", "no such device at all", "cannot be had"),))
     skipped = CliRunner().invoke(matrix.main, ["--only", "oclgrind"])
