@@ -1,8 +1,9 @@
-"""The forms of kernels that tests/program/test_kernels.py forces, and the shapes that it tries them on."""
+"""The forms of kernels that tests/program/test_kernels.py forces, its shapes, and how any form is forced."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from oclbn.call import prepared
 from oclbn.device import limits
 from oclbn.program.kept import kept
+from oclbn.tuning import using
 
 FORMS = [
     pytest.param({"variant": "resident", "lanes": 1, "vec": 4}, id="resident, one work-item"),
@@ -43,6 +45,30 @@ SHAPES = [
     pytest.param((530, 1030), 1, id="columns of several chunks"),
     pytest.param((3, 20, 21, 33), 3, id="channels last, a scrap"),
 ]
+
+
+def suited(queue: cl.CommandQueue, choices: Mapping[str, Any], *, widest: int = 2) -> dict[str, Any]:
+    """Choices to be forced, as the runtime bears them: Intel's four rows at a time for two, llvmpipe narrow vectors.
+
+    Intel's compiler rearranges dx of two rows at a time, which proofs refuse (test_proof.py). llvmpipe makes a vector
+    of eight work-items of each element: where groups have one it compiles a kernel with vectors of 4 for seconds, with
+    vectors of 8 for half a minute. Vectors wider than `widest` become vectors of 2 there, as oclbn plans for it.
+    """
+    made = dict(choices)
+    if "Intel" in queue.device.platform.name and made.get("unroll") == 2:
+        made["unroll"] = 4
+    if queue.device.platform.name == "rusticl" and made.get("lanes", 16) == 1 and made.get("vec", 0) > widest:
+        made["vec"] = 2
+    return made
+
+
+@contextlib.contextmanager
+def forced(queue: cl.CommandQueue, **choices: Any) -> Iterator[None]:
+    """As oclbn.tuning.using, with choices that suit the queue's runtime."""
+    with using(**suited(queue, choices)):
+        yield
+
+
 _FEWER = {  # for a shape of SHAPES one with fewer elements, and choices with which it is cut as that is
     (4, 3, 4096): ((4, 3, 3072), {}),
     (2, 2, 9001): ((2, 2, 1501), {"chunk_bytes": 2048}),

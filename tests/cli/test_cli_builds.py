@@ -48,6 +48,7 @@ def test_the_line(programs: int, seconds: float, says: str) -> None:
     assert str(built) == says
 
 
+@pytest.mark.once(reason="the line is the host's")
 @pytest.mark.parametrize(
     "arguments",
     [

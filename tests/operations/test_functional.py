@@ -24,6 +24,7 @@ from calls import (
     surroundings,
 )
 from data import COLUMNS, EMPTY, FEW_SHAPES, NASTY, ONE_PER_CHANNEL, SHAPES
+from forms import forced
 from tolerances import assert_within
 
 from oclbn import device
@@ -199,7 +200,7 @@ WAYS = [  # test_kernels.py has more of them, on data that breaks nothing
 @pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
 def test_every_way_to_run(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, way: dict[str, Any]) -> None:
     """What the planner would choose elsewhere is right here too."""
-    with using(**way):
+    with forced(queue, **way):
         for maker in (Offset(1_000_003.0), Spoiled(np.nan)):
             host = make(shape, axis, maker=maker)
             check("train", queue, host, axis)
@@ -212,7 +213,7 @@ def test_every_way_to_run(queue: cl.CommandQueue, shape: tuple[int, ...], axis: 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.usefixtures("needs_fp64")
 def test_every_way_to_run_in_float64(queue: cl.CommandQueue, way: dict[str, Any]) -> None:
-    with using(**way):
+    with forced(queue, **way):
         for shape, axis in (((4, 6, 19), 1), ((300, 33), 1)):
             host = make(shape, axis, np.float64, Offset(1e3))
             check("train", queue, host, axis)
@@ -665,7 +666,7 @@ def test_constant_channels_without_epsilon_come_out_as_the_bias(
     queue: cl.CommandQueue, way: dict[str, Any], shape: tuple[int, ...], value: float
 ) -> None:
     x, bias = put(queue, np.full(shape, value, np.float32)), put(queue, np.arange(4, dtype=np.float32))
-    with using(**way):
+    with forced(queue, **way):
         y, mean, invstd = batch_norm_train(x, None, bias, None, None, epsilon=0.0)
     np.testing.assert_array_equal(
         np.moveaxis(y.get(), 1, -1), np.broadcast_to(np.arange(4), np.moveaxis(y.get(), 1, -1).shape)
@@ -705,7 +706,7 @@ def test_first_rows_that_mislead(
     x = make(shape, 1).x
     x[: max(1, 32 // math.prod(shape[2:]))] += np.float32(start)
     _, _, wanted = reference.moments(x)
-    with using(**{**options, **way}):
+    with forced(queue, **options, **way):
         _, _, m2 = moments(put(queue, x))
     np.testing.assert_allclose(m2.get(), wanted, rtol=16 * np.finfo(np.float32).eps)
 
@@ -730,7 +731,7 @@ def test_means_that_wander_from_chunk_to_chunk(
     queue: cl.CommandQueue, shape: tuple[int, ...], way: dict[str, Any]
 ) -> None:
     host = make(shape, 1, maker=wandering)
-    with using(**way):
+    with forced(queue, **way):
         check("moments", queue, host, 1)
         check("train", queue, host, 1)
         check("backward", queue, host, 1)
@@ -747,7 +748,7 @@ def test_no_channel_moves_its_neighbours(
     odd = dataclasses.replace(host, x=host.x.copy())
     odd.x[0 if place == "first" else -1, 2] = value
     others = [c for c in range(shape[1]) if c != 2]
-    with using(**options, lanes=1):
+    with forced(queue, **options, lanes=1):
         for one, other in zip(everything_of(queue, host), everything_of(queue, odd), strict=True):
             assert one[others].tobytes() == other[others].tobytes()
 
@@ -769,7 +770,7 @@ def test_long_rows_of_a_run_do_not_drift(queue: cl.CommandQueue, shape: tuple[in
     """Alike numbers, whose sums lose the same at every addition, along rows as well as across them."""
     host = make(shape, 1, maker=two_values)
     host = dataclasses.replace(host, dy=np.where(host.dy > 0.1, 1.1, 0.1).astype(np.float32))
-    with using(lanes=1, vec=vec):
+    with forced(queue, lanes=1, vec=vec):
         check("moments", queue, host, 1)
         check("train", queue, host, 1)
         check("backward", queue, host, 1)

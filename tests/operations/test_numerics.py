@@ -17,6 +17,7 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
+from forms import forced
 from tolerances import assert_within
 
 from oclbn import device
@@ -26,7 +27,6 @@ from oclbn.truth import reference
 from oclbn.truth.bounds import Bound, excess
 from oclbn.truth.expectation import EPSILON, FACTOR, expected
 from oclbn.truth.hostile import Data, Maker, Offset, along, make
-from oclbn.tuning import using
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOAT32 = np.finfo(np.float32)
@@ -127,7 +127,7 @@ def test_a_strip_of_many_rows_does_not_drift(queue: cl.CommandQueue) -> None:
     for value in np.reshape(np.float32(ADVERSE), (-1, 2)):
         host = make((32768, 2), 1)
         host = replace(host, dy=np.broadcast_to(value, host.x.shape).copy())
-        with using(lanes=1, vec=4, run_bytes=16384):
+        with forced(queue, lanes=1, vec=4, run_bytes=16384):
             check(queue, host)
 
 

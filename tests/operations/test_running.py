@@ -9,6 +9,7 @@ import pyopencl as cl
 import pytest
 from calls import put
 from data import FEW_SHAPES
+from forms import forced
 from tolerances import assert_within
 
 from oclbn.errors import ParameterError
@@ -16,7 +17,6 @@ from oclbn.functional import batch_norm_train, bind
 from oclbn.truth import reference
 from oclbn.truth.bounds import Bound
 from oclbn.truth.hostile import Spoiled, gaussian, make
-from oclbn.tuning import using
 
 WAYS = [
     pytest.param({}, id="as planned"),
@@ -37,7 +37,7 @@ def test_an_average_over_the_batches_that_entered(
     entered[-1], entered[0] = 1, 0
     state = [put(queue, a) for a in (mean.astype(np.float32), var.astype(np.float32), entered)]
     skipped = put(queue, np.zeros(channels, np.uint32))
-    with using(**way):
+    with forced(queue, **way):
         for n in range(5):
             host = make(shape, axis, maker=Spoiled(np.nan) if n % 2 else gaussian, seed=n)
             options: dict[str, Any] = {"axis": axis, "init_factor": 0.75, "factor": 0.08}
@@ -101,7 +101,7 @@ def test_what_weighs_nothing_does_not_count(queue: cl.CommandQueue, way: dict[st
     (bad,) = host.bad
     for old, factor in ((np.nan, 1.0), (np.inf, 1.0), (2.5, 0.0)):
         state = [put(queue, np.full(5, old, dtype)) for _ in range(2)]
-        with using(**way):
+        with forced(queue, **way):
             batch_norm_train(put(queue, host.x), None, None, *state, factor=factor, guard=False)
         given = np.full(5, old), np.full(5, old)
         wanted = reference.train(host.x, None, None, *given, factor=factor, guard=False)

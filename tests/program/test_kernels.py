@@ -20,7 +20,7 @@ from calls import (
     everything,
     put,
 )
-from forms import CHAINED, FORMS, SHAPES, fewer, shrink
+from forms import CHAINED, FORMS, SHAPES, fewer, forced, shrink, suited
 
 from oclbn import device
 from oclbn.call.layout import common_layout
@@ -45,18 +45,8 @@ from oclbn.tuning import using
 
 @pytest.fixture
 def form(queue: cl.CommandQueue, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """One of FORMS or CHAINED; on Intel's runtime with four rows at a time for two, on llvmpipe vectors of 2 for 8.
-
-    Intel's compiler rearranges dx of two rows at a time, which proofs refuse (test_proof.py). llvmpipe makes a
-    vector of eight work-items of each element, and compiles a kernel with vectors of 8 for half a minute; oclbn plans
-    vectors of 2 for it.
-    """
-    made = dict(request.param)
-    if "Intel" in queue.device.platform.name and made.get("unroll") == 2:
-        made["unroll"] = 4
-    if queue.device.platform.name == "rusticl" and made.get("vec", 0) > 4:
-        made["vec"] = 2
-    return made
+    """One of FORMS or CHAINED, as it suits the queue's runtime."""
+    return suited(queue, request.param, widest=4)
 
 
 def test_a_small_slice_of_less_than_a_strip(queue: cl.CommandQueue) -> None:
@@ -163,10 +153,10 @@ def test_streaming_past_the_cache_changes_no_bit(
     """Tensors larger than the cache are written past it where the compiler can; with this cache all of them are."""
     host = make((7, 5, 333), 1)
     cached = everything(queue, host, 1)
-    with using(**{**form, "variant": "split"}, stream=False):
+    with forced(queue, **{**form, "variant": "split"}, stream=False):
         plain = everything(queue, host, 1)
     shrink(queue, monkeypatch)
-    with using(**{**form, "variant": "split"}, stream=True):
+    with forced(queue, **{**form, "variant": "split"}, stream=True):
         streamed = everything(queue, host, 1)
     monkeypatch.setattr(kept(queue.context).thread, "prepared", {}, raising=False)
     assert streamed == plain
@@ -186,11 +176,11 @@ def test_inference_past_the_cache_walks_long_runs(
 ) -> None:
     host = make(shape, 1)
     given = [put(queue, a) for a in (host.x, host.scale, host.bias, host.running_mean, host.running_var)]
-    with using(lanes=1, vec=4, run_bytes=4096, stream=False):
+    with forced(queue, lanes=1, vec=4, run_bytes=4096, stream=False):
         plain = batch_norm_infer(*given)
     shrink(queue, monkeypatch, compute_units=1)
     for run_bytes in (4096, 16384):
-        with using(lanes=1, vec=4, run_bytes=run_bytes, stream=True):
+        with forced(queue, lanes=1, vec=4, run_bytes=run_bytes, stream=True):
             assert "runs" in explain(given[0], operation="infer")
             check("infer", queue, host, 1)
             np.testing.assert_array_equal(batch_norm_infer(*given).get(), plain.get())

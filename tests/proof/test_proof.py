@@ -422,7 +422,8 @@ def test_where_nothing_is_right_there_is_no_result(fresh: Callable[..., cl.Comma
     queue = fresh(everywhere)
     host = make((5, 9, 37), 1)
     arrays = {name: put(queue, getattr(host, name)) for name in ("x", "scale", "bias", "running_mean", "running_var")}
-    with pytest.raises(DeviceError, match=r"no kernel for train gives right results.*running_mean errs by"):
+    narrow = using(vec=2)  # wider ones are more of the same, and half a minute of compiling
+    with narrow, pytest.raises(DeviceError, match=r"no kernel for train gives right results.*running_mean errs by"):
         functional.batch_norm_train(*arrays.values())
     for name, array in arrays.items():
         np.testing.assert_array_equal(array.get(), getattr(host, name))
@@ -642,6 +643,8 @@ def test_the_wheel_as_it_comes_gives_no_wrong_number(
     queue: cl.CommandQueue, spec: str, blind: bool, tmp_path: Path
 ) -> None:
     """Unmended, on whatever processor; also where plans take vectors that POCL's two halves pass differently."""
+    if queue.device.platform.name != "Portable Computing Language":
+        pytest.skip("needs a POCL: only that is mended")
     given = os.environ | {
         "OCLBN_PROVE": "1",
         "OCLBN_MEND_POCL": "0",

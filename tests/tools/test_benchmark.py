@@ -22,6 +22,8 @@ from oclbn.tools.bench import benchmark, profiling, turns, workload
 from oclbn.tools.child import Rejected
 from oclbn.tools.peers import contract
 
+TOLD = pytest.mark.once(reason="tables, and what is done with times, are the host's")
+
 
 def work(queue: cl.CommandQueue, shape: tuple[int, ...], outputs: str, axis: int = 1) -> workload.Work:
     return workload.Work(queue, shape, axis, outputs, contract.block(int(np.prod(shape))))
@@ -40,6 +42,7 @@ def test_every_copy_copies(queue: cl.CommandQueue, count: int) -> None:
     assert tuple(seen) == benchmark.COPIES
 
 
+@TOLD
 def test_rows_say_everything(queue: cl.CommandQueue) -> None:
     rows = benchmark.measure(queue, (3, 4, 5, 6), rounds=4)
     assert [row.operation for row in rows] == [*benchmark.COPIES, "forward", "backward", "inference", "both"]
@@ -67,6 +70,7 @@ def test_outputs_lie_where_they_should(queue: cl.CommandQueue, outputs: str) -> 
     assert [row.operation for row in rows if row.who == "oclbn"] == ["inference"]
 
 
+@TOLD
 def test_wrong_results_are_not_timed(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     right = workload.functional.batch_norm_infer
     monkeypatch.setattr(workload.functional, "batch_norm_infer", lambda *a, **k: right(*a, **k).fill(np.float32(7)))
@@ -95,6 +99,7 @@ def test_too_large_is_said_before_anything_is_allocated(queue: cl.CommandQueue) 
         benchmark.measure(queue, (1 << 20, 1 << 20), rounds=3)
 
 
+@TOLD
 def test_negative_axes_count_from_the_end(queue: cl.CommandQueue) -> None:
     assert {row.axis for row in benchmark.measure(queue, (5, 3, 2), -1, rounds=3)} == {2}
 
@@ -155,6 +160,7 @@ def run(*given: str) -> str:
     return result.stdout
 
 
+@TOLD
 def test_the_command_prints_a_table(queue: cl.CommandQueue) -> None:
     printed = run("--shape", "4,8,6,6", "--shape", "32,10", "--rounds", "3")
     assert "4x8x6x6" in printed
@@ -163,6 +169,7 @@ def test_the_command_prints_a_table(queue: cl.CommandQueue) -> None:
     assert "outputs fresh" in printed
 
 
+@TOLD
 def test_means_are_over_all_copies_and_over_plain_ones(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the copy past the cache at 1 ms, the others at 4 and 2, and batch normalization at 3 and 6."""
     times = {"copy command": 4e-3, "copy kernel": 2e-3, "copy kernel, past the cache": 1e-3}
@@ -181,6 +188,7 @@ def test_means_are_over_all_copies_and_over_plain_ones(queue: cl.CommandQueue, m
     assert lines["at most"] == "(3.00)"
 
 
+@TOLD
 def test_details_have_a_line_for_each_time(queue: cl.CommandQueue) -> None:
     printed = run("--shape", "4,8,6,6", "--rounds", "3", "--outputs", "pool", "--details", "--operations", "both")
     table = printed.partition("outputs pool\n")[2].partition("\n\n")[0].splitlines()
@@ -188,6 +196,7 @@ def test_details_have_a_line_for_each_time(queue: cl.CommandQueue) -> None:
     assert "kernel, streaming" in printed
 
 
+@TOLD
 def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
     printed = json.loads(run("--shape", "5,3,2", "--axis", "-1", "--rounds", "3", "--json"))
     assert set(printed) == {"schema", "device", "versions", "peers", "rows", "absences", "skipped"}
@@ -201,6 +210,7 @@ def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
     assert all(row["plan"] for row in rows if row["who"] == "oclbn")
 
 
+@TOLD
 def test_a_shape_that_has_no_room_is_one_line(queue: cl.CommandQueue) -> None:
     printed = run("--shape", "4,8", "--shape", "1048576,1048576", "--rounds", "3", "--outputs", "reused")
     assert "1048576x1048576, outputs reused, is left out: " in printed

@@ -27,6 +27,8 @@ from oclbn.tools.demo import run as demo_run
 from oclbn.tools.demo.steps import Checks
 from oclbn.truth import reference
 
+pytestmark = pytest.mark.once(reason="files, tables and pictures are the host's, around operations that all compare")
+
 
 def words(result: Result) -> str:
     """The output without its line breaks."""

@@ -24,6 +24,10 @@ from oclbn.tools.tune.trials import Trials, WrongResult
 from oclbn.truth.cases import Case
 from oclbn.tuning import tuning_for, using
 
+pytestmark = pytest.mark.once(
+    reason="the search is the host's, around operations that all compare; all tune (test_cli_tune.py)"
+)
+
 START: Choices = {"lanes": 1, "vec": 8, "unroll": 4}
 MOVES: list[tuple[str, tuner.Value]] = [
     *(("lanes", lanes) for lanes in (1, 2, 4)),
