@@ -25,8 +25,6 @@ from oclbn.errors import ContextError
 from oclbn.functional import batch_norm_backward, batch_norm_train, bind, moments, recording
 from oclbn.truth.hostile import make
 
-_WARM = 2000  # steps after which caches and pools have what they keep
-
 
 def digests(queue: cl.CommandQueue) -> list[str]:
     """A hash of all results of all operations, by shape."""
@@ -90,8 +88,11 @@ def _in_child(what: Any) -> str:
     return said
 
 
-def growth(spec: str, steps: int, kind: str) -> int:
-    """Bytes by which the process grows over so many training steps with evaluation, all arrays dropped each time."""
+def growth(spec: str, before: int, steps: int, kind: str) -> int:
+    """Bytes by which the process grows over so many training steps with evaluation, all arrays dropped each time.
+
+    before: steps that it makes first.
+    """
     info = device.select(spec)
     context = cl.Context([info.device])
     free = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
@@ -137,12 +138,12 @@ def growth(spec: str, steps: int, kind: str) -> int:
         queue.finish()
         gc.collect()
 
-    steps_of(0, _WARM)
-    before = _resident()
-    steps_of(_WARM, steps)
+    steps_of(0, before)
+    resident = _resident()
+    steps_of(before, steps)
     events = max(len(array.events) for array in (*kept, bn.mean, bn.var, bn.vars["scale"].data))
     assert events <= 64, f"an array waits for {events} events"
-    return _resident() - before
+    return _resident() - resident
 
 
 def _resident() -> int:
@@ -152,7 +153,7 @@ def _resident() -> int:
 def main() -> None:
     action, spec, *more = sys.argv[1:]
     if action == "growth":
-        print(json.dumps(growth(spec, int(more[0]), more[1])))
+        print(json.dumps(growth(spec, int(more[0]), int(more[1]), more[2])))
     else:
         print(json.dumps({"digests": work, "forked late": forked_late, "forked early": forked_early}[action](spec)))
 
