@@ -262,17 +262,17 @@ def modest(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 def test_what_runs_alike_is_not_timed(modest: cl.CommandQueue, start: Choices) -> None:
     trials = Trials(modest, CASES, seconds=0.001)
-    crowded = start | {"lanes": 32}
+    crowded = start | {"lanes": 32, "vec": 1}
     assert trials.duel(crowded, crowded | {"lanes": 64}) == {"gain": 1.0, "timed": False}
     assert trials.duel(crowded, crowded | {"lanes": 4})["timed"]
 
 
 def test_the_report_shows_what_runs(modest: cl.CommandQueue, start: Choices) -> None:
-    trials = Trials(modest, CASES[:1], seconds=0.001)
-    rows = trials.report(start, start | {"lanes": 32})
+    trials, crowded = Trials(modest, CASES[:1], seconds=0.001), start | {"lanes": 32, "vec": 1}
+    rows = trials.report(start, crowded)
     assert all("LANES=8" in row["plan"] for row in rows), rows
     for row, calls in zip(rows, trials.timed * 3, strict=True):
-        with using(**start | {"lanes": 32}), functional.recording() as launches:
+        with using(**crowded), functional.recording() as launches:
             calls.run(row["operation"])
         assert re.search(r"\((.*?);", row["plan"])[1] == " + ".join(name for name, _ in launches)
 
