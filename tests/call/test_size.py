@@ -51,6 +51,8 @@ ONE_CHANNEL = [
 
 @pytest.mark.parametrize(("shape", "axis"), MANY_CHANNELS + ONE_CHANNEL)
 def test_against_the_reference(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    if shape == (2, MILLION, 2) and queue.device.platform.name == "rusticl":
+        shape = (2, MILLION // 8, 2)  # a group each: of a million llvmpipe makes a minute
     host = make(shape, axis)
     check("train", queue, host, axis, epsilon=1e-3)
     check("infer", queue, host, axis)
