@@ -43,10 +43,9 @@ PLANNED = (  # kernels that take groups of one work-item on some devices, of sev
     "pack",
 )
 OTHERS = ("accumulate", "copy")  # whose groups are of one size on a device
-TOGETHER = "tests/call/test_concurrency.py::test_several_devices_at_once"
 IN_SIGHT = (  # where a process sees all runtimes
     "oclbn check --all --quick",
-    f"pytest -q -p no:cacheprovider --device all {TOGETHER}",
+    "pytest -q -p no:cacheprovider --device all tests/call/test_several_devices.py",
 )
 VENDORS = Path("/etc/OpenCL/vendors")
 _WIDTH = 100  # of the table of five runtimes, whatever the terminal's

@@ -16,9 +16,8 @@ import pyopencl.array as cla
 import pytest
 from at_once import at_once
 from calls import all_bits, everything, put
-from conftest import DEVICES
 
-from oclbn import BatchNorm2D, device
+from oclbn import BatchNorm2D
 from oclbn.functional import batch_norm_train
 from oclbn.program.kept import kept
 from oclbn.truth.hostile import make
@@ -61,16 +60,6 @@ def test_threads_with_contexts_of_their_own(queue: cl.CommandQueue) -> None:
         return [everything(own, make(shape, axis), axis) for shape, axis in SHAPES]
 
     assert at_once(*(lambda c=context: work(c) for context in contexts)) == [alone] * 3
-
-
-def test_several_devices_at_once(pytestconfig: pytest.Config) -> None:
-    """Those that this run is about: another one may be at work, or broken."""
-    infos = [info for info in pytestconfig.stash[DEVICES] if not info.simulator]
-    if len(infos) < 2:
-        pytest.skip("needs two devices: --device all, or --device twice")
-    alone = [apart.digests(device.queue_for(info)) for info in infos]
-    together = at_once(*(lambda i=info: apart.digests(device.queue_for(i)) for info in infos))
-    assert together == alone
 
 
 def test_the_first_call_of_many_threads_builds_once(queue: cl.CommandQueue, caplog: pytest.LogCaptureFixture) -> None:
