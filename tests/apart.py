@@ -16,6 +16,7 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 from calls import everything
+from conftest import hasten_the_kernel_cache
 from data import FEW_SHAPES
 from pyopencl.tools import ImmediateAllocator, MemoryPool
 
@@ -37,7 +38,9 @@ def digests(queue: cl.CommandQueue) -> list[str]:
 
 def work(spec: str) -> list[str]:
     """For a process pool: the hashes of a device."""
-    return digests(device.queue_for(spec))
+    queue = device.queue_for(spec)
+    hasten_the_kernel_cache()
+    return digests(queue)
 
 
 def forked_late(spec: str) -> str:
@@ -95,6 +98,7 @@ def growth(spec: str, before: int, steps: int, kind: str) -> int:
     """
     info = device.select(spec)
     context = cl.Context([info.device])
+    hasten_the_kernel_cache()
     free = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
     queue = cl.CommandQueue(context, properties=free if kind == "out of order" else 0)
     allocator = MemoryPool(ImmediateAllocator(queue)) if kind == "pool" else None
