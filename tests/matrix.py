@@ -31,15 +31,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.operations import ALL
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 FIND = "import sys, conftest; [info] = conftest.named(sys.argv[1]); print(info.spec, info.platform_version)"
 CHECK = "check"  # the part that is no runtime: all of them in sight
 PLANNED = (  # kernels that take groups of one work-item on some devices, of several on others
-    *dict.fromkeys(k for op in OPERATIONS.values() for k in (op.resident, *op.split) if k),
+    *dict.fromkeys(kernel for operation in ALL.values() for kernel in operation.kernels),
+    "invstd",
     "merge",
+    "merge_sums",
     "pack",
 )
 OTHERS = ("accumulate", "copy")  # whose groups are of one size on a device
