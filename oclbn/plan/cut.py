@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oclbn.plan.groups import EVEN, GroupShape, is_beyond_cache, is_streamed
-from oclbn.plan.operations import MERGES, SOURCES, Operation
+from oclbn.plan.operations import HEEDLESS, MERGES, SOURCES, Operation
 from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Plan, Problem, Tuning
 
 _SHORT_ROW = 1024  # bytes
@@ -52,7 +52,7 @@ def assemble(
     launches = tuple(
         Launch(
             kernel,
-            Build(SOURCES.get(kernel, operation.source), tuple(defines.items())),
+            Build(SOURCES.get(kernel, operation.source), _heeded(defines, kernel), kernel),
             -(-shape.blocks // geometry.chain) * (1 if kernel in MERGES else geometry.slices),
             shape.lanes,
         )
@@ -60,6 +60,11 @@ def assemble(
     )
     made = Plan(variant, geometry, launches)
     return replace(made, memory=made.handing_on(operation.partial, problem.channels, problem.itemsize))
+
+
+def _heeded(defines: dict[str, int], kernel: str) -> tuple[tuple[str, int], ...]:
+    """The defines, those that change nothing in the kernel being 0: what is alike for the compiler is built once."""
+    return tuple((name, 0 if kernel in HEEDLESS.get(name, ()) else value) for name, value in defines.items())
 
 
 def _cut(problem: Problem, tuning: Tuning, shape: GroupShape, slices: int, arrays: int) -> Geometry:

@@ -79,6 +79,15 @@ class Build:
 
     source: str  # "forward.cl"
     defines: tuple[tuple[str, int], ...]
+    kernel: str = ""  # the one of the file's that is wanted; "": all
+
+    @property
+    def title(self) -> str:
+        """What is compiled: the file, and which kernel of it."""
+        return f"{self.kernel} of {self.source}" if self.kernel else self.source
+
+    def __str__(self) -> str:
+        return f"{self.title} with " + " ".join(f"{name}={value}" for name, value in self.defines)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,12 @@ def program(context: cl.Context, build: Build) -> cl.Program:
 
 def text_of(build: Build) -> str:
     """The complete source that the compiler is given for `build`."""
-    return _header(build) + sources.load(build.source).text
+    return _header(build) + _source(build).text
+
+
+def _source(build: Build) -> sources.Source:
+    whole = sources.load(build.source)
+    return sources.with_one(whole, build.kernel) if build.kernel else whole
 
 
 def _header(build: Build) -> str:
@@ -110,8 +115,7 @@ def _compile(context: cl.Context, build: Build) -> cl.Program:
     except cl.Error as error:
         raise BuildError(_explain(build, context, str(error))) from error
     seconds = time.perf_counter() - start
-    chosen = " ".join(f"{name}={value}" for name, value in build.defines)
-    _log.info("built %s with %s in %.3f s", build.source, chosen, seconds, extra={"seconds": seconds})
+    _log.info("built %s in %.3f s", build, seconds, extra={"seconds": seconds})
     return built
 
 
@@ -135,9 +139,9 @@ def _explain(build: Build, context: cl.Context, log: str) -> str:
     if any("pocl" in device.version.lower() for device in context.devices):
         cause = advice.of_kernel_cache(os.environ)
         if cause:
-            return f"{build.source} does not build on {devices}: {cause}\n\n{log.strip()}"
+            return f"{build.title} does not build on {devices}: {cause}\n\n{log.strip()}"
     lines = text_of(build).split("\n")
-    origins = [("", 0)] * len(build.defines) + list(sources.load(build.source).origins)
+    origins = [("", 0)] * len(build.defines) + list(_source(build).origins)
     shown: list[str] = []
     for index in _complaints(log, origins):
         shown.append(f"{origins[index][0]}:")
@@ -149,7 +153,7 @@ def _explain(build: Build, context: cl.Context, log: str) -> str:
         ]
     if not shown:  # the driver names no line that we know: show what it was given
         shown = [f"  {number:4d} | {line}" for number, line in enumerate(lines, start=1)]
-    return f"{build.source} does not build on {devices} with {defines}\n\n{log.strip()}\n\n" + "\n".join(shown)
+    return f"{build.title} does not build on {devices} with {defines}\n\n{log.strip()}\n\n" + "\n".join(shown)
 
 
 def _complaints(log: str, origins: list[tuple[str, int]]) -> list[int]:

@@ -95,6 +95,28 @@ def _expand(
             put("", number)
 
 
+@functools.cache
+def with_one(source: Source, kernel: str) -> Source:
+    """The source without its other kernels, each line where it was.
+
+    Compilers take all that a program has through their later stages, wanted or not: on some that is most of a build.
+    A kernel ends at the first brace that stands in the first column. Raises SourceError where there is no such kernel.
+    """
+    lines = source.text.splitlines()
+    found = False
+    for match in _KERNEL.finditer(source.text):
+        if match[1] == kernel:
+            found = True
+            continue
+        first = source.text.count("\n", 0, match.start())
+        last = lines.index("}", source.text.count("\n", 0, match.end()))
+        lines[first : last + 1] = [""] * (last + 1 - first)
+    if not found:
+        raise SourceError(f"kernel file {source.name} has no kernel {kernel}")
+    return Source(source.name, "\n".join(lines) + "\n", source.origins)
+
+
+@functools.cache
 def parameters(name: str, kernel: str) -> tuple[Parameter, ...]:
     """What kernel `kernel` of file `name` takes, in order, read off the source itself."""
     found = _heads(name).get(kernel)

@@ -299,7 +299,7 @@ def test_long_rows_of_channels_are_walked_in_longer_strips_past_the_cache(
     planned = plan(operation, far, LAPTOP, replace(CPU, fetch=True, variant="split"))
     assert planned.geometry.share == together
     assert defines(planned)["BLOCKS"] * defines(planned)["VEC"] >= together
-    assert defines(planned)["FETCH"] == (operation != "backward")  # which reads two streams of rows
+    assert defines(planned)["FETCH"] == (operation == "train")  # infer sums none, backward reads two streams
     near = plan(operation, far, LAPTOP, replace(CPU, stream=False, variant="split"))
     assert near.geometry.share == min(channels, CPU.run_bytes // 4)
 
@@ -505,3 +505,15 @@ def test_no_accumulator_takes_many_additions(inner: int) -> None:
         made = defines(planned)
         per_row = -(-(inner // made["VEC"] + 1) // made["UNROLL"])
         assert planned.geometry.chunk_rows * per_row <= 64
+
+
+def test_what_a_kernel_does_not_heed_makes_no_other_build() -> None:
+    """Each program that is built costs a tenth of a second and more: alike ones are one."""
+    small, large = (Problem(outer, 64, 3136, 4, columns=False, adjacent=True) for outer in (2, 64))
+    there = {fetch: plan("infer", large, LAPTOP, replace(CPU, fetch=fetch)) for fetch in (False, True)}
+    assert there[False].launches == there[True].launches
+    near, far = (plan("moments", problem, LAPTOP, replace(CPU, fetch=False)).launches for problem in (small, large))
+    assert [launch.build for launch in near] == [launch.build for launch in far]
+    written = [defines(plan("train", p, LAPTOP, replace(CPU, variant="resident")))["STREAM"] for p in (small, large)]
+    assert written == [0, 1]
+    assert plan("train", large, LAPTOP, replace(CPU, variant="resident")).launches[0].build.kernel == "train_resident"

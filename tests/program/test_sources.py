@@ -97,6 +97,24 @@ def test_patterns_leave_nothing_defined(path: Path) -> None:
     assert undefined - defined <= words
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_one_kernel_of_a_file_stands_where_it_stood(name: str) -> None:
+    whole = load(name)
+    kernels = re.findall(r"^__kernel .*\bvoid (\w+)\(", whole.text, re.MULTILINE)
+    lines = whole.text.splitlines()
+    taken = [0] * len(lines)
+    for kernel in kernels:
+        one = sources.with_one(whole, kernel)
+        assert re.findall(r"^__kernel .*\bvoid (\w+)\(", one.text, re.MULTILINE) == [kernel]
+        assert one.text.count("{") == one.text.count("}")
+        assert one.origins == whole.origins
+        left = one.text.splitlines()
+        assert [line for line in left if line] == [a for a, b in zip(lines, left, strict=True) if a == b and b]
+        taken = [count + (a == b) for count, a, b in zip(taken, lines, left, strict=True)]
+    # Every line is in all of these texts, or in one of them: a kernel's.
+    assert set(taken) <= {1, len(kernels)}
+
+
 def test_parameters_come_in_order_with_their_types() -> None:
     found = parameters("accumulate.cl", "accumulate")
     assert found == (
@@ -142,3 +160,5 @@ def test_a_missing_file_and_a_missing_kernel_are_named() -> None:
         load("backwards.cl")
     with pytest.raises(SourceError, match=r"forward\.cl has no kernel trane"):
         sources.parameters("forward.cl", "trane")
+    with pytest.raises(SourceError, match=r"forward\.cl has no kernel trane"):
+        sources.with_one(load("forward.cl"), "trane")

@@ -65,7 +65,7 @@ class BuildCheck:
         return tuple(name for name, wanted in OPERATIONS.items() if {wanted.resident, *wanted.split} & used)
 
     def __str__(self) -> str:
-        return f"{self.build.source} with " + " ".join(f"{name}={value}" for name, value in self.build.defines)
+        return str(self.build)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def asked(request: dict[str, Any]) -> Check:
     given = {name: value for name, value in request.items() if name != "kind"}
     if request["kind"] == BuildCheck.kind:
         defines = tuple((name, value) for name, value in given["build"]["defines"])
-        return BuildCheck(Build(given["build"]["source"], defines), tuple(given["kernels"]))
+        return BuildCheck(Build(given["build"]["source"], defines, given["build"]["kernel"]), tuple(given["kernels"]))
     given["shape"] = tuple(given["shape"])
     return SpeedCheck(**given) if request["kind"] == SpeedCheck.kind else NumberCheck(**given)
 
