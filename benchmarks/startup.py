@@ -2,6 +2,7 @@
 
     python benchmarks/startup.py [--device SPEC]... [--shape 32,64,28,28] [--rounds 5]
     python benchmarks/startup.py --network [--device SPEC]... [--rounds 5]
+    python benchmarks/startup.py --cold [--against CHECKOUT] [--device SPEC]... [--rounds 5]
 
 Each process imports oclbn, and then, timed: finds the device, makes the arrays, trains, goes backward and reads the
 result. The caches of POCL, pyopencl, Mesa and NVIDIA lie in a temporary folder. Milliseconds; warm: medians.
@@ -11,6 +12,11 @@ kernels (oclbn.proof) and without, each with caches of its own: what proofs cost
 finding out costs that a kernel was proven before. "proving" is the time within proofs but for what compiles there in
 either case: the difference of the two cold totals has all, and is the figure to trust where it is larger than the
 noise.
+
+With --cold it makes the same calls, with proofs, in new processes: "cold" with empty caches, "warm" after that with
+what the first process left; medians of wall seconds and of the process's seconds of CPU (which hold where others use
+the machine as well) from the first call to the end of the last one. --against makes another checkout of oclbn, the
+commit before for example, do so in turns with this one, and shows the ratios.
 """
 
 from __future__ import annotations
@@ -112,6 +118,72 @@ def network(spec: str) -> None:
     print(json.dumps({**told, "seconds": {"all": total, "proving": inside["proving"], "finding": finding}}))
 
 
+def first_calls(spec: str, layers: list[tuple[list[int], int]]) -> None:
+    """Print the seconds of every layer's first calls, and how many programs were built, as JSON.
+
+    By public names only, as the checkout that answers may be an older one.
+    """
+    import oclbn
+    import oclbn.device
+    from oclbn import functional, gpuarray
+
+    built: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: built.append(record) if record.msg.startswith("built") else None  # type: ignore[method-assign]
+    logging.getLogger("oclbn").addHandler(handler)
+    logging.getLogger("oclbn").setLevel(logging.INFO)
+    queue = oclbn.device.queue_for(spec or None)
+    largest = max(math.prod(shape) for shape, _ in layers)
+    flat = [gpuarray.zeros(largest, queue=queue) for _ in range(3)]
+    ones = gpuarray.ones(max(max(shape) for shape, _ in layers), queue=queue)
+    queue.finish()
+    begun, used = time.perf_counter(), sum(os.times()[:4])
+    for shape, axis in layers:
+        x, dy, out = (array[: math.prod(shape)].reshape(shape) for array in flat)
+        one = ones[: shape[axis]]
+        _, *saved = functional.batch_norm_train(x, one, one, None, None, out=out)
+        functional.batch_norm_backward(x, dy, one, *saved, out=out)
+        functional.batch_norm_infer(x, one, one, one, one, out=out)
+    queue.finish()
+    seconds = {"wall": time.perf_counter() - begun, "cpu": sum(os.times()[:4]) - used}
+    device: Any = queue.device
+    told = {"name": device.name.strip(), "version": device.platform.version.strip(), "programs": len(built)}
+    print(json.dumps({**told, "seconds": seconds, "oclbn": oclbn.__file__}))
+
+
+def compare_cold(specs: tuple[str, ...], rounds: int, against: Path | None) -> None:
+    """Print a table: cold and warm, of this checkout and of another one."""
+    from oclbn.tools.bench.suites import SUITES
+
+    layers = json.dumps([(list(shape), axis) for shape, axis in SUITES["resnet50"]])
+    checkouts = [Path(__file__).resolve().parent.parent, *([against.resolve()] if against else [])]
+    sides = ["this", *(["against", "ratio"] if against else [])]
+    print(f"{'':44}" + "".join(f"{f'{side} wall':>14}{f'{side} CPU':>14}" for side in sides) + f"{'programs':>12}")
+    for spec in specs:
+        found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for number in range(rounds):
+            for side in range(len(checkouts)) if number % 2 == 0 else reversed(range(len(checkouts))):
+                with tempfile.TemporaryDirectory() as folder:
+                    for temperature in ("cold", "warm"):
+                        asked = ("--cold", "--layers", layers)
+                        told = start(spec, "", Path(folder), *asked, PYTHONPATH=str(checkouts[side]), OCLBN_PROVE="1")
+                        if checkouts[side] not in Path(told["oclbn"]).resolve().parents:
+                            raise click.ClickException(f"{checkouts[side]} has no oclbn: {told['oclbn']} answered")
+                        found.setdefault((temperature, side), []).append(told)
+        for temperature in ("cold", "warm"):
+            sides_found = [found[temperature, side] for side in range(len(checkouts))]
+            medians = [
+                [statistics.median(told["seconds"][clock] for told in several) for clock in ("wall", "cpu")]
+                for several in sides_found
+            ]
+            if against:
+                medians.append([mine / other for mine, other in zip(*medians, strict=True)])
+            one = sides_found[0][0]
+            name = f"{one['name']}, {one['version']}"[:37]
+            programs = "/".join(str(several[0]["programs"]) for several in sides_found)
+            print(f"{name:38} {temperature:5}" + "".join(f"{a:14.2f}{b:14.2f}" for a, b in medians) + f"{programs:>12}")
+
+
 def start(spec: str, shape: str, caches: Path, *more: str, **environment: str) -> dict[str, Any]:
     """What a child process says."""
     variables = ("XDG_CACHE_HOME", "POCL_CACHE_DIR", "PYOPENCL_CACHE_DIR", "CUDA_CACHE_PATH", "MESA_SHADER_CACHE_DIR")
@@ -146,9 +218,28 @@ def compare_network(specs: tuple[str, ...], rounds: int) -> None:
 @click.option("--shape", default="32,64,28,28", show_default=True)
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--network", "is_network", is_flag=True, help="All of ResNet-50's layers, with proofs and without.")
+@click.option("--cold", "is_cold", is_flag=True, help="All of ResNet-50's layers in new processes with empty caches.")
+@click.option(
+    "--against", type=click.Path(exists=True, file_okay=False, path_type=Path), help="With --cold: another checkout."
+)
+@click.option("--layers", default="[]", hidden=True)
 @click.option("--child", "is_child", is_flag=True, hidden=True)
-def main(specs: tuple[str, ...], shape: str, rounds: int, is_network: bool, is_child: bool) -> None:
+def main(
+    specs: tuple[str, ...],
+    shape: str,
+    rounds: int,
+    is_network: bool,
+    is_cold: bool,
+    against: Path | None,
+    layers: str,
+    is_child: bool,
+) -> None:
     """Print two lines per device: cold and warm."""
+    if against and not is_cold:
+        raise click.UsageError("--against is for --cold")
+    if is_cold:
+        first_calls(specs[0], json.loads(layers)) if is_child else compare_cold(specs, rounds, against)
+        return
     if is_network:
         network(specs[0]) if is_child else compare_network(specs, rounds)
         return
