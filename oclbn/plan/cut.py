@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oclbn.plan.groups import EVEN, GroupShape, is_beyond_cache, is_streamed
+from oclbn.plan.groups import EVEN, GroupShape, is_beyond_cache
 from oclbn.plan.operations import HEEDLESS, MERGES, SOURCES, Operation
 from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Plan, Problem, Tuning
 
@@ -29,12 +29,13 @@ def assemble(
 ) -> Plan:
     if shape.lanes == shape.vec == 1 and not (problem.columns or shape.run):
         tuning = replace(tuning, unroll=1)  # several accumulators of one number: Intel's compiler errs
-    # Asking for what is near costs more than it saves.
-    fetch = tuning.fetch and is_beyond_cache(operation, problem, device)
-    stream = shape.lanes == 1 and is_streamed(operation, problem, device, tuning)
-    geometry = _cut(problem, tuning, shape, slices, operation.arrays_read)
-    if kernels == (operation.resident,) and stream:
-        geometry = replace(geometry, chain=_chain(operation, problem, device, tuning, shape))
+    # Sizes decide on numbers, not on builds: streaming, fetching and chains are compiled in where they may be wanted.
+    beyond = is_beyond_cache(operation, problem, device)
+    stream = shape.lanes == 1 and tuning.stream
+    geometry = _cut(problem, tuning, shape, slices, operation.arrays_read, beyond)
+    chained = kernels == (operation.resident,) and stream and _may_chain(operation, problem, tuning, shape)
+    if chained and beyond:
+        geometry = replace(geometry, chain=_chain(device, tuning, shape))
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),
         "DOUBLE": int(problem.itemsize == 8),
@@ -43,12 +44,12 @@ def assemble(
         "BLOCKS": shape.blocks_per_item,
         "UNROLL": tuning.unroll,
         "STREAM": int(stream),
-        "CHAIN": int(geometry.chain > 1),
-        "NEXT": int(geometry.chain > 1 and fetch),
+        "CHAIN": int(chained),
+        "NEXT": int(chained and tuning.fetch),
     }
     if shape.run:
         defines["RUN"] = shape.run
-    defines["FETCH"] = int(fetch and _is_worth_fetching(problem, shape, operation))
+    defines["FETCH"] = int(tuning.fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
             kernel,
@@ -67,7 +68,7 @@ def _heeded(defines: dict[str, int], kernel: str) -> tuple[tuple[str, int], ...]
     return tuple((name, 0 if kernel in HEEDLESS.get(name, ()) else value) for name, value in defines.items())
 
 
-def _cut(problem: Problem, tuning: Tuning, shape: GroupShape, slices: int, arrays: int) -> Geometry:
+def _cut(problem: Problem, tuning: Tuning, shape: GroupShape, slices: int, arrays: int, beyond: bool) -> Geometry:
     """Cut a channel into about `slices` slices: by rows where there are enough of them, else within rows too."""
     slice_rows = -(-problem.outer // (slices * shape.fold)) * shape.fold
     row_slices = -(-problem.outer // slice_rows)
@@ -112,15 +113,20 @@ def _cut(problem: Problem, tuning: Tuning, shape: GroupShape, slices: int, array
         chunk_columns=chunk_columns,
         width=shape.width,
         share=shape.channels,
+        beyond=int(beyond),
     )
 
 
-def _chain(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, shape: GroupShape) -> int:
-    """How many blocks of channels one group takes in turn: as long as all compute units are as busy as without."""
+def _may_chain(operation: Operation, problem: Problem, tuning: Tuning, shape: GroupShape) -> bool:
+    """Whether groups that take several blocks in turn are of use, whatever the sizes."""
     if not tuning.chains or problem.columns or tuning.most_steps:
-        return 1
-    if shape.run and operation.arrays_read > 1:
-        return 1  # short rows of five arrays at once, and a dozen tables: that is more than the nearest cache takes
+        return False
+    # Short rows of five arrays at once, and a dozen tables: that is more than the nearest cache takes.
+    return not (shape.run and operation.arrays_read > 1)
+
+
+def _chain(device: DeviceLimits, tuning: Tuning, shape: GroupShape) -> int:
+    """How many blocks of channels one group takes in turn: as long as all compute units are as busy as without."""
     least = -(-shape.blocks // device.compute_units)  # what the busiest unit has in any case
     for chains in range(min(tuning.chains, shape.blocks), 0, -1):
         chain = -(-shape.blocks // (device.compute_units * chains))

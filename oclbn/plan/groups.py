@@ -68,16 +68,18 @@ def group_shape(
             vec, fold, channels = _strip_down(problem, tuning, longest, widest, near)
         blocks_per_item = longest // vec
     elif run_shape := _run_shape(operation, problem, device, tuning, near) if lanes == 1 and not in_order else None:
-        vec, channels, times = run_shape
+        vec, channels = run_shape
         width = 1
-        blocks_per_item = -(-_MOST_TOGETHER * times // vec)
-        run = tuning.run_bytes * times // problem.itemsize
+        longest = _LONGER if tuning.stream and not operation.partial else 1  # room for the longest: one build
+        blocks_per_item = -(-_MOST_TOGETHER * longest // vec)
+        run = tuning.run_bytes * longest // problem.itemsize
     else:
         vec = min(widest, floor_power(problem.inner))
         while lanes > 1 and problem.inner % vec:
             vec //= 2  # with several work-items only whole vectors are walked
         channels = 1 if lanes > 1 else _rows_together(problem, device, tuning, near, in_order, vec)
-        blocks_per_item = 1 if channels == 1 else _MOST_TOGETHER
+        one = channels == 1 and (vec == 1 or lanes > 1 or operation.partial)  # its sums lie in registers
+        blocks_per_item = 1 if one else _MOST_TOGETHER
         width = min(lanes, _ceil_power(problem.inner // vec))
     blocks = -(-problem.channels // channels)
     return GroupShape(lanes, vec, blocks_per_item, width, channels, blocks, run, fold, even)
@@ -160,8 +162,8 @@ def _strip_down(problem: Problem, tuning: Tuning, longest: int, widest: int, nea
 
 def _run_shape(
     operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, near: bool
-) -> tuple[int, int, int] | None:
-    """Vector and channels of a run (kernels/walks/runs.clh), and how many times run_bytes it may have.
+) -> tuple[int, int] | None:
+    """Vector and channels of a run (kernels/walks/runs.clh).
 
     None where rows are better walked one by one. Reading once, and writing past the cache, is best in long runs.
     With `near` its channels fit a compute unit's own cache or its part of the outer one: long runs of memory are worth
@@ -184,7 +186,7 @@ def _run_shape(
         if not 0 < fewer < together:
             break
         vec, together = vec // 2, fewer
-    return (vec, together, times) if together else None
+    return (vec, together) if together else None
 
 
 def _run_together(problem: Problem, device: DeviceLimits, most: int, vec: int, room: int) -> int:

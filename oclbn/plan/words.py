@@ -113,6 +113,7 @@ class Geometry:
     chunk_columns: int
     width: int
     share: int  # channels that one group handles
+    beyond: int = 0  # 1: the call moves more than the cache of global memory holds
     chain: int = 1  # blocks of so many channels that one group takes in turn
 
 

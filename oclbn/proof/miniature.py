@@ -45,6 +45,7 @@ class Paths:
     alone: bool  # one group has all channels
     width: int  # work-items side by side
     chain: bool
+    beyond: bool  # outputs go past the cache, and what comes next is asked for, where that is compiled in
 
     def __str__(self) -> str:
         return ",".join(str(int(value)) for value in vars(self).values())
@@ -82,6 +83,7 @@ def paths_of(problem: Problem, planned: Plan) -> Paths:
         alone=problem.columns and lanes == 1 and g.share >= problem.channels,
         width=g.width,
         chain=g.chain > 1,
+        beyond=bool(g.beyond),
     )
 
 
@@ -121,6 +123,7 @@ def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
         chunk_columns=cut.chunk_columns,
         width=paths.width,
         share=cut.share,
+        beyond=int(paths.beyond),
         chain=chain,
     )
     launches = tuple(
