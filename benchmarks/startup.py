@@ -14,7 +14,7 @@ either case: the difference of the two cold totals has all, and is the figure to
 noise.
 
 With --cold it makes the same calls, with proofs, in new processes: "cold" with empty caches, "warm" after that with
-what the first process left; medians of wall seconds and of the process's seconds of CPU (which hold where others use
+what the first process left, "ahead" with empty caches and oclbn.prepare before, which counts; medians of wall seconds and of the process's seconds of CPU (which hold where others use
 the machine as well) from the first call to the end of the last one. --against makes another checkout of oclbn, the
 commit before for example, do so in turns with this one, and shows the ratios.
 """
@@ -118,7 +118,7 @@ def network(spec: str) -> None:
     print(json.dumps({**told, "seconds": {"all": total, "proving": inside["proving"], "finding": finding}}))
 
 
-def first_calls(spec: str, layers: list[tuple[list[int], int]]) -> None:
+def first_calls(spec: str, layers: list[tuple[list[int], int]], is_ahead: bool) -> None:
     """Print the seconds of every layer's first calls, and how many programs were built, as JSON.
 
     By public names only, as the checkout that answers may be an older one.
@@ -138,6 +138,8 @@ def first_calls(spec: str, layers: list[tuple[list[int], int]]) -> None:
     ones = gpuarray.ones(max(max(shape) for shape, _ in layers), queue=queue)
     queue.finish()
     begun, used = time.perf_counter(), sum(os.times()[:4])
+    if is_ahead and hasattr(functional, "prepare"):
+        functional.prepare([shape for shape, _ in layers], axis=layers[0][1], queue=queue)
     for shape, axis in layers:
         x, dy, out = (array[: math.prod(shape)].reshape(shape) for array in flat)
         one = ones[: shape[axis]]
@@ -163,14 +165,14 @@ def compare_cold(specs: tuple[str, ...], rounds: int, against: Path | None) -> N
         found: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for number in range(rounds):
             for side in range(len(checkouts)) if number % 2 == 0 else reversed(range(len(checkouts))):
-                with tempfile.TemporaryDirectory() as folder:
-                    for temperature in ("cold", "warm"):
-                        asked = ("--cold", "--layers", layers)
+                with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+                    for temperature, folder in (("cold", one), ("warm", one), ("ahead", other)):
+                        asked = ("--cold", "--layers", layers, *(["--ahead"] if temperature == "ahead" else []))
                         told = start(spec, "", Path(folder), *asked, PYTHONPATH=str(checkouts[side]), OCLBN_PROVE="1")
                         if checkouts[side] not in Path(told["oclbn"]).resolve().parents:
                             raise click.ClickException(f"{checkouts[side]} has no oclbn: {told['oclbn']} answered")
                         found.setdefault((temperature, side), []).append(told)
-        for temperature in ("cold", "warm"):
+        for temperature in ("cold", "warm", "ahead"):
             sides_found = [found[temperature, side] for side in range(len(checkouts))]
             medians = [
                 [statistics.median(told["seconds"][clock] for told in several) for clock in ("wall", "cpu")]
@@ -178,8 +180,8 @@ def compare_cold(specs: tuple[str, ...], rounds: int, against: Path | None) -> N
             ]
             if against:
                 medians.append([mine / other for mine, other in zip(*medians, strict=True)])
-            one = sides_found[0][0]
-            name = f"{one['name']}, {one['version']}"[:37]
+            first = sides_found[0][0]
+            name = f"{first['name']}, {first['version']}"[:37]
             programs = "/".join(str(several[0]["programs"]) for several in sides_found)
             print(f"{name:38} {temperature:5}" + "".join(f"{a:14.2f}{b:14.2f}" for a, b in medians) + f"{programs:>12}")
 
@@ -223,6 +225,7 @@ def compare_network(specs: tuple[str, ...], rounds: int) -> None:
     "--against", type=click.Path(exists=True, file_okay=False, path_type=Path), help="With --cold: another checkout."
 )
 @click.option("--layers", default="[]", hidden=True)
+@click.option("--ahead", "is_ahead", is_flag=True, hidden=True)
 @click.option("--child", "is_child", is_flag=True, hidden=True)
 def main(
     specs: tuple[str, ...],
@@ -232,13 +235,14 @@ def main(
     is_cold: bool,
     against: Path | None,
     layers: str,
+    is_ahead: bool,
     is_child: bool,
 ) -> None:
     """Print two lines per device: cold and warm."""
     if against and not is_cold:
         raise click.UsageError("--against is for --cold")
     if is_cold:
-        first_calls(specs[0], json.loads(layers)) if is_child else compare_cold(specs, rounds, against)
+        first_calls(specs[0], json.loads(layers), is_ahead) if is_child else compare_cold(specs, rounds, against)
         return
     if is_network:
         network(specs[0]) if is_child else compare_network(specs, rounds)

@@ -35,6 +35,7 @@ from typing import ParamSpec, TypeVar
 from pyopencl.array import Array
 
 from oclbn.call import arguments, overlap, values
+from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
 from oclbn.call.making import check, make
 from oclbn.call.operating import CALLS, operation
@@ -42,8 +43,8 @@ from oclbn.call.order import recording
 from oclbn.call.prepared import (
     check_fp64,
     count_of,
-    prepare,
     prepare_vector,
+    prepared_for,
 )
 from oclbn.call.request import Request
 from oclbn.call.results import queue_of
@@ -64,6 +65,7 @@ __all__ = [
     "merge",
     "moments",
     "normalize",
+    "prepare",
     "recording",
     "statistics",
 ]
@@ -322,7 +324,7 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train", why: bool =
         return "nothing to do: x is empty"
     if operation not in OPERATIONS:
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted")
-    prepared = prepare(Request.of(operation, x, axis, {"dy": x}), queue_of(x))
+    prepared = prepared_for(Request.of(operation, x, axis, {"dy": x}), queue_of(x))
     declined = (one.replace(": ", " declines: ", 1) for one in (prepared.plan.declined if why else ()))
     failed = (f"not used, as the driver fails it: {fault}" for fault in prepared.failures)
     return "; ".join([str(prepared.plan), *declined, *failed])

@@ -10,7 +10,7 @@ from pyopencl.array import Array
 from oclbn.call import arguments, overlap
 from oclbn.call.calls import Call, Empty
 from oclbn.call.copying import in_order
-from oclbn.call.prepared import prepare
+from oclbn.call.prepared import prepared_for
 from oclbn.call.request import Request
 from oclbn.call.results import per_channel_results, queue_of, result_like
 from oclbn.errors import LayoutError
@@ -69,7 +69,7 @@ def make(
         tensors = [result_like(x) if out is None else out] if wanted.result else []
         return Empty(returns(*tensors, *made), made, wanted.empty, after)
     try:
-        prepared = prepare(Request.of(operation, x, axis, given, out), queue_of(x))
+        prepared = prepared_for(Request.of(operation, x, axis, given, out), queue_of(x))
         tensors = [result_like(x) if out is None else out] if wanted.result else []
     except LayoutError:
         if not (wanted.result or wanted.others):

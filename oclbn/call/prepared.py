@@ -185,7 +185,7 @@ def prepare_vector(name: str, model: Array, length: str) -> Prepared:
     return prepare_single(name, queue, size, {"DOUBLE": int(model.dtype.itemsize == 8), "VEC": 1}, cut)
 
 
-def prepare(request: Request, queue: cl.CommandQueue) -> Prepared:
+def prepared_for(request: Request, queue: cl.CommandQueue) -> Prepared:
     """Layout, plan and kernels of a request, for the queue's device."""
     device = queue.device
     tuning = tuning_for(*tuning_names(device))

@@ -133,6 +133,20 @@ def proven_plan(
     raise DeviceError(f"no kernel for {operation} gives right results on {_named(device)}. Tried: {told}. {_REPORT}")
 
 
+def is_proven(operation: str, problem: Problem, planned: Plan, device: cl.Device) -> bool:
+    """Whether there is a verdict on this form already, good or bad; never where proofs are switched off."""
+    if not switched_on():
+        return False
+    with _lock:
+        return _key(operation, planned, paths_of(problem, planned)) in _of(device).verdicts.known
+
+
+def look_again(device: cl.Device) -> None:
+    """Take over what other processes have found meanwhile."""
+    with _lock:
+        _of(device).verdicts.look_again()
+
+
 def require(launch: Launch, context: cl.Context, device: cl.Device) -> None:
     """DeviceError unless a kernel is right that has no other form: accumulate, merge, pack."""
     if not switched_on():

@@ -68,6 +68,10 @@ class Verdicts:
         if time.monotonic() - self._written > _EVERY:
             self.write()
 
+    def look_again(self) -> None:
+        """Take over what other processes have written meanwhile."""
+        self.known = {**self._read(), **self.known}
+
     def write(self) -> None:
         """Write all that is known, with what another process has written meanwhile."""
         together = {**self._read(), **self.known}

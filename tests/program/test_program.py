@@ -17,7 +17,8 @@ import pyopencl.array as cla
 import pytest
 
 from oclbn.errors import BuildError
-from oclbn.functional import plan_of
+from oclbn.call.prepared import prepared_for
+from oclbn.call.request import Request
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.words import Build
 from oclbn.program import building, sources
@@ -36,7 +37,7 @@ def test_a_program_has_the_kernel_that_is_wanted_and_no_other(queue: cl.CommandQ
     for operation in OPERATIONS:
         for variant in ("", "split"):
             with using(variant=variant):
-                launches = plan_of(operation, x, 1).launches
+                launches = prepared_for(Request.of(operation, x, 1, {"dy": x}), queue).plan.launches
             for launch in launches:
                 built = building.program(queue.context, launch.build)
                 assert built.get_info(cl.program_info.NUM_KERNELS) == 1

@@ -10,7 +10,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 
 from oclbn import functional
-from oclbn.call.prepared import Prepared, prepare
+from oclbn.call.prepared import Prepared, prepared_for
 from oclbn.call.request import Request
 from oclbn.plan.words import Plan
 from oclbn.tools.tune.search import Choices
@@ -42,7 +42,7 @@ class Calls:
         """What `run` runs under these choices; its groups are as large as the kernels bear, at most as asked."""
         out = None if operation == "moments" else self.out
         with using(**choices):
-            return prepare(Request.of(operation, self.x, self.case.axis, {"dy": self.dy}, out), self.queue)
+            return prepared_for(Request.of(operation, self.x, self.case.axis, {"dy": self.dy}, out), self.queue)
 
     def plan(self, operation: str, choices: Choices) -> Plan:
         """Its plan."""

@@ -1,0 +1,237 @@
+"""Compiling ahead: the kernels of calls that are to come, built and proven in several processes at a time.
+
+Drivers that compile on processors do so one program after the other in a process, whatever its threads and contexts
+do: POCL and Intel's runtime, tried with both. What they have compiled lies in a cache on disk, and so do the verdicts
+of proofs (oclbn.proof.verdicts). So other processes compile a share of the kernels, and this one finds them there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
+from typing import IO, Any, Self
+
+import numpy as np
+import pyopencl as cl
+
+from oclbn.call import prepared, values
+from oclbn.call.arguments import DTYPES
+from oclbn.call.request import Request
+from oclbn.device import default_queue, driver_errors, limits, queue_for, select, tuning_names
+from oclbn.errors import DtypeError, ParameterError, ShapeError
+from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.variants import plan
+from oclbn.plan.words import Build
+from oclbn.proof import proving
+from oclbn.tuning import tuning_for, using
+
+_ORDINARY = ("train", "backward", "infer")  # what a network does that is trained
+_START = 2.0  # kernels that a process compiles in the time that another one takes to begin
+_CHILD = (
+    "import json, sys; asked = json.load(sys.stdin); sys.path[:] = asked['path']; "
+    "from oclbn.call import ahead; ahead.answer(asked)"
+)
+_log = logging.getLogger("oclbn.ahead")
+
+
+@driver_errors("prepare")
+def prepare(
+    shapes: Iterable[Sequence[int]],
+    /,
+    *,
+    operations: str | Collection[str] = _ORDINARY,
+    dtype: Any = np.float32,
+    axis: int = 1,
+    queue: cl.CommandQueue | None = None,
+    processes: int | None = None,
+) -> None:
+    """Compile and prove the kernels of calls that are to come, so that the first ones take no longer than others.
+
+    shapes: of x, (N, C, *spatial) each, channels on `axis`; arrays in C's order without gaps are meant. operations: of
+    "train", "backward", "infer", "moments" and "constant" (backward with constants), one or several. dtype: float32 or
+    float64. queue: of the device and the context that the calls will use; None: oclbn.device.default_queue().
+
+    processes: how many compile at the same time, this one included; None: as many as there are cores and as are worth
+    their start on a processor's driver, and this one alone on other devices. Others are of use where compiled kernels
+    are kept on disk, as POCL and pyopencl do; what they leave undone is done here. All that was compiled before is
+    taken from there, so that a second process is through in a fraction of a second.
+
+    Nothing is returned and no array is touched. ShapeError, ParameterError, DtypeError: which argument, before anything
+    is compiled. BuildError, DeviceError: as the calls would raise them.
+
+    >>> prepare([(64, 32, 28, 28), (64, 64, 14, 14)], operations="infer", processes=1)
+    """
+    named = (operations,) if isinstance(operations, str) else tuple(operations)
+    for name in named:
+        if name not in OPERATIONS:
+            raise ParameterError(f"operations has {name!r}; of {', '.join(OPERATIONS)} one or several are wanted")
+    wanted = _dtype(dtype)
+    whole = [_shape(index, shape) for index, shape in enumerate(_listed(shapes))]
+    index = values.integer(axis)
+    if index is None:
+        raise ParameterError(f"axis is {axis!r}; an integer is wanted")
+    for place, shape in enumerate(whole):
+        if not -len(shape) <= index < len(shape):
+            raise ParameterError(
+                f"axis is {index}; shapes[{place}] is {shape}, so {-len(shape)} to {len(shape) - 1} are wanted"
+            )
+    if processes is not None:
+        processes = values.whole("processes", processes, 1)
+    if queue is not None and not isinstance(queue, cl.CommandQueue):
+        raise ParameterError(f"queue is of type {type(queue).__name__}; a pyopencl.CommandQueue or None is wanted")
+    queue = queue or default_queue()
+    prepared.check_fp64("dtype", wanted, queue)
+    requests = [
+        _request(operation, shape, index % len(shape), wanted)
+        for shape in whole
+        if 0 not in shape
+        for operation in named
+    ]
+    mine, *others = _shares(requests, queue, processes)
+    with _Children() as children:
+        for share in others:
+            children.begin(share, queue)
+        for request in mine:
+            prepared.prepared_for(request, queue)
+        children.wait()
+    if others:
+        proving.look_again(queue.device)
+    for request in requests:
+        prepared.prepared_for(request, queue)
+
+
+def answer(asked: dict[str, Any]) -> None:
+    """In another process: prepare what it was asked for, on the device that it was told."""
+    queue = queue_for(asked["device"])
+    if queue.device.name != asked["name"]:
+        raise SystemExit(f"device {asked['device']} is {queue.device.name}, and not {asked['name']}")
+    with using(**asked["tuning"]):
+        for operation, shape, axis, dtype in asked["requests"]:
+            prepared.prepared_for(_request(operation, tuple(shape), axis, np.dtype(dtype)), queue)
+
+
+def _listed(shapes: Any) -> list[Any]:
+    try:
+        return list(shapes)
+    except TypeError:
+        raise ShapeError(f"shapes is {shapes!r}; several shapes are wanted, [(32, 64, 56, 56)]") from None
+
+
+def _shape(index: int, shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = [values.integer(size) for size in shape]
+    except TypeError:
+        sizes = []
+    if len(sizes) < 2 or any(size is None or size < 0 for size in sizes):
+        raise ShapeError(f"shapes[{index}] is {shape!r}; a shape is wanted: (N, C) or (N, C, *spatial)")
+    return tuple(size for size in sizes if size is not None)
+
+
+def _dtype(dtype: Any) -> np.dtype[Any]:
+    try:
+        found: np.dtype[Any] | None = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in DTYPES or found is None:
+        raise DtypeError(f"dtype is {dtype!r}; float32 or float64 is wanted")
+    return found
+
+
+def _request(operation: str, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]) -> Request:
+    """What a call on arrays without gaps asks for."""
+    sizes = [*shape[1:], 1]
+    strides = tuple(int(dtype.itemsize * np.prod(sizes[place:], dtype=np.int64)) for place in range(len(shape)))
+    model = np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, strides, writeable=False)  # never read
+    return Request.of(operation, model, axis, dict.fromkeys(OPERATIONS[operation].tensors, model))
+
+
+def _shares(requests: Sequence[Request], queue: cl.CommandQueue, processes: int | None) -> list[list[Request]]:
+    """What each process compiles, this one's share first; of requests with the same kernels one is enough."""
+    device = queue.device
+    facts, tuning = limits(device), tuning_for(*tuning_names(device))
+    new: dict[tuple[Build, ...], Request] = {}
+    for request in requests:
+        problem = request.layout().problem(request.dtype.itemsize)
+        planned = plan(request.operation, problem, facts, tuning)
+        if not proving.is_proven(request.operation, problem, planned, device):
+            new.setdefault(tuple(launch.build for launch in planned.launches), request)
+    if processes is None:
+        processes = _cores() if facts.kind == "cpu" else 1
+    if not _is_kept(device):
+        processes = 1
+    shares: list[list[Request]] = [[] for _ in range(max(1, min(processes, len(new))))]
+    # The heavy ones first, each to whoever is through first.
+    until = [0.0, *(_START for _ in shares[1:])]
+    for builds, request in sorted(new.items(), key=lambda item: -_weight(item[0])):
+        first = until.index(min(until))
+        shares[first].append(request)
+        until[first] += _weight(builds)
+    return [shares[0], *filter(None, shares[1:])]
+
+
+def _weight(builds: Sequence[Build]) -> float:
+    """About how long kernels compile: those that only write take half as long as those that sum, at least."""
+    return sum(1.0 if build.kernel in ("infer", "train_apply", "backward_apply") else 2.0 for build in builds)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _is_kept(device: cl.Device) -> bool:
+    """Whether another process can compile for this one: it can be started, and what it compiles is kept on disk."""
+    if not sys.executable or getattr(sys, "frozen", False) or device.parent_device is not None:
+        return False
+    if "pocl" in device.platform.version.lower():
+        return os.environ.get("POCL_KERNEL_CACHE", "1") != "0"
+    return "PYOPENCL_NO_CACHE" not in os.environ
+
+
+class _Children:
+    """The processes that compile meanwhile; none is left behind."""
+
+    def __init__(self) -> None:
+        self._begun: list[tuple[subprocess.Popen[str], IO[str]]] = []
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child, _words in self._begun:
+            child.kill()
+            child.wait()
+        self._open.close()
+
+    def begin(self, share: Sequence[Request], queue: cl.CommandQueue) -> None:
+        """Have another process compile for these."""
+        device = queue.device
+        asked = {
+            "path": sys.path,
+            "device": select(device).spec,
+            "name": device.name,
+            "tuning": asdict(tuning_for(*tuning_names(device))),
+            "requests": [(one.operation, one.shape, one.axis, one.dtype.name) for one in share],
+        }
+        words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._open.enter_context(words)
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
+            json.dump(asked, told)
+            told.seek(0)
+            child = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=told, stderr=words, text=True)
+        self._begun.append((child, words))
+
+    def wait(self) -> None:
+        """Until all are through. One that failed has left its share undone, and says why in the log."""
+        for child, words in self._begun:
+            if child.wait():
+                words.seek(0)
+                _log.warning("a process that was to compile ended with %s: %s", child.returncode, words.read().strip())
