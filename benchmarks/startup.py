@@ -14,9 +14,10 @@ either case: the difference of the two cold totals has all, and is the figure to
 noise.
 
 With --cold it makes the same calls, with proofs, in new processes: "cold" with empty caches, "warm" after that with
-what the first process left, "ahead" with empty caches and oclbn.prepare before, which counts; medians of wall seconds and of the process's seconds of CPU (which hold where others use
-the machine as well) from the first call to the end of the last one. --against makes another checkout of oclbn, the
-commit before for example, do so in turns with this one, and shows the ratios.
+what the first process left, "ahead" with empty caches and oclbn.prepare before, which counts. Shown are medians of wall
+seconds and of seconds of CPU (which hold where others use the machine as well), from the first call to the end of the
+last one. --against makes another checkout of oclbn, the commit before for example, do so in turns with this one, and
+shows the ratios.
 """
 
 from __future__ import annotations
