@@ -16,9 +16,9 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 
-from oclbn.errors import BuildError
 from oclbn.call.prepared import prepared_for
 from oclbn.call.request import Request
+from oclbn.errors import BuildError
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.words import Build
 from oclbn.program import building, sources
