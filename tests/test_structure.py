@@ -186,6 +186,7 @@ def test_the_face_of_the_package() -> None:
             "BatchNormND",
             "functional",
             "gpuarray",
+            "prepare",
         ]
     )
     for name in oclbn.__all__:
