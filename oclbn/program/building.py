@@ -103,8 +103,10 @@ def _header(build: Build) -> str:
 
 
 def _compile(context: cl.Context, build: Build) -> cl.Program:
-    # POCL keeps what it compiled under the source and the name that LLVM gave the processor, not the one put in.
-    mended = "".join(f"// for {name}\n" for device in context.devices if (name := pocl.mend_target(device)))
+    # POCL keeps what it compiled under the source, without comments, and the name that LLVM gave the processor, not the
+    # one put in.
+    names = (pocl.mend_target(device) for device in context.devices)
+    mended = "".join(f"typedef int for_{re.sub(r'[^0-9A-Za-z]', '_', name)};\n" for name in names if name)
     # Another object for the context: pyopencl's programs hold theirs, and oclbn.program.kept waits for its users'.
     own = cl.Context.from_int_ptr(context.int_ptr)
     start = time.perf_counter()
