@@ -78,11 +78,11 @@ _R = TypeVar("_R")
 @operation
 def batch_norm_train(
     x: Array,
-    scale: Array | None,
-    bias: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
     /,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
     *,
     epsilon: float = 1e-5,
     factor: float = 0.1,
@@ -114,7 +114,7 @@ def batch_norm_train(
     channel is a ShapeError: it has no variance.
 
     >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
-    >>> y, mean, invstd = batch_norm_train(x, None, None, None, None, epsilon=0.0)
+    >>> y, mean, invstd = batch_norm_train(x, epsilon=0.0)
     >>> print(y.get(), mean.get(), invstd.get())
     [[-1. -1.]
      [ 1.  1.]] [ 2. 20.] [1.  0.1]
@@ -145,11 +145,11 @@ def batch_norm_train(
 @operation
 def batch_norm_infer(
     x: Array,
-    scale: Array | None,
-    bias: Array | None,
-    mean: Array,
-    var: Array,
     /,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    mean: Array | None = None,
+    var: Array | None = None,
     *,
     epsilon: float = 1e-5,
     axis: int = 1,
@@ -172,10 +172,10 @@ def batch_norm_infer(
 def batch_norm_backward(
     x: Array,
     dy: Array,
-    scale: Array | None,
-    save_mean: Array,
-    save_invstd: Array,
     /,
+    scale: Array | None = None,
+    save_mean: Array | None = None,
+    save_invstd: Array | None = None,
     *,
     axis: int = 1,
     training: bool = True,
@@ -205,7 +205,7 @@ def batch_norm_backward(
 
     >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
     >>> mean, var = (gpuarray.to_gpu(np.float32(values)) for values in ([2.0, 20.0], [1.0, 100.0]))
-    >>> dx, dscale, dbias = batch_norm_backward(x, x, None, mean, var, training=False, epsilon=0.0)
+    >>> dx, dscale, dbias = batch_norm_backward(x, x, save_mean=mean, save_invstd=var, training=False, epsilon=0.0)
     >>> print(dx.get(), dscale.get(), dbias.get())
     [[1. 1.]
      [3. 3.]] [ 2. 20.] [ 4. 40.]
@@ -264,7 +264,7 @@ def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) 
     Errors are those of the operation; of what comes back, DeviceError.
 
     >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
-    >>> normalise = bind(batch_norm_train, x, None, None, None, None, epsilon=0.0)
+    >>> normalise = bind(batch_norm_train, x, epsilon=0.0)
     >>> y, mean, invstd = normalise()
     >>> x += 1
     >>> normalise()[1] is mean, mean.get()

@@ -38,7 +38,7 @@ _CHILD = (
     "import json, sys; asked = json.load(sys.stdin); sys.path[:] = asked['path']; "
     "from oclbn.call import ahead; ahead.answer(asked)"
 )
-_log = logging.getLogger("oclbn.ahead")
+_log = logging.getLogger(__name__)
 
 
 @driver_errors("prepare")

@@ -41,9 +41,9 @@ def array(name: str, value: Any) -> Array:
     ArrayTypeError and DeviceError otherwise.
     """
     if not isinstance(value, Array):
-        came = f"{type(value).__module__}.{type(value).__qualname__}"
+        came = "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
         raise ArrayTypeError(
-            f"{name} is a {came}; a pyopencl.array.Array is wanted (oclbn.gpuarray.to_gpu makes one of a NumPy array)"
+            f"{name} is {came}; a pyopencl.array.Array is wanted (oclbn.gpuarray.to_gpu makes one of a NumPy array)"
         )
     for event in value.events:
         if event.get_info(_STATUS) < 0:  # type: ignore[operator]

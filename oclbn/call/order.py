@@ -92,7 +92,7 @@ def recording() -> Iterator[list[tuple[str, cl.Event]]]:
 
     >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
     >>> with recording() as launches:
-    ...     _ = batch_norm_train(x, None, None, None, None)
+    ...     _ = batch_norm_train(x)
     >>> [name for name, event in launches]
     ['train_resident']
     """

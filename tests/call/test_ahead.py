@@ -96,7 +96,7 @@ def test_another_process_takes_its_share(queue: cl.CommandQueue, spec: str, tmp_
         command = [sys.executable, "-W", "ignore", "-c", _TWO, spec]
         done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=600, check=True)
         told = json.loads(done.stdout)
-        assert not [words for name, words in told if name == "oclbn.ahead"]
+        assert not [words for name, words in told if name == "oclbn.call.ahead"]
         found.append([words.split()[1] for name, words in told if name == "oclbn.proof"])
     assert found == [["train", "backward"], []]  # infer was proven elsewhere, and the second time all was
 

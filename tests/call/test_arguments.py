@@ -170,7 +170,7 @@ def test_other_objects(queue: cl.CommandQueue, call: str, name: str, value: Any)
 )
 def test_what_must_not_be_absent(queue: cl.CommandQueue, call: str, name: str) -> None:
     arguments = valid(queue, call) | {name: None}
-    rejects(call, arguments, ArrayTypeError, TypeError, name, "NoneType", "pyopencl")
+    rejects(call, arguments, ArrayTypeError, TypeError, name, "None", "pyopencl")
 
 
 @pytest.mark.parametrize(("call", "name"), [row for row in EVERY if row[1] != "x"])

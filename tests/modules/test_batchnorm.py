@@ -596,7 +596,7 @@ BAD_DATA = [
     pytest.param(lambda q: zeros(q, (4, C, 3, 3), "i4"), ModuleDtypeError, "has dtype int32", id="integers"),
     pytest.param(lambda _: np.zeros((4, C, 3, 3), "f4"), ModuleDtypeError, "oclbn.gpuarray.to_gpu", id="NumPy array"),
     pytest.param(lambda _: [[1.0]], ModuleDtypeError, "is a builtins.list", id="list"),
-    pytest.param(lambda _: None, ModuleDtypeError, "is a builtins.NoneType", id="None"),
+    pytest.param(lambda _: None, ModuleDtypeError, "is None; a pyopencl", id="None"),
 ]
 
 

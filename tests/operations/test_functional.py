@@ -29,6 +29,7 @@ from tolerances import assert_within
 
 from oclbn import device
 from oclbn.call.order import recording
+from oclbn.errors import ArrayTypeError
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments
 from oclbn.program import building
 from oclbn.truth import reference
@@ -820,3 +821,35 @@ def test_explain_says_why_not_another_variant(queue: cl.CommandQueue) -> None:
     with using(variant="serial"):
         asked = explain(x, why=True)
     assert asked.endswith("; resident declines: serial is asked for; split declines: serial is asked for")
+
+
+def test_arrays_by_name_and_left_out(queue: cl.CommandQueue) -> None:
+    """By name, in any order, and without what has a default, as by position."""
+    host = make((6, 4, 5), 1)
+    x, dy, scale, bias = (put(queue, a) for a in (host.x, host.dy, host.scale, host.bias))
+    mean, var = put(queue, host.running_mean), put(queue, host.running_var)
+    assert all_bits(batch_norm_train(x)) == all_bits(batch_norm_train(x, None, None, None, None))
+    y, save_mean, save_invstd = batch_norm_train(x, bias=bias, scale=scale)
+    assert bits(y) == bits(batch_norm_train(x, scale, bias, None, None)[0])
+    named = batch_norm_infer(x, mean=mean, var=var, scale=scale, bias=bias)
+    assert bits(named) == bits(batch_norm_infer(x, scale, bias, mean, var))
+    given = {"save_invstd": save_invstd, "save_mean": save_mean}
+    positional = batch_norm_backward(x, dy, None, save_mean, save_invstd)
+    assert all_bits(batch_norm_backward(x, dy, **given)) == all_bits(positional)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        pytest.param(lambda x, one: batch_norm_infer(x, mean=one), "var", id="inference without a variance"),
+        pytest.param(lambda x, one: batch_norm_infer(x, var=one), "mean", id="inference without a mean"),
+        pytest.param(lambda x, one: batch_norm_backward(x, x, save_mean=one), "save_invstd", id="backward"),
+        pytest.param(
+            lambda x, one: batch_norm_backward(x, x, save_mean=one, training=False, epsilon=0.0), "var", id="constants"
+        ),
+    ],
+)
+def test_what_is_needed_is_named(queue: cl.CommandQueue, call: Any, name: str) -> None:
+    x = cla.zeros(queue, (6, 4, 5), np.float32)
+    with pytest.raises(ArrayTypeError, match=rf"^{name} is None; a pyopencl\.array\.Array is wanted"):
+        call(x, cla.zeros(queue, 4, np.float32))
