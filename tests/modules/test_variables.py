@@ -183,7 +183,7 @@ def unfit(queue: cl.CommandQueue) -> list[tuple[Any, type[Exception], str]]:
     elsewhere = in_another_context(queue)
     return [
         (np.ones(SHAPE, np.float32), ModuleDtypeError, "is a numpy.ndarray; a pyopencl"),
-        (None, ModuleDtypeError, "is None; a pyopencl"),
+        (None, ModuleDtypeError, "is a builtins.NoneType; a pyopencl"),
         (gpuarray.ones((1, C), queue=queue), ModuleShapeError, r"has shape \(1, 5\); \(1, 5, 1, 1\) is wanted"),
         (gpuarray.ones(SHAPE, np.int32, queue=queue), ModuleDtypeError, "has dtype int32; float32 is wanted"),
         (gpuarray.ones(SHAPE, queue=elsewhere), ContextError, "is in another OpenCL context"),
