@@ -41,9 +41,9 @@ def array(name: str, value: Any) -> Array:
     ArrayTypeError and DeviceError otherwise.
     """
     if not isinstance(value, Array):
-        came = "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
         raise ArrayTypeError(
-            f"{name} is {came}; a pyopencl.array.Array is wanted (oclbn.gpuarray.to_gpu makes one of a NumPy array)"
+            f"{name} is {values.kind_of(value)}; a pyopencl.array.Array is wanted "
+            "(oclbn.gpuarray.to_gpu makes one of a NumPy array)"
         )
     for event in value.events:
         if event.get_info(_STATUS) < 0:  # type: ignore[operator]
@@ -211,9 +211,7 @@ def _inside(name: str, a: Array, low: int, high: int) -> None:
     if not a.size:
         return
     if not _is_memory(data):
-        raise ArrayTypeError(
-            f"{name} lies in a {type(data).__module__}.{type(data).__qualname__}; a pyopencl.Buffer or SVM is wanted"
-        )
+        raise ArrayTypeError(f"{name} lies in {values.kind_of(data)}; a pyopencl.Buffer or SVM is wanted")
     if a.offset + low < 0 or a.offset + high > data.size:
         raise ShapeError(
             f"{name} with shape {a.shape}, strides {a.strides} and offset {a.offset} takes bytes {a.offset + low} to "

@@ -1,4 +1,4 @@
-"""What one number is: the rule, and the words of its errors, for options of functions and of modules.
+"""What one number is, and the words of errors on what is none, for options of functions and of modules.
 
 True and False are none: as an epsilon, a factor or a count they are a slip. Nor is text.
 """
@@ -12,6 +12,11 @@ from typing import Any
 import numpy as np
 
 from oclbn.errors import ParameterError
+
+
+def kind_of(value: Any) -> str:
+    """What came instead of an array, as errors tell it: "None", or "a numpy.ndarray"."""
+    return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
 def real(value: Any) -> float | None:

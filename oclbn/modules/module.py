@@ -14,6 +14,7 @@ import numpy as np
 import pyopencl as cl
 from numpy.typing import DTypeLike
 
+from oclbn.call import values
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
@@ -132,7 +133,7 @@ class Module(Parameters):
     def _check(self, array: Array, argument: str) -> None:
         if not isinstance(array, Array):
             raise ModuleDtypeError(
-                f"{self}: {argument} is a {type(array).__module__}.{type(array).__name__}; "
+                f"{self}: {argument} is {values.kind_of(array)}; "
                 "a pyopencl.array.Array is wanted, as oclbn.gpuarray.to_gpu makes it"
             )
         self._check_shape(array.shape, argument)

@@ -196,10 +196,9 @@ class Parameters(ABC):
     def _fitting_variable(self, name: str, var: Any) -> Variable:
         shape = self._shape_of("variable", name, self._shapes()[0])
         if not isinstance(var, Variable):
-            came = f"{type(var).__module__}.{type(var).__name__}"
             raise ModuleDtypeError(
-                f"{self}: variable {name} is a {came}; an oclbn.modules.variable.Variable is wanted (values are "
-                f"assigned to the module's attribute {name})"
+                f"{self}: variable {name} is {values.kind_of(var)}; an oclbn.modules.variable.Variable is wanted "
+                f"(values are assigned to the module's attribute {name})"
             )
         fitting(f"{self}: data of variable {name}", var.data, shape, self.calctype, self.queue.context)
         return var

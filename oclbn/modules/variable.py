@@ -15,6 +15,7 @@ import pyopencl as cl
 from numpy.typing import ArrayLike, NDArray
 
 from oclbn import device, gpuarray
+from oclbn.call import values
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
@@ -72,8 +73,7 @@ class Variable:
 def fitting(label: str, array: Any, shape: tuple[int, ...], dtype: Any, context: cl.Context | None) -> Array:
     """`array`, if it is a device array of this shape, dtype and context; `label` is what errors call it."""
     if not isinstance(array, Array):
-        came = f"{type(array).__module__}.{type(array).__name__}"
-        raise ModuleDtypeError(f"{label} is a {came}; a pyopencl.array.Array of shape {shape} is wanted")
+        raise ModuleDtypeError(f"{label} is {values.kind_of(array)}; a pyopencl.array.Array of shape {shape} is wanted")
     if array.shape != shape:
         raise ModuleShapeError(f"{label} has shape {array.shape}; {shape} is wanted")
     if array.dtype != dtype:

@@ -183,7 +183,7 @@ def unfit(queue: cl.CommandQueue) -> list[tuple[Any, type[Exception], str]]:
     elsewhere = in_another_context(queue)
     return [
         (np.ones(SHAPE, np.float32), ModuleDtypeError, "is a numpy.ndarray; a pyopencl"),
-        (None, ModuleDtypeError, "is a builtins.NoneType; a pyopencl"),
+        (None, ModuleDtypeError, "is None; a pyopencl"),
         (gpuarray.ones((1, C), queue=queue), ModuleShapeError, r"has shape \(1, 5\); \(1, 5, 1, 1\) is wanted"),
         (gpuarray.ones(SHAPE, np.int32, queue=queue), ModuleDtypeError, "has dtype int32; float32 is wanted"),
         (gpuarray.ones(SHAPE, queue=elsewhere), ContextError, "is in another OpenCL context"),
@@ -204,7 +204,7 @@ def test_arrays_that_do_not_fit(queue: cl.CommandQueue) -> None:
             with pytest.raises(error, match=message):
                 bn.setVar("bias", Variable(array))
         with pytest.raises(
-            ModuleDtypeError, match=r"variable scale is a .*; an oclbn.modules.variable.Variable is wanted"
+            ModuleDtypeError, match=r"variable scale is .*; an oclbn.modules.variable.Variable is wanted"
         ):
             bn.setVar("scale", array)
     assert state_of(bn) == before
