@@ -137,6 +137,14 @@ class BatchNormND(Module):
             # Drawn in float64 and also without affine, as PuzzleLib does: a seeded script gets the same numbers.
             self._create(draw(1.0, sscale if self.affine else 0.0, self._shape))
 
+    def __repr__(self) -> str:
+        left_out = ("nd", "maps", "size", "name", "empty", "sscale")
+        told = [f"{name}={value!r}" for name, value in self.blueprint.items() if name not in left_out]
+        sizes = [self.blueprint[name] for name in ("nd", "maps", "size") if name in self.blueprint]
+        named = [] if self.name is None else [f"name={self.name!r}"]
+        own = [f"dtype={np.dtype(self.calctype)}", f"device={self.queue.device.name.strip()!r}"]
+        return f"{type(self).__name__}({', '.join([*map(str, sizes), *told, *named, *own])})"
+
     @driver_errors("evalMode")
     @whole
     def evalMode(self) -> None:

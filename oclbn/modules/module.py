@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyopencl as cl
 from numpy.typing import DTypeLike
 
 from oclbn.call import values
+from oclbn.call.arguments import DTYPES
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
@@ -130,6 +131,13 @@ class Module(Parameters):
             if array is not None:
                 array.finish()
 
+    def _cures(self, argument: str, dtype: np.dtype[Any]) -> str:
+        """What helps against data of another type."""
+        own = f"convert it with {argument}.astype(np.{np.dtype(self.calctype)})"
+        if dtype not in DTYPES:
+            return f"; {own}"
+        return f"; {own}, make the module with dtype=np.{dtype}, or call calcMode(np.{dtype})"
+
     def _check(self, array: Array, argument: str) -> None:
         if not isinstance(array, Array):
             raise ModuleDtypeError(
@@ -140,6 +148,7 @@ class Module(Parameters):
         if array.dtype != self.calctype:
             raise ModuleDtypeError(
                 f"{self}: {argument} has dtype {array.dtype}; the module computes with {np.dtype(self.calctype)}"
+                + self._cures(argument, array.dtype)
             )
         if array.context != self.queue.context:
             raise ContextError(

@@ -755,3 +755,33 @@ def test_the_examples_of_the_documentation(
     failed, tried = doctest.testmod(importlib.import_module(f"oclbn.{module}"), extraglobs=names)
     assert tried > 0
     assert failed == 0
+
+
+# --- what is told
+
+
+def test_a_module_says_what_it_is(queue: cl.CommandQueue) -> None:
+    told = repr(BatchNorm2D(3, epsilon=1e-3, minFactor=0.2, name="first", queue=queue))
+    assert told.startswith("BatchNorm2D(3, epsilon=0.001, initFactor=1.0, minFactor=0.2, affine=True, inplace=False, ")
+    assert told.endswith(f"name='first', dtype=float32, device={queue.device.name.strip()!r})")
+    assert repr(BatchNormND(3, 5, queue=queue)).startswith("BatchNormND(3, 5, epsilon=1e-05, ")
+    assert repr(BatchNorm(5, queue=queue)).startswith("BatchNorm(5, epsilon=1e-05, ")
+
+
+@pytest.mark.usefixtures("needs_fp64")
+def test_data_of_another_type_and_what_helps(queue: cl.CommandQueue) -> None:
+    """Each cure in the message is tried."""
+    host = np.random.default_rng(1).standard_normal((4, C, 3, 3))
+    bn, data = BatchNorm2D(C, queue=queue), cla.to_device(queue, host)
+    wanted = (
+        r"data has dtype float64; the module computes with float32; convert it with data\.astype\(np\.float32\), make "
+        r"the module with dtype=np\.float64, or call calcMode\(np\.float64\)"
+    )
+    with pytest.raises(ModuleDtypeError, match=wanted):
+        bn(data)
+    assert bn(data.astype(np.float32)).dtype == np.float32
+    assert BatchNorm2D(C, queue=queue, dtype=np.float64)(data).dtype == np.float64
+    bn.calcMode(np.float64)
+    assert bn(data).dtype == np.float64
+    with pytest.raises(ModuleDtypeError, match=r"dtype int32; .*; convert it with data\.astype\(np\.float64\)$"):
+        bn(cla.zeros(queue, (4, C, 3, 3), np.int32))
