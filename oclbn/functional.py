@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from pyopencl.array import Array
 
@@ -217,7 +217,6 @@ def batch_norm_backward(
         if training:
             raise ParameterError(f"epsilon is {epsilon!r}; None is wanted in training, where save_invstd contains it")
         epsilon = arguments.epsilon_of(epsilon, x)
-    deviation = "save_invstd" if epsilon is None else "var"
     given = {
         "dy": dy,
         "scale": scale,
@@ -232,7 +231,8 @@ def batch_norm_backward(
         "grad_scale": arguments.finite("grad_scale", grad_scale, x),
         "grad_momentum": arguments.finite("grad_momentum", grad_momentum, x),
     }
-    check(operation, x, axis, given, out, needed=("save_mean", deviation))
+    called = given | {"save_invstd": save_invstd, "var": None}  # the names that the caller knows
+    check(operation, x, axis, called, out, needed=("save_mean", "save_invstd"))
     gather = functools.partial(accumulation, scale=numbers["grad_scale"], momentum=numbers["grad_momentum"])
     return make(operation, x, axis, given, numbers, out=out, like=scale, returns=lambda *made: made, gather=gather)
 
@@ -255,11 +255,11 @@ def moments(x: Array, /, *, axis: int = 1) -> Call[tuple[int, Array, Array]]:
 def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) -> Callable[[], _R]:
     """A call that is made again and again on the same arrays: everything is checked, compiled and allocated here, once.
 
-    operation: batch_norm_train, batch_norm_infer, batch_norm_backward or moments; then what it takes. Each call of what
-    comes back enqueues the work on x.queue, takes a third of the time that the operation takes on the host, and returns
-    the same results, which it overwrites: let their last reader be enqueued first (on a queue that is out of order,
-    with its event among theirs). It keeps all of the arrays, works on the memory that they have now, and belongs to the
-    thread that made it.
+    operation: a function of this module that works on arrays (all but accumulate); then what it takes. Each call of
+    what comes back enqueues the work on x.queue, takes a third of the time that the operation takes on the host, and
+    returns the same results, which it overwrites: let their last reader be enqueued first (on a queue that is out of
+    order, with its event among theirs). It keeps all of the arrays, works on the memory that they have now, and belongs
+    to the thread that made it.
 
     Errors are those of the operation; of what comes back, DeviceError.
 
@@ -270,12 +270,16 @@ def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) 
     >>> normalise()[1] is mean, mean.get()
     (True, array([ 3., 21.], dtype=float32))
     """
-    prepared = CALLS.get(operation) if isinstance(operation, Hashable) else None
+    prepared = CALLS.get(operation) if callable(operation) and isinstance(operation, Hashable) else None
     if prepared is None:
         names = ", ".join(sorted(call.__name__ for call in CALLS))
-        raise ParameterError(f"operation is {operation!r}; one of {names} is wanted")
+        raise ParameterError(f"operation is {_shown(operation)}; one of {names} is wanted, and then what it takes")
     doing = driver_errors(operation.__name__)
     return doing(doing(lambda: prepared(*given, **options).bound())())
+
+
+def _shown(operation: Any) -> str:
+    return repr(operation) if callable(operation) or isinstance(operation, str) else values.kind_of(operation)
 
 
 def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: float = 0.0) -> None:

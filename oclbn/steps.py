@@ -24,7 +24,7 @@ from oclbn.call.calls import Call, Empty, Several
 from oclbn.call.making import check, make
 from oclbn.call.operating import operation
 from oclbn.call.prepared import check_fp64, count_of, prepare_vector
-from oclbn.call.results import allocated, temporary
+from oclbn.call.results import allocated, result_like, temporary
 from oclbn.errors import ArrayTypeError, ContextError, ParameterError, ShapeError
 
 
@@ -48,12 +48,14 @@ class Statistics:
 class GradientSums:
     """The sums over a set of values per channel that the gradient of a whole batch is made of, without loss.
 
-    count: the number of values per channel. sum_dy: of dy; sum_dy_xmu: of dy (x - mean); sum_xmu: of x - mean, which is
-    what the rounded mean errs by, times count; and what rounding each has lost. mean is that of the statistics that
-    gradient_sums was given. Device arrays of C values each, of one dtype.
+    count: the number of values per channel. batch: that of the statistics which gradient_sums was given, so of the
+    whole batch; `mean` is theirs. sum_dy, sum_dy_xmu, sum_xmu: the sums of dy, of dy (x - mean) and of x - mean (which
+    is 0 but for the rounding of mean), each with a rest that its rounding has lost. Device arrays of C values each, of
+    one dtype.
     """
 
     count: int
+    batch: int
     sum_dy: Array
     sum_dy_rest: Array
     sum_dy_xmu: Array
@@ -91,6 +93,8 @@ def merge(first: _Parts, /, *others: _Parts) -> Call[_Parts]:
     set that has values but one; results are new arrays of that array's shape. The same sets in the same order give the
     same bits.
 
+    Sums are to be of one batch: ParameterError where their statistics were of other numbers of values.
+
     Formula: T. Chan, G. Golub and R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample
     variances", 1979; sums are added without loss (D. Knuth's two-sum). ArrayTypeError: something else than one of the
     two, or both; ParameterError: a count that is none.
@@ -103,6 +107,9 @@ def merge(first: _Parts, /, *others: _Parts) -> Call[_Parts]:
     given: dict[str, Any] = {"first": first} | {f"others[{index}]": other for index, other in enumerate(others)}
     kind = GradientSums if isinstance(first, GradientSums) else Statistics
     counts = [_count(name, one, kind) for name, one in given.items()]
+    batch: list[Any] = []
+    if isinstance(first, GradientSums):
+        batch = [_batch(name, one, first) for name, one in given.items()][:1]
     arguments.flat({key: array for name, one in given.items() for key, array in _arrays(one, kind, f"{name}.").items()})
     total = arguments.count("the sum of all counts", sum(counts))
     name, model = next(iter(_arrays(first, kind, "first.").items()))
@@ -112,7 +119,7 @@ def merge(first: _Parts, /, *others: _Parts) -> Call[_Parts]:
     names = _names(kind)
     prepared = prepare_vector(_MERGES[kind], model, "channels") if model.size else None
     made = allocated(model, model.nbytes, lambda: [empty_like(model, model.queue, model.allocator) for _ in names])
-    result: Any = kind(total, *made)
+    result: Any = kind(total, *batch, *made)
     if prepared is None:
         return Empty(result)
     full = [one for one in given.values() if one.count] or [first]
@@ -121,7 +128,7 @@ def merge(first: _Parts, /, *others: _Parts) -> Call[_Parts]:
         arrays = _arrays(so_far, kind, "first_") | _arrays(one, kind, "second_") | _arrays(result, kind, "")
         numbers = {"first_count": so_far.count, "second_count": one.count if one else 0}
         calls.append(Call(result, prepared, model, arrays, numbers, made))
-        so_far = kind(sum(numbers.values()), *made)
+        so_far = kind(sum(numbers.values()), *batch, *made)
     return Several(result, calls)
 
 
@@ -189,11 +196,11 @@ def gradient_sums(x: Array, dy: Array, statistics: Statistics, /, *, axis: int =
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    _of_a_batch(x, axis, statistics)
+    batch = _of_a_batch(x, axis, statistics)
     count = count_of(x, axis)
     given = {"dy": dy, "save_mean": statistics.mean}
     check("sums", x, axis, given, None)
-    return make("sums", x, axis, given, {}, returns=lambda *made: GradientSums(count, *made))
+    return make("sums", x, axis, given, {}, returns=lambda *made: GradientSums(count, batch, *made))
 
 
 @operation
@@ -220,13 +227,18 @@ def gradient(
     batch_norm_backward takes it.
 
     Returns (dx, dscale, dbias): dx like x; dscale and dbias, C values each, are those of the whole batch, the same for
-    every part. An empty part is a ShapeError.
+    every part, an empty one too.
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     count = _of_a_batch(x, axis, statistics)
     if _count("sums", sums, GradientSums) != count:
         raise ParameterError(f"sums.count is {sums.count}; {count} is wanted, as the statistics are of so many values")
+    if sums.batch != count:
+        raise ParameterError(
+            f"sums are of a batch of {sums.batch} values per channel, statistics of one of {count}; gradient_sums "
+            "wants the statistics of the whole batch, as gradient does"
+        )
     rows = _arrays(sums, GradientSums, "sums.")
     arguments.per_channel(x, axis, rows, rows, rows)
     numbers = {
@@ -236,17 +248,24 @@ def gradient(
         "count": count,
         "count_rest": count - int(x.dtype.type(count)),
     }
-    if x.size == 0:
-        raise ShapeError(f"x has shape {x.shape}; a part of the batch with values is wanted")
     deviation = temporary(x, (x.shape[axis],))
     arrays: dict[str, Array | None] = {"m2": statistics.m2, "m2_rest": statistics.m2_rest, "save_invstd": deviation}
     given = {"dy": dy, "scale": scale, "save_mean": statistics.mean, "save_invstd": deviation}
     given |= {"scale_grad": scale_grad, "bias_grad": bias_grad}
     check("gradient", x, axis, given, out)
     given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
-    main = make("gradient", x, axis, given, numbers, out=out, like=scale, returns=lambda *made: made)
+    one, returns = x, _all
+    if x.size == 0:  # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
+        dx = out or result_like(x)
+        one, out, axis, returns = temporary(x, (1, x.shape[axis])), None, 1, lambda _, *sums: (dx, *sums)
+        given["dy"] = one
+    main = make("gradient", one, axis, given, numbers, out=out, like=scale, returns=returns)
     prepared = prepare_vector("invstd", deviation, "channels")
     return Several(main.results, [Call(None, prepared, x, arrays, numbers, (deviation,)), main])
+
+
+def _all(*made: Array) -> tuple[Array, ...]:
+    return made
 
 
 def _count(name: str, one: Any, kind: type[Any]) -> int:
@@ -254,7 +273,8 @@ def _count(name: str, one: Any, kind: type[Any]) -> int:
     if not isinstance(one, kind):
         makes = "statistics(x)" if kind is Statistics else "gradient_sums(x, dy, statistics)"
         wanted = f"{kind.__name__} {'are' if kind is Statistics else 'is'} wanted, as {makes} gives"
-        raise ArrayTypeError(f"{name} is a {type(one).__qualname__}; {wanted}")
+        hint = "; give them one by one: merge(*parts)" if isinstance(one, (list, tuple)) and name == "first" else ""
+        raise ArrayTypeError(f"{name} is {values.kind_of(one)}; {wanted}{hint}")
     return arguments.count(f"{name}.count", one.count)
 
 
@@ -265,13 +285,29 @@ def _of_a_batch(x: Array, axis: int, statistics: Any) -> int:
     arguments.per_channel(x, axis, rows, rows, rows)
     if count < 2:
         raise ShapeError(f"statistics are of {count} values per channel; two at least are wanted, for a variance")
+    if count_of(x, axis) > count:
+        raise ParameterError(
+            f"statistics are of {count} values per channel, and x, a part of the batch, has {count_of(x, axis)}; those "
+            "of the whole batch are wanted, as merge(*parts) gives"
+        )
     return count
+
+
+def _batch(name: str, one: Any, first: GradientSums) -> Any:
+    """The number of values that its batch has, which is first's."""
+    batch = arguments.count(f"{name}.batch", one.batch)
+    if batch != first.batch:
+        raise ParameterError(
+            f"{name} is of a batch of {batch} values per channel, first of one of {first.batch}; sums about the "
+            "statistics of one whole batch are wanted"
+        )
+    return batch
 
 
 @functools.cache
 def _names(kind: type) -> tuple[str, ...]:
     """Of the arrays of statistics or sums."""
-    return tuple(field.name for field in fields(kind) if field.name != "count")
+    return tuple(field.name for field in fields(kind) if field.name not in ("count", "batch"))
 
 
 def _arrays(one: Any, kind: type, before: str) -> dict[str, Array | None]:

@@ -68,10 +68,7 @@ def prepare(
 
     >>> prepare([(64, 32, 28, 28), (64, 64, 14, 14)], operations="infer", processes=1)
     """
-    named = (operations,) if isinstance(operations, str) else tuple(operations)
-    for name in named:
-        if name not in OPERATIONS:
-            raise ParameterError(f"operations has {name!r}; of {', '.join(OPERATIONS)} one or several are wanted")
+    named = _named(operations)
     wanted = _dtype(dtype)
     whole = [_shape(index, shape) for index, shape in enumerate(_listed(shapes))]
     index = values.integer(axis)
@@ -117,6 +114,18 @@ def answer(asked: dict[str, Any]) -> None:
             prepared.prepared_for(_request(operation, tuple(shape), axis, np.dtype(dtype)), queue)
 
 
+def _named(operations: Any) -> tuple[str, ...]:
+    wanted = f"of {', '.join(OPERATIONS)} one or several are wanted"
+    try:
+        named = (operations,) if isinstance(operations, str) else tuple(operations)
+    except TypeError:
+        raise ParameterError(f"operations is {operations!r}; {wanted}") from None
+    for name in named:
+        if name not in OPERATIONS:
+            raise ParameterError(f"operations has {name!r}; {wanted}")
+    return named
+
+
 def _listed(shapes: Any) -> list[Any]:
     try:
         return list(shapes)
@@ -126,17 +135,18 @@ def _listed(shapes: Any) -> list[Any]:
 
 def _shape(index: int, shape: Any) -> tuple[int, ...]:
     try:
-        sizes = [values.integer(size) for size in shape]
+        sizes = [] if hasattr(shape, "shape") else [values.integer(size) for size in shape]
     except TypeError:
         sizes = []
     if len(sizes) < 2 or any(size is None or size < 0 for size in sizes):
-        raise ShapeError(f"shapes[{index}] is {shape!r}; a shape is wanted: (N, C) or (N, C, *spatial)")
+        came = values.kind_of(shape) if hasattr(shape, "shape") else f"{shape!r}"
+        raise ShapeError(f"shapes[{index}] is {came}; a shape is wanted: (N, C) or (N, C, *spatial), as x.shape is")
     return tuple(size for size in sizes if size is not None)
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
     try:
-        found: np.dtype[Any] | None = np.dtype(dtype)
+        found: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)
     except TypeError:
         found = None
     if found not in DTYPES or found is None:

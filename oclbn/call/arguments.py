@@ -179,7 +179,8 @@ def flat(given: Mapping[str, Any]) -> None:
 def _same_context(name: str, a: Array, x: Array) -> None:
     if a.context != x.context:
         raise ContextError(
-            f"{name} belongs to context {a.context}; x belongs to {x.context}, and one context is wanted"
+            f"{name} belongs to context {a.context}; x belongs to {x.context}, and one context is wanted: "
+            f"oclbn.gpuarray.to_gpu({name}.get(), queue=x.queue) makes a copy there"
         )
 
 

@@ -76,7 +76,7 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
     """One group per channel, or per block of neighbouring channels."""
     row_bytes = problem.channels * problem.itemsize
     if not operation.resident:
-        return Declined("there is no kernel that does this in one launch")
+        return Declined("no kernel reads a channel twice for this operation")
     if problem.count > _MOST_SLICE_ELEMENTS:
         return Declined(f"a channel has {problem.count:,} elements, a group walks {_MOST_SLICE_ELEMENTS:,} at most")
     shape = group_shape(operation, problem, device, tuning, near=True)
@@ -89,7 +89,7 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
             return Declined(f"memory would be read in pieces of {run:,} bytes, {least_run:,} are wanted at least")
         small = SMALL_ALONE if shape.lanes == 1 else _SMALL
         if problem.tensor_bytes > small and not is_even(shape.blocks, device.compute_units):
-            return Declined(f"of {device.compute_units} compute units some would idle: it has {shape.blocks} groups")
+            return Declined(f"{shape.blocks} groups do not share out evenly among {device.compute_units} compute units")
         again = problem.slice_bytes * operation.arrays_read * shape.channels
         again *= device.compute_units
         if device.cache_bytes and again > device.cache_bytes:  # in either form; split balances better

@@ -355,7 +355,7 @@ def test_a_step_with_a_gradient_that_does_not_fit_changes_nothing(queue: cl.Comm
     bn, _, _ = trained(queue)
     bn.vars["bias"].grad = cla.zeros(queue, 6, np.float32)
     before = state_of(bn)
-    with pytest.raises(ShapeError, match="into has 5 elements and new 6"):
+    with pytest.raises(ShapeError, match="new has 6 elements and into 5"):
         bn.updateParams(-0.1)
     assert state_of(bn) == before
 

@@ -216,7 +216,7 @@ def test_bad_counts_are_named(queue: cl.CommandQueue, value: Any) -> None:
 
 
 def test_what_is_no_statistics_is_named(queue: cl.CommandQueue) -> None:
-    with pytest.raises(ArrayTypeError, match=r"others\[0\] is a tuple; Statistics are wanted"):
+    with pytest.raises(ArrayTypeError, match=r"others\[0\] is a builtins\.tuple; Statistics are wanted"):
         merge(some(queue), moments(cla.zeros(queue, (4, 3), np.float32)))
     with pytest.raises(ParameterError, match="the sum of all counts is 9"):
         merge(*[replace(some(queue), count=(1 << 62) + 1)] * 2)

@@ -158,8 +158,9 @@ def test_empty_parts(queue: cl.CommandQueue) -> None:
     merged = merge(gradient_sums(nothing, nothing, whole), sums)
     assert merged.count == sums.count
     assert bits(merged.sum_dy) == bits(sums.sum_dy)
-    with pytest.raises(ShapeError, match=r"x has shape \(0, 4, 6\); a part of the batch with values is wanted"):
-        gradient(nothing, nothing, whole, sums)
+    dx, *parameters = gradient(nothing, nothing, whole, sums)
+    assert dx.shape == (0, 4, 6)
+    assert all_bits(tuple(parameters)) == all_bits(gradient(x, dy, whole, sums)[1:])
 
 
 def test_sums_that_cancel(queue: cl.CommandQueue) -> None:
@@ -188,12 +189,12 @@ def test_bad_arguments_are_named(queue: cl.CommandQueue) -> None:
     a = bad(queue, host)
     x, dy, whole, sums = a.values()
     with pytest.raises(
-        ArrayTypeError, match=r"^statistics is a tuple; Statistics are wanted, as statistics\(x\) gives"
+        ArrayTypeError, match=r"^statistics is a builtins\.tuple; Statistics are wanted, as statistics\(x\) gives"
     ):
         normalize(x, (1, 2))  # type: ignore[arg-type]
-    with pytest.raises(ArrayTypeError, match=r"^sums is a Statistics; GradientSums is wanted"):
+    with pytest.raises(ArrayTypeError, match=r"^sums is a oclbn\.steps\.Statistics; GradientSums is wanted"):
         gradient(x, dy, whole, whole)  # type: ignore[arg-type]
-    with pytest.raises(ArrayTypeError, match=r"^others\[0\] is a GradientSums; Statistics are wanted"):
+    with pytest.raises(ArrayTypeError, match=r"^others\[0\] is a oclbn\.steps\.GradientSums; Statistics are wanted"):
         merge(whole, sums)
     with pytest.raises(ShapeError, match=r"^statistics\.mean has 4 elements"):
         normalize(cla.zeros(queue, (8, 5, 6), np.float32), whole)
@@ -228,3 +229,24 @@ def test_sums_have_names(queue: cl.CommandQueue) -> None:
     assert isinstance(sums, GradientSums)
     assert sums.count == 48
     np.testing.assert_allclose(sums.sum_dy.get(), host.dy.sum((0, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_sums_are_of_one_batch(queue: cl.CommandQueue) -> None:
+    """About each part's own statistics they make no gradient of the whole, though the counts add up."""
+    host = make((8, 4, 6), 1)
+    x, dy = put(queue, host.x), put(queue, host.dy)
+    parts = [(x[:3], dy[:3]), (x[3:], dy[3:])]
+    own = [gradient_sums(part, slope, statistics(part)) for part, slope in parts]
+    with pytest.raises(ParameterError, match=r"^others\[0\] is of a batch of 30 values per channel, first of one"):
+        merge(*own)
+    whole = statistics(x)
+    with pytest.raises(ParameterError, match=r"^sums\.count is 18; 48 is wanted"):
+        gradient(x, dy, whole, own[0])
+    twice = merge(whole, whole)
+    wrong = merge(*[gradient_sums(x, dy, whole)] * 2)
+    with pytest.raises(ParameterError, match=r"^sums are of a batch of 48 values per channel, statistics of one of 96"):
+        gradient(x, dy, twice, wrong)
+    with pytest.raises(ParameterError, match=r"^statistics are of 18 values per channel, and x, a part of the batch"):
+        normalize(x, statistics(x[:3]))
+    with pytest.raises(ArrayTypeError, match=r"^first is a builtins\.list; .*; give them one by one: merge\(\*parts"):
+        merge([whole, whole])  # type: ignore[type-var]

@@ -69,12 +69,12 @@ def test_channels_that_leave_a_core_idle_are_split() -> None:
 @pytest.mark.parametrize(
     ("operation", "problem", "tuning", "reason"),
     [
-        pytest.param("infer", RESNET, CPU, "there is no kernel that does this in one launch", id="reads once"),
+        pytest.param("infer", RESNET, CPU, "no kernel reads a channel twice for this operation", id="reads once"),
         pytest.param(
             "train",
             Problem(32, 3, 3136, 4, columns=False),
             CPU,
-            "of 2 compute units some would idle: it has 3 groups",
+            "3 groups do not share out evenly among 2 compute units",
             id="uneven",
         ),
         pytest.param(

@@ -81,7 +81,7 @@ def test_large_tensors_are_compared_where_other_kernels_do_them() -> None:
         return {c.operation for c in found if isinstance(c, NumberCheck) and c.shape in checklist._LARGE}
 
     device = dataclasses.replace(CPU, cache_bytes=32 << 20)
-    assert large(device) == set(OPERATIONS)
+    assert large(device) == set(OPERATIONS) - {"moments"}  # which writes nothing past the cache
     assert not large(device, quick=True)
     assert not large(dataclasses.replace(device, cache_bytes=1 << 30))
 
