@@ -320,7 +320,7 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train", why: bool =
 
     >>> x = gpuarray.zeros((4, 3, 5, 7))
     >>> print(explain(x, operation="infer", why=True).partition("; resident declines: ")[2])
-    there is no kernel that does this in one launch
+    no kernel reads a channel twice for this operation
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)

@@ -158,10 +158,9 @@ def normalize(
     parts share running statistics, give them in one call only, as each moves them. Returns y; out: an array for it. An
     empty part gives an empty y and moves nothing.
 
-    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0], [5.0, 50.0], [7.0, 70.0]]))
-    >>> print(normalize(x[:2], statistics(x), epsilon=0.0).get())
-    [[-1.3416408  -1.3416408 ]
-     [-0.44721362 -0.4472136 ]]
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
+    >>> print(normalize(x[:1], statistics(x), epsilon=0.0).get())
+    [[-1. -1.]]
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)

@@ -481,10 +481,10 @@ def test_epsilon_in_training(queue: cl.CommandQueue) -> None:
     rejects("backward", arguments, ParameterError, ValueError, "epsilon", "1e-05", "None", "save_invstd")
 
 
-def test_a_variance_is_called_one(queue: cl.CommandQueue) -> None:
+def test_a_variance_is_called_as_it_is_given(queue: cl.CommandQueue) -> None:
     arguments = valid(queue, "backward") | {"epsilon": 1e-5, "training": False}
     arguments["save_invstd"] = cla.zeros(queue, 3, np.float32)
-    rejects("backward", arguments, ShapeError, ValueError, "var", "3", "4")
+    rejects("backward", arguments, ShapeError, ValueError, "save_invstd", "3", "4")
 
 
 @pytest.mark.parametrize("name", ["grad_scale", "grad_momentum"])

@@ -746,7 +746,9 @@ def test_an_unknown_unit(queue: cl.CommandQueue) -> None:
 # --- examples
 
 
-@pytest.mark.parametrize("module", ["modules.batchnorm", "modules.batchnormnd", "functional", "gpuarray", "call.order"])
+@pytest.mark.parametrize(
+    "module", ["modules.batchnorm", "modules.batchnormnd", "functional", "steps", "gpuarray", "call.order"]
+)
 def test_the_examples_of_the_documentation(
     queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:

@@ -816,7 +816,7 @@ def test_explain_says_why_not_another_variant(queue: cl.CommandQueue) -> None:
     x = cla.zeros(queue, (9, 9, 9), np.float32)
     told = explain(x, operation="infer")
     assert "declines" not in told
-    reason = "resident declines: there is no kernel that does this in one launch"
+    reason = "resident declines: no kernel reads a channel twice for this operation"
     assert explain(x, operation="infer", why=True) == f"{told}; {reason}"
     with using(variant="serial"):
         asked = explain(x, why=True)
