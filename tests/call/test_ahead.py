@@ -31,8 +31,10 @@ def fresh(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("OCLBN_PROVE", "1")
     proving.forget()
-    yield cl.CommandQueue(cl.Context([queue.device]))
+    context = cl.Context([queue.device])  # held until the end: Intel's queues do not keep theirs alive
+    yield cl.CommandQueue(context)
     proving.forget()
+    del context
 
 
 def run_all(queue: cl.CommandQueue, shape: tuple[int, ...]) -> None:
