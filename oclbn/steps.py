@@ -255,7 +255,7 @@ def gradient(
     given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
     one, returns = x, _all
     if x.size == 0:  # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
-        dx = out or result_like(x)
+        dx = result_like(x) if out is None else out
         one, out, axis, returns = temporary(x, (1, x.shape[axis])), None, 1, lambda _, *sums: (dx, *sums)
         given["dy"] = one
     main = make("gradient", one, axis, given, numbers, out=out, like=scale, returns=returns)

@@ -160,6 +160,8 @@ def test_empty_parts(queue: cl.CommandQueue) -> None:
     assert bits(merged.sum_dy) == bits(sums.sum_dy)
     dx, *parameters = gradient(nothing, nothing, whole, sums)
     assert dx.shape == (0, 4, 6)
+    out = cla.zeros(queue, (0, 4, 6), np.float32)
+    assert gradient(nothing, nothing, whole, sums, out=out)[0] is out
     assert all_bits(tuple(parameters)) == all_bits(gradient(x, dy, whole, sums)[1:])
 
 
