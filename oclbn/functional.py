@@ -37,7 +37,7 @@ from pyopencl.array import Array
 from oclbn.call import arguments, overlap, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
-from oclbn.call.making import check, make
+from oclbn.call.making import check, gathering_numbers, make, training_numbers
 from oclbn.call.operating import CALLS, operation
 from oclbn.call.order import recording
 from oclbn.call.prepared import (
@@ -130,16 +130,11 @@ def batch_norm_train(
         "skipped": skipped,
         "entered": entered,
     }
-    numbers = {
-        "epsilon": arguments.epsilon_of(epsilon, x),
-        "factor": values.number("factor", factor, 0.0, 1.0),
-        "init_factor": values.number("init_factor", init_factor, 0.0, 1.0),
-        "guard": int(bool(guard)),
-    }
+    numbers = training_numbers(x, epsilon, factor, init_factor, guard)
     check("train", x, axis, given, out)
     if count == 1 and x.size:
         raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
-    return make("train", x, axis, given, numbers, out=out, like=scale, returns=lambda *made: made)
+    return make("train", x, axis, given, numbers, out=out, like=scale)
 
 
 @operation
@@ -226,15 +221,11 @@ def batch_norm_backward(
         "scale_grad": scale_grad,
         "bias_grad": bias_grad,
     }
-    numbers = {
-        "epsilon": epsilon or 0.0,
-        "grad_scale": arguments.finite("grad_scale", grad_scale, x),
-        "grad_momentum": arguments.finite("grad_momentum", grad_momentum, x),
-    }
-    called = given | {"save_invstd": save_invstd, "var": None}  # the names that the caller knows
+    numbers = {"epsilon": epsilon or 0.0, **gathering_numbers(x, grad_scale, grad_momentum)}
+    called = given if epsilon is None else {**given, "save_invstd": save_invstd, "var": None}  # as the caller says
     check(operation, x, axis, called, out, needed=("save_mean", "save_invstd"))
     gather = functools.partial(accumulation, scale=numbers["grad_scale"], momentum=numbers["grad_momentum"])
-    return make(operation, x, axis, given, numbers, out=out, like=scale, returns=lambda *made: made, gather=gather)
+    return make(operation, x, axis, given, numbers, out=out, like=scale, gather=gather)
 
 
 @operation

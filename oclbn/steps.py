@@ -14,14 +14,15 @@ Shapes, dtypes, orders, events and errors are those of oclbn.functional, where t
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from pyopencl.array import Array, empty_like
 
 from oclbn.call import arguments, values
 from oclbn.call.calls import Call, Empty, Several
-from oclbn.call.making import check, make
+from oclbn.call.making import check, gathering_numbers, make, together, training_numbers
 from oclbn.call.operating import operation
 from oclbn.call.prepared import check_fp64, count_of, prepare_vector
 from oclbn.call.results import allocated, result_like, temporary
@@ -105,11 +106,9 @@ def merge(first: _Parts, /, *others: _Parts) -> Call[_Parts]:
     4 [ 4. 40.] [  20. 2000.]
     """
     given: dict[str, Any] = {"first": first} | {f"others[{index}]": other for index, other in enumerate(others)}
-    kind = GradientSums if isinstance(first, GradientSums) else Statistics
+    kind: Any = GradientSums if isinstance(first, GradientSums) else Statistics
     counts = [_count(name, one, kind) for name, one in given.items()]
-    batch: list[Any] = []
-    if isinstance(first, GradientSums):
-        batch = [_batch(name, one, first) for name, one in given.items()][:1]
+    own: dict[str, Any] = {"batch": _batch_of(given)} if isinstance(first, GradientSums) else {}
     arguments.flat({key: array for name, one in given.items() for key, array in _arrays(one, kind, f"{name}.").items()})
     total = arguments.count("the sum of all counts", sum(counts))
     name, model = next(iter(_arrays(first, kind, "first.").items()))
@@ -119,7 +118,7 @@ def merge(first: _Parts, /, *others: _Parts) -> Call[_Parts]:
     names = _names(kind)
     prepared = prepare_vector(_MERGES[kind], model, "channels") if model.size else None
     made = allocated(model, model.nbytes, lambda: [empty_like(model, model.queue, model.allocator) for _ in names])
-    result: Any = kind(total, *batch, *made)
+    result: Any = kind(total, **own, **dict(zip(names, made, strict=True)))
     if prepared is None:
         return Empty(result)
     full = [one for one in given.values() if one.count] or [first]
@@ -128,7 +127,7 @@ def merge(first: _Parts, /, *others: _Parts) -> Call[_Parts]:
         arrays = _arrays(so_far, kind, "first_") | _arrays(one, kind, "second_") | _arrays(result, kind, "")
         numbers = {"first_count": so_far.count, "second_count": one.count if one else 0}
         calls.append(Call(result, prepared, model, arrays, numbers, made))
-        so_far = kind(sum(numbers.values()), *batch, *made)
+        so_far = replace(result, count=sum(numbers.values()))
     return Several(result, calls)
 
 
@@ -173,14 +172,7 @@ def normalize(
         "skipped": skipped,
         "entered": entered,
     }
-    numbers = {
-        "epsilon": arguments.epsilon_of(epsilon, x),
-        "factor": values.number("factor", factor, 0.0, 1.0),
-        "init_factor": values.number("init_factor", init_factor, 0.0, 1.0),
-        "guard": int(bool(guard)),
-        "count": count,
-        "unbiased": count - 1,
-    }
+    numbers = training_numbers(x, epsilon, factor, init_factor, guard) | {"count": count, "unbiased": count - 1}
     check("normalize", x, axis, given, out)
     given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
     return make("normalize", x, axis, given, numbers, out=out, like=scale, returns=lambda y, *saved: y)
@@ -242,8 +234,7 @@ def gradient(
     arguments.per_channel(x, axis, rows, rows, rows)
     numbers = {
         "epsilon": arguments.epsilon_of(epsilon, x),
-        "grad_scale": arguments.finite("grad_scale", grad_scale, x),
-        "grad_momentum": arguments.finite("grad_momentum", grad_momentum, x),
+        **gathering_numbers(x, grad_scale, grad_momentum),
         "count": count,
         "count_rest": count - int(x.dtype.type(count)),
     }
@@ -253,7 +244,7 @@ def gradient(
     given |= {"scale_grad": scale_grad, "bias_grad": bias_grad}
     check("gradient", x, axis, given, out)
     given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
-    one, returns = x, _all
+    one, returns = x, together
     if x.size == 0:  # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
         dx = result_like(x) if out is None else out
         one, out, axis, returns = temporary(x, (1, x.shape[axis])), None, 1, lambda _, *sums: (dx, *sums)
@@ -261,10 +252,6 @@ def gradient(
     main = make("gradient", one, axis, given, numbers, out=out, like=scale, returns=returns)
     prepared = prepare_vector("invstd", deviation, "channels")
     return Several(main.results, [Call(None, prepared, x, arrays, numbers, (deviation,)), main])
-
-
-def _all(*made: Array) -> tuple[Array, ...]:
-    return made
 
 
 def _count(name: str, one: Any, kind: type[Any]) -> int:
@@ -292,15 +279,16 @@ def _of_a_batch(x: Array, axis: int, statistics: Any) -> int:
     return count
 
 
-def _batch(name: str, one: Any, first: GradientSums) -> Any:
-    """The number of values that its batch has, which is first's."""
-    batch = arguments.count(f"{name}.batch", one.batch)
-    if batch != first.batch:
-        raise ParameterError(
-            f"{name} is of a batch of {batch} values per channel, first of one of {first.batch}; sums about the "
-            "statistics of one whole batch are wanted"
-        )
-    return batch
+def _batch_of(given: Mapping[str, GradientSums]) -> int:
+    """The number of values of the one batch that all sums, by name, are of."""
+    batches = {name: arguments.count(f"{name}.batch", one.batch) for name, one in given.items()}
+    for name, batch in batches.items():
+        if batch != batches["first"]:
+            raise ParameterError(
+                f"{name} is of a batch of {batch} values per channel, first of one of {batches['first']}; sums about "
+                "the statistics of one whole batch are wanted"
+            )
+    return batches["first"]
 
 
 @functools.cache

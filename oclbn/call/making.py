@@ -7,7 +7,7 @@ from typing import Any
 
 from pyopencl.array import Array
 
-from oclbn.call import arguments, overlap
+from oclbn.call import arguments, overlap, values
 from oclbn.call.calls import Call, Empty
 from oclbn.call.copying import in_order
 from oclbn.call.prepared import prepared_for
@@ -17,6 +17,29 @@ from oclbn.errors import LayoutError
 from oclbn.plan.operations import ALL
 
 Arrays = Mapping[str, Array | None]
+
+
+def together(*made: Array) -> tuple[Array, ...]:
+    """What most calls return: all results."""
+    return made
+
+
+def training_numbers(x: Array, epsilon: Any, factor: Any, init_factor: Any, guard: Any) -> dict[str, Any]:
+    """What training, or a part of it, is told beside arrays; ParameterError names what is none."""
+    return {
+        "epsilon": arguments.epsilon_of(epsilon, x),
+        "factor": values.number("factor", factor, 0.0, 1.0),
+        "init_factor": values.number("init_factor", init_factor, 0.0, 1.0),
+        "guard": int(bool(guard)),
+    }
+
+
+def gathering_numbers(x: Array, grad_scale: Any, grad_momentum: Any) -> dict[str, Any]:
+    """How gradients are gathered; ParameterError names what is no number."""
+    return {
+        "grad_scale": arguments.finite("grad_scale", grad_scale, x),
+        "grad_momentum": arguments.finite("grad_momentum", grad_momentum, x),
+    }
 
 
 def check(operation: str, x: Array, axis: int, given: Arrays, out: Array | None, needed: Collection[str] = ()) -> None:
@@ -49,14 +72,15 @@ def make(
     out: Array | None = None,
     like: Array | None = None,
     extra: bool = False,
-    returns: Callable[..., Any],
+    returns: Callable[..., Any] = together,
     gather: Callable[[Array, Array], Callable[[], None]] | None = None,
 ) -> Call[Any]:
     """The call, of arguments that are checked.
 
     given: the operation's arrays but for x, by name. out: an array for the tensor that is written. like: what has the
     shape of per-channel results; None: (C,). extra: the results that most calls leave out are wanted as well. returns:
-    what to return, given the tensor that is written, where there is one, and the per-channel results. gather: of an
+    what to return, given the tensor that is written, where there is one, and the per-channel results; all, if it is
+    not said. gather: of an
     empty batch, what starts the gathering of a result (the second array) in an array of the state.
     """
     wanted = ALL[operation]

@@ -72,11 +72,7 @@ class Prepared:
         constants: Mapping[str, Any],
         failures: tuple[proving.Failure, ...] = (),
     ) -> None:
-        self.plan, self._tuning, self.failures = (
-            plan,
-            tuning,
-            failures,
-        )  # the context is its users' (oclbn.program.kept)
+        self.plan, self._tuning, self.failures = plan, tuning, failures  # the context: oclbn.program.kept
         self._steps = tuple(_Step(launch, context) for launch in plan.launches)
         self._places, self._scratch = _laid_out(plan.memory)
         self._constants = {**constants, **{f"{name}_start": start for name, start in self._places.items()}}

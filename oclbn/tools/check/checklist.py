@@ -62,7 +62,7 @@ class BuildCheck:
     def operations(self) -> tuple[str, ...]:
         """The operations that need it."""
         used = {*self.kernels}
-        return tuple(name for name, wanted in OPERATIONS.items() if {wanted.resident, *wanted.split} & used)
+        return tuple(name for name, wanted in OPERATIONS.items() if {*wanted.kernels} & used)
 
     def __str__(self) -> str:
         return str(self.build)
