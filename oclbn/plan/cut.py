@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oclbn.plan.groups import EVEN, GroupShape, is_beyond_cache
-from oclbn.plan.operations import HEEDLESS, MERGES, SOURCES, Operation
-from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Plan, Problem, Tuning
+from oclbn.plan.operations import COUNTING, HEEDLESS, MERGES, SOURCES, Operation
+from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Memory, Plan, Problem, Tuning
 
+_COUNT_BYTES = 8
 _SHORT_ROW = 1024  # bytes
 _MOST_ADDITIONS = 64  # to one accumulator before it is merged: what bounds the drift of sums
 _MOST_ADDITIONS_ALONE = 16  # the same where there is but one accumulator, so that no tree over several follows
@@ -60,12 +61,23 @@ def assemble(
         for kernel in kernels
     )
     made = Plan(variant, geometry, launches)
-    return replace(made, memory=made.handing_on(operation.partial, problem.channels, problem.itemsize))
+    return handing_on(made, operation.partial, problem.channels, problem.itemsize)
 
 
 def _heeded(defines: dict[str, int], kernel: str) -> tuple[tuple[str, int], ...]:
     """The defines, those that change nothing in the kernel being 0: what is alike for the compiler is built once."""
     return tuple((name, 0 if kernel in HEEDLESS.get(name, ()) else value) for name, value in defines.items())
+
+
+def handing_on(plan: Plan, partial: tuple[str, ...], channels: int, itemsize: int) -> Plan:
+    """The plan with memory for these numbers per channel from each slice, and for the slices' counts."""
+    if len(plan.launches) == 1 or not partial:
+        return replace(plan, memory=())
+    slices = plan.geometry.slices
+    memory: tuple[Memory, ...] = (Memory("partial", len(partial) * slices * channels, itemsize, partial, channels),)
+    if any(launch.kernel in COUNTING for launch in plan.launches):
+        memory = (Memory("counts", slices, _COUNT_BYTES), *memory)
+    return replace(plan, memory=memory)
 
 
 def _cut(problem: Problem, tuning: Tuning, shape: GroupShape, slices: int, arrays: int, beyond: bool) -> Geometry:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 
-_COUNT_BYTES = 8
-COUNTING = {"moments_partial"}  # kernels that tell how many values a slice has
-
 
 @dataclass(frozen=True)
 class DeviceLimits:
@@ -164,14 +161,6 @@ class Plan:
         """Those launches that run these kernels, on partial results of one set that are given to them."""
         launches = tuple(replace(one, numbers=(("sets", 1),)) for one in self.launches if one.kernel in kernels)
         return replace(self, launches=launches, memory=())
-
-    def handing_on(self, partial: tuple[str, ...], channels: int, itemsize: int) -> tuple[Memory, ...]:
-        """The memory for these numbers per channel from each slice, and for the slices' counts."""
-        if len(self.launches) == 1 or not partial:
-            return ()
-        slices, counted = self.geometry.slices, any(launch.kernel in COUNTING for launch in self.launches)
-        numbers = Memory("partial", len(partial) * slices * channels, itemsize, partial, channels)
-        return (Memory("counts", slices, _COUNT_BYTES), numbers) if counted else (numbers,)
 
     def __str__(self) -> str:
         first = self.launches[0]

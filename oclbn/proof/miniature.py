@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from oclbn.plan.cut import handing_on
 from oclbn.plan.operations import MERGES
 from oclbn.plan.words import Geometry, Plan, Problem
 
@@ -134,7 +135,7 @@ def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
     small = Problem(outer, channels, cut.inner, problem.itemsize, problem.columns, adjacent=True)
     made = replace(planned, geometry=geometry, launches=launches)
     partial = next((one.rows for one in planned.memory if one.rows), ())
-    return small, replace(made, memory=made.handing_on(partial, channels, problem.itemsize))
+    return small, handing_on(made, partial, channels, problem.itemsize)
 
 
 def _along_rows(paths: Paths, defines: dict[str, int], lanes: int) -> _Cut:
