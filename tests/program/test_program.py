@@ -165,7 +165,8 @@ def test_kernel_files_compile_by_themselves(queue: cl.CommandQueue, path: Path) 
     """With nothing defined and the folder of the kernels as the include path."""
     built = cl.Program(queue.context, path.read_text())
     built.build([*building.OPTIONS, f"-I{sources.kernel_directory()}"], cache_dir=False)  # type: ignore[arg-type]  # False: none
-    assert built.kernel_names.split(";") == re.findall(r"__kernel.*\bvoid (\w+)\(", path.read_text())
+    written = re.findall(r"__kernel.*\bvoid (\w+)\(", path.read_text())
+    assert sorted(built.kernel_names.split(";")) == sorted(written)  # rusticl 25 tells them in no order
 
 
 OPAQUE = """
