@@ -14,6 +14,8 @@ OclbnError
  │    └── DeviceNotFoundError (LookupError) no device, or several, fit the selection
  ├── BuildError            (RuntimeError) a kernel did not compile
  ├── MissingExtraError     (ImportError)  an optional package is not installed
+ ├── GroupError            (RuntimeError) members of a group do not exchange the same, or one has failed
+ │    └── GroupTimeoutError (TimeoutError) a member of a group has not answered in time
  └── ModuleError                          raised by the modules, always as one of
       ├── ModuleShapeError    (ShapeError)
       ├── ModuleDtypeError    (DtypeError)
@@ -95,6 +97,14 @@ class BuildError(OclbnError, RuntimeError):
 
 class MissingExtraError(OclbnError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class GroupError(OclbnError, RuntimeError):
+    """The members of a group do not exchange the same thing, or one of them failed; all are told alike."""
+
+
+class GroupTimeoutError(GroupError, TimeoutError):
+    """A member of a group has not answered within the group's timeout; the group is of no more use."""
 
 
 class ModuleError(OclbnError):

@@ -232,26 +232,49 @@ def gradient(
         )
     rows = _arrays(sums, GradientSums, "sums.")
     arguments.per_channel(x, axis, rows, rows, rows)
-    numbers = {
+    numbers = part_numbers(x, count, epsilon, grad_scale, grad_momentum)
+    deviation = temporary(x, (x.shape[axis],))
+    arrays: dict[str, Array | None] = {"m2": statistics.m2, "m2_rest": statistics.m2_rest, "save_invstd": deviation}
+    gathered: dict[str, Array | None] = {"scale_grad": scale_grad, "bias_grad": bias_grad}
+    given = {"dy": dy, "scale": scale, "save_mean": statistics.mean, "save_invstd": deviation}
+    check("gradient", x, axis, given | gathered, out)
+    main = part_gradient(x, dy, axis, statistics.mean, deviation, sums, scale, numbers, gathered, out=out)
+    prepared = prepare_vector("invstd", deviation, "channels")
+    return Several(main.results, [Call(None, prepared, x, arrays, numbers, (deviation,)), main])
+
+
+def part_gradient(
+    x: Array,
+    dy: Array,
+    axis: int,
+    mean: Array,
+    invstd: Array,
+    sums: GradientSums,
+    scale: Array | None,
+    numbers: Mapping[str, Any],
+    gathered: Mapping[str, Array | None],
+    *,
+    out: Array | None,
+) -> Call[tuple[Array, Array, Array]]:
+    """What `gradient` does once there is invstd, of arguments that are checked."""
+    given = {"dy": dy, "scale": scale, "save_mean": mean, "save_invstd": invstd, **gathered}
+    given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
+    if x.size:
+        return make("gradient", x, axis, given, numbers, out=out, like=scale, returns=together)
+    # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
+    dx = result_like(x) if out is None else out
+    one = given["dy"] = temporary(x, (1, x.shape[axis]))
+    return make("gradient", one, 1, given, numbers, like=scale, returns=lambda _, *sums: (dx, *sums))
+
+
+def part_numbers(x: Array, count: int, epsilon: Any, grad_scale: Any = 1.0, grad_momentum: Any = 0.0) -> dict[str, Any]:
+    """What the gradient of a part of a batch of `count` values is told beside arrays; ParameterError as gradient's."""
+    return {
         "epsilon": arguments.epsilon_of(epsilon, x),
         **gathering_numbers(x, grad_scale, grad_momentum),
         "count": count,
         "count_rest": count - int(x.dtype.type(count)),
     }
-    deviation = temporary(x, (x.shape[axis],))
-    arrays: dict[str, Array | None] = {"m2": statistics.m2, "m2_rest": statistics.m2_rest, "save_invstd": deviation}
-    given = {"dy": dy, "scale": scale, "save_mean": statistics.mean, "save_invstd": deviation}
-    given |= {"scale_grad": scale_grad, "bias_grad": bias_grad}
-    check("gradient", x, axis, given, out)
-    given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
-    one, returns = x, together
-    if x.size == 0:  # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
-        dx = result_like(x) if out is None else out
-        one, out, axis, returns = temporary(x, (1, x.shape[axis])), None, 1, lambda _, *sums: (dx, *sums)
-        given["dy"] = one
-    main = make("gradient", one, axis, given, numbers, out=out, like=scale, returns=returns)
-    prepared = prepare_vector("invstd", deviation, "channels")
-    return Several(main.results, [Call(None, prepared, x, arrays, numbers, (deviation,)), main])
 
 
 def _count(name: str, one: Any, kind: type[Any]) -> int:

@@ -36,6 +36,7 @@ WALLS = {
     "functional": {"errors", "call", "device", "plan", "steps"},
     "gpuarray": {"errors", "call", "device"},
     "modules": {"errors", "call", "device", "files", "functional", "gpuarray"},
+    "sync": {"errors", "call", "device", "gpuarray", "modules", "steps"},
     "__init__": {"functional", "gpuarray", "modules", "version"},
 }
 LIBRARY = {*WALLS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pyopencl.array import Array
@@ -72,13 +72,15 @@ def make(
     out: Array | None = None,
     like: Array | None = None,
     extra: bool = False,
+    places: Sequence[Array] | None = None,
     returns: Callable[..., Any] = together,
     gather: Callable[[Array, Array], Callable[[], None]] | None = None,
 ) -> Call[Any]:
     """The call, of arguments that are checked.
 
     given: the operation's arrays but for x, by name. out: an array for the tensor that is written. like: what has the
-    shape of per-channel results; None: (C,). extra: the results that most calls leave out are wanted as well. returns:
+    shape of per-channel results; None: (C,). extra: the results that most calls leave out are wanted as well. places:
+    arrays for the per-channel results; None: new ones. returns:
     what to return, given the tensor that is written, where there is one, and the per-channel results; all, if it is
     not said. gather: of an
     empty batch, what starts the gathering of a result (the second array) in an array of the state.
@@ -86,7 +88,7 @@ def make(
     wanted = ALL[operation]
     names = wanted.made if not extra else wanted.made + wanted.extra
     if x.size == 0:
-        made = per_channel_results(x, axis, like, len(names))
+        made = per_channel_results(x, axis, like, len(names)) if places is None else list(places)
         results = dict(zip(names, made, strict=True))
         pairs = {name: results[of] for name, of in wanted.gathered.items()}
         after = [gather(into, new) for name, new in pairs.items() if gather and (into := given[name]) is not None]
@@ -101,7 +103,8 @@ def make(
 
         def again(dy: Array | None, out: Array | None) -> Call[Any]:
             changed = {**given, "dy": dy}
-            return make(operation, x, axis, changed, numbers, out=out, like=like, extra=extra, returns=returns)
+            options: Any = {"like": like, "extra": extra, "places": places, "returns": returns}
+            return make(operation, x, axis, changed, numbers, out=out, **options)
 
         return in_order(x, axis, given.get("dy"), out, again, writes=bool(wanted.result))
     arrays: dict[str, Array | None] = {"x": x, **wanted.left_out, **given}
@@ -109,7 +112,7 @@ def make(
     if tensors:
         arrays[wanted.result] = tensors[0]
     if names:
-        made = per_channel_results(x, axis, like, len(names))
+        made = per_channel_results(x, axis, like, len(names)) if places is None else list(places)
         arrays.update(zip(names, made, strict=True))
         written = tensors + made
     results = returns(*written)

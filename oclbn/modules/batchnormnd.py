@@ -178,6 +178,29 @@ class BatchNormND(Module):
         count = self._whole_number("numOfProps", count, 0)
         self._take(count, None, 0)
 
+    def _state(self) -> dict[str, NDArray[Any]]:
+        """All that changes, on the host: what another module of the same kind takes by `_take_state`."""
+        scale, bias, mean, var = self._tensors()
+        arrays = {"scale": scale, "bias": bias, "mean": mean, "var": var}
+        arrays |= {f"{name}.grad": one.grad for name, one in self._vars.items()}
+        entered = np.full(self._shape, self._counted(), np.uint32) if self._entered is None else self._entered.get()
+        return {name: array.get() for name, array in arrays.items()} | {
+            "entered": entered,
+            "batches": np.array([self._batches], np.int64),
+        }
+
+    def _take_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Become as the module was that gave this state."""
+        self.reset()
+        for name in ("scale", "bias", "mean", "var"):
+            setattr(self, name, state[name])
+        for name, one in self._vars.items():
+            one.grad.set(state[f"{name}.grad"])
+        batches = int(state["batches"][0])
+        uncounted = max(0, batches - _MOST_COUNTED)
+        skips = (batches - uncounted) - int(state["entered"].max())
+        self._take(batches, gpuarray.to_gpu(state["entered"], queue=self.queue), skips)
+
     def _take(self, batches: int, entered: Array | None, skips: int) -> None:
         """The counters, and the fewest updates that are known to have been left out of a channel."""
         self._batches, self._uncounted, self._entered = batches, max(0, batches - _MOST_COUNTED), entered
@@ -215,35 +238,44 @@ class BatchNormND(Module):
         return scale, bias, mean, var
 
     def _forward(self, data: Array) -> Array:
-        scale, bias, mean, var = self._tensors()
-        if self.inplace and self.train:
-            raise ModuleStateError(f"{self}: inplace is for evaluation: training needs the input for its gradient")
-        if not self.train or self.frozen_statistics:
+        if self._by_running():
+            scale, bias, mean, var = self._tensors()
             out = data if self.inplace else None
             y = functional.batch_norm_infer(data, scale, bias, mean, var, epsilon=self.epsilon, out=out)
             self.savemean = self.saveinvvar = None
             return y
+        options = self._training()
         if data.size == self.maps:
             raise ModuleShapeError(
                 f"{self}: data has shape {data.shape}: one value per channel has no variance; training needs two"
             )
-        if self._entered is None:
-            self._entered = gpuarray.full(self._shape, self._counted(), np.uint32, queue=self.queue)
-        y, self.savemean, self.saveinvvar = functional.batch_norm_train(
-            data,
-            scale,
-            bias,
-            mean,
-            var,
-            epsilon=self.epsilon,
-            factor=self.minFactor,
-            init_factor=self.initFactor,
-            entered=self._entered,
-            guard=self.guard,
-        )
+        y, self.savemean, self.saveinvvar = functional.batch_norm_train(data, **options)
         if data.size:
             self._batches += 1
         return y
+
+    def _by_running(self) -> bool:
+        """Whether a call normalises with the running statistics."""
+        if self.inplace and self.train:
+            raise ModuleStateError(f"{self}: inplace is for evaluation: training needs the input for its gradient")
+        return not self.train or self.frozen_statistics
+
+    def _training(self) -> dict[str, Any]:
+        """What batch_norm_train takes beside the data."""
+        scale, bias, mean, var = self._tensors()
+        if self._entered is None:
+            self._entered = gpuarray.full(self._shape, self._counted(), np.uint32, queue=self.queue)
+        return {
+            "scale": scale,
+            "bias": bias,
+            "running_mean": mean,
+            "running_var": var,
+            "epsilon": self.epsilon,
+            "factor": self.minFactor,
+            "init_factor": self.initFactor,
+            "entered": self._entered,
+            "guard": self.guard,
+        }
 
     def _backward(self, data: Array, grad: Array, into: Mapping[str, Array], scale: float, momentum: float) -> Array:
         weights, _, mean, var = self._tensors()

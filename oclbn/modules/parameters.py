@@ -98,11 +98,7 @@ class Parameters(ABC):
         So is what copy.copy makes. A pickled module is in host memory, and loads on the default queue: hold `lock`
         while it is pickled where other threads use it.
         """
-        made = memo[id(self)] = type(self).__new__(type(self))
-        made.__dict__ |= {"queue": self.queue, "lock": threading.RLock()}
-        made.__dict__ |= {name: duplicate(value, memo) for name, value in self._kept()}
-        made.reset()
-        return made
+        return self._copy(memo)
 
     def __copy__(self) -> Self:
         return copy.deepcopy(self)
@@ -118,6 +114,17 @@ class Parameters(ABC):
         self._calculation_type("dtype", state["calctype"])
         self.__dict__ |= {name: to_device(value, self.queue) for name, value in state.items()}
         self.reset()
+
+    @driver_errors("copying a module")
+    @whole
+    def _copy(self, memo: dict[int, Any], queue: cl.CommandQueue | None = None) -> Self:
+        """As __deepcopy__ makes it; on a queue, of any device."""
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__ |= {"queue": queue or self.queue, "lock": threading.RLock(), "name": self.name}
+        made._calculation_type("dtype", self.calctype)  # which a device may not have
+        made.__dict__ |= {name: duplicate(value, memo, queue) for name, value in self._kept()}
+        made.reset()
+        return made
 
     def _kept(self) -> list[tuple[str, Any]]:
         """All that a copy has, by name."""

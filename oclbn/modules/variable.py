@@ -50,8 +50,7 @@ class Variable:
     @driver_errors("copying a variable")
     def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
         """One with arrays of its own, on the same queues."""
-        made = memo[id(self)] = Variable.__new__(type(self))
-        made.__dict__ |= {name: duplicate(value, memo) for name, value in self.__dict__.items()}
+        made: Variable = duplicate(self, memo)
         return made
 
     def __copy__(self) -> Variable:
@@ -90,12 +89,16 @@ class Host:
         self.values = values
 
 
-def duplicate(value: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy; of a device array one on its own queue."""
+def duplicate(value: Any, memo: dict[int, Any], queue: cl.CommandQueue | None = None) -> Any:
+    """A deep copy, whose device arrays are on `queue`; None: each on its own."""
     if isinstance(value, Array):
-        return gpuarray.to_gpu(value.get(), queue=value.queue)
+        return gpuarray.to_gpu(value.get(), queue=queue or value.queue)
     if isinstance(value, dict):
-        return {key: duplicate(each, memo) for key, each in value.items()}
+        return {key: duplicate(each, memo, queue) for key, each in value.items()}
+    if isinstance(value, Variable) and id(value) not in memo:
+        made = memo[id(value)] = Variable.__new__(type(value))
+        made.__dict__ |= {name: duplicate(each, memo, queue) for name, each in value.__dict__.items()}
+        return made
     return copy.deepcopy(value, memo)
 
 
