@@ -78,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     infos = config.stash[DEVICES]
-    return [f"device: {device_id(info)}, {info.name}, {info.platform_version}" for info in infos] or ["device: none"]
+    return [f"device: {device_id(info)}: {info.title}" for info in infos] or ["device: none"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from oclbn import device
 from oclbn.cli import check_report, check_run
 from oclbn.cli.devices import as_size
-from oclbn.cli.types import Seconds, Target
+from oclbn.cli.types import SELECTIONS, Seconds, Target
 from oclbn.files import whole
 from oclbn.tools.check import repro as check_repro
 from oclbn.tools.check.checklist import BuildCheck, NumberCheck, SpeedCheck
@@ -22,7 +22,7 @@ _LONGEST = 1e6  # seconds that the system's clocks can wait
 
 
 @click.command()
-@click.option("--device", "spec", metavar="SPEC", help="P:D, part of a name, or gpu, cpu, accelerator.")
+@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
 @click.option("--all", "every", is_flag=True, help="Every device, simulators too, one after the other.")
 @click.option("--quick", is_flag=True, help="A few small tensors only: seconds instead of minutes.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list; errors in units of their bounds.")

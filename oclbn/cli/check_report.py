@@ -34,9 +34,7 @@ def selection(info: DeviceInfo) -> tuple[str, str]:
 def print_checked(console: Console, checked: Checked) -> None:
     """Facts, a row per operation, the faults, and the verdict."""
     info, limits = checked.info, checked.info.limits
-    console.print(
-        Text.assemble((f"{info.spec}  {info.name}", "bold"), f"  {info.platform}, driver {info.driver}"), soft_wrap=True
-    )
+    console.print(Text(info.title, style="bold"), soft_wrap=True)
     facts = [
         "simulator" if info.simulator else info.kind,
         f"{limits.compute_units} compute units",
@@ -67,7 +65,7 @@ def print_matrix(console: Console, all_checked: Sequence[Checked]) -> None:
         table.add_column(operation)
     for checked in all_checked:
         info = checked.info
-        name = Text.assemble(f"{info.spec}  {info.name}", "\n", (info.platform_version, "dim"))
+        name = Text.assemble(f"{info.spec} {info.name}", "\n", (info.runtime, "dim"))
         table.add_row(name, *(_state(checked.of(operation)) for operation in OPERATIONS))
     console.print(table)
 
@@ -79,6 +77,7 @@ def as_dict(checked: Checked) -> dict[str, Any]:
     return {
         "index": info.spec,
         "name": info.name,
+        "runtime": info.runtime,
         "platform": info.platform,
         "platform_version": info.platform_version,
         "driver": info.driver,

@@ -17,6 +17,7 @@ from rich.text import Text
 from oclbn import device
 from oclbn.cli import builds, demo_report, plot
 from oclbn.cli.progress import progress
+from oclbn.cli.types import SELECTIONS
 from oclbn.device import DeviceInfo
 from oclbn.errors import OclbnError
 from oclbn.files import whole
@@ -28,7 +29,7 @@ DIGITS = "scikit-learn's handwritten digits"
 
 
 @click.command()
-@click.option("--device", "spec", metavar="SPEC", help="P:D, part of a name, or gpu, cpu, accelerator.")
+@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
 @click.option(
     "--input",
     "source",
@@ -85,7 +86,7 @@ def command(
         console.print(Text(f"Wrote {output}: {shown.case.name}, normalised, {shown.y.shape} {shown.y.dtype}"))
     if picture is not None:
         title = f"{DIGITS}, {shown.case.name}" if source is None else shown.case.name
-        title += f" {shown.y.shape}\nnormalised on {info.name}, {info.platform}"
+        title += f" {shown.y.shape}\nnormalised on {info.name}, {info.runtime}"
         drawn = plot.histograms(shown.case.x, shown.y, shown.case.axis, title, file_format=_format(picture))
         _write(picture, lambda file: file.write(drawn))
         console.print(Text(f"Wrote {picture}"))

@@ -34,11 +34,10 @@ CHANNELS_SHOWN = 16  # of one case; fewer when there are several cases
 
 
 def print_device(console: Console, info: DeviceInfo) -> None:
-    """Which device: index, name, platform, versions."""
+    """Which device: title, which selects it, and the platform with its version, for a report."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_row(Text("Device", style="bold"), Text(f"{info.spec}  {info.name}"))
+    grid.add_row(Text("Device", style="bold"), Text(info.title))
     grid.add_row(Text("Platform", style="bold"), Text(f"{info.platform}, {info.platform_version}"))
-    grid.add_row(Text("Driver", style="bold"), Text(info.driver))
     console.print(grid)
 
 

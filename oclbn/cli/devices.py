@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
@@ -15,25 +16,37 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn import device
+from oclbn.cli import tables
+from oclbn.cli.types import SELECTIONS
 from oclbn.device import DeviceInfo
 from oclbn.device.selection import WITHOUT_DEVICES
 from oclbn.errors import DeviceNotFoundError
 from oclbn.proof import proving
 
+FACTS = ("Kind", "CU", "fp16", "fp64", "Local", "Alloc")
+_UNWRAPPED = "a runtime on one line"
+_LEFT_OUT_FIRST = (_UNWRAPPED, "fp16", "Alloc", "Local", "CU", "fp64", "Kind")
+_RUNTIME = 35  # characters, in which AMD's platform has its name; a longer runtime is wrapped at a blank
 RANKING = "first in the ranking GPU, accelerator, CPU, simulator"
 
 
 @click.command()
+@click.option("--device", "spec", metavar="SPEC", help=f"Only this one: {SELECTIONS}")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list; sizes in bytes.")
-def command(as_json: bool) -> None:
+def command(spec: str | None, as_json: bool) -> None:
     """List the OpenCL devices and mark the default one.
 
-    P:D is the index that selects a device. CU counts its compute units; Local is the local memory of a work-group,
-    Alloc the largest allocation.
+    Each has its index P:D, its name and, below that, its runtime (or driver) with its version. --device and
+    OCLBN_DEVICE take any of the three as it stands here, or a part of a name or runtime that no other device has.
+    CU counts compute units; Local is the local memory of a work-group, Alloc the largest allocation.
 
     The exit status is 0 when there is a default device, and 1 when there is none: no device was found, or OCLBN_DEVICE
-    or PYOPENCL_CTX does not name exactly one. With --json it is 0 in these cases, too, and nothing is marked.
+    or PYOPENCL_CTX does not name exactly one. With --json it is 0 in these cases, too, and nothing is marked. With
+    --device it is 0 when that names exactly one, and 1 otherwise.
     """
+    if spec is not None:
+        _print_one(spec, as_json)
+        return
     listed = device.devices()
     default, reason, fault = None, "", ""
     try:
@@ -47,14 +60,31 @@ def command(as_json: bool) -> None:
         return
     console = Console(highlight=False)
     if listed:
-        console.print(as_table(listed, default))
+        _print_table(console, listed, default)
         console.print()
         _print_failures(console, listed)
         _print_lacking(console)
     if fault:
         raise DeviceNotFoundError(fault)
     console.print(Text(f"* the default: {reason if reason != 'ranking' else RANKING}"))
-    console.print(Text("To use another one, set OCLBN_DEVICE to its P:D or to a part of its name.", style="dim"))
+    console.print(Text("To use another one: --device or OCLBN_DEVICE with its index, name or runtime.", style="dim"))
+
+
+def _print_one(spec: str, as_json: bool) -> None:
+    """The device that `spec` names; DeviceNotFoundError, which lists all, where it does not name exactly one."""
+    info, reason = device.select_with_reason(spec)
+    if as_json:
+        click.echo(json.dumps([as_dict(info, None)], indent=2))
+        return
+    console = Console(highlight=False)
+    _print_table(console, [info], None)
+    console.print()
+    _print_failures(console, [info])
+    console.print(Text(f"selected by {reason}; for a whole program: OCLBN_DEVICE={info.spec}"))
+
+
+def _print_table(console: Console, listed: Sequence[DeviceInfo], default: DeviceInfo | None) -> None:
+    console.print(tables.fitting(console, functools.partial(as_table, listed, default), _LEFT_OUT_FIRST))
 
 
 def _print_failures(console: Console, listed: Sequence[DeviceInfo]) -> None:
@@ -64,10 +94,10 @@ def _print_failures(console: Console, listed: Sequence[DeviceInfo]) -> None:
         if not told:
             continue
         what = "kernel is" if len(told) == 1 else "kernels are"
-        console.print(Text(f"{info.spec} {info.name}: {len(told)} {what} wrong with this driver, and not used:"))
+        console.print(Text(f"{info.title}: {len(told)} {what} wrong with this driver, and not used:"))
         for one in told:
             console.print(Padding(Text(one, style="dim"), (0, 0, 0, 2)))
-        console.print(Text("`oclbn check --repro report.py` shows it to the driver's maker."))
+        console.print(Text(f"`oclbn check --device {info.spec} --repro report.py` shows it to the driver's maker."))
         console.print()
 
 
@@ -87,6 +117,7 @@ def as_dict(info: DeviceInfo, reason: str | None) -> dict[str, Any]:
     return {
         "index": info.spec,
         "name": info.name,
+        "runtime": info.runtime,
         "platform": info.platform,
         "platform_version": info.platform_version,
         "driver": info.driver,
@@ -98,30 +129,41 @@ def as_dict(info: DeviceInfo, reason: str | None) -> dict[str, Any]:
     }
 
 
-def as_table(listed: Sequence[DeviceInfo], default: DeviceInfo | None) -> Table:
-    """All devices, one a row; platform and driver stand below the name, which lets it fit into 80 columns."""
+def as_table(listed: Sequence[DeviceInfo], default: DeviceInfo | None, shown: Collection[str]) -> Table:
+    """All devices, one a row, with these of their facts; the runtime stands below the name, to be narrow.
+
+    Names and runtimes are never cut where facts can be left out instead: they are there to be copied.
+    """
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("")
     table.add_column("P:D", no_wrap=True)
-    table.add_column("Device")
-    table.add_column("Kind", no_wrap=True)
-    for heading in ("CU", "fp16", "fp64", "Local", "Alloc"):
-        table.add_column(heading, no_wrap=True, justify="right")
+    widest = max((len(info.name) for info in listed), default=0)
+    table.add_column("Device", overflow="fold", max_width=None if _UNWRAPPED in shown else max(widest, _RUNTIME))
+    facts = [heading for heading in FACTS if heading in shown]
+    for heading in facts:
+        table.add_column(heading, no_wrap=True, justify="right" if heading != "Kind" else "left")
     for info in listed:
-        limits = info.limits
+        told = _facts(info)
         table.add_row(
             "*" if info == default else "",
             info.spec,
-            Text.assemble((info.name, "bold"), "\n", (f"{info.platform}, driver {info.driver}", "dim")),
-            "simulator" if info.simulator else info.kind,
-            str(limits.compute_units),
-            "yes" if limits.fp16 else "no",
-            "yes" if limits.fp64 else "no",
-            as_size(limits.local_bytes),
-            as_size(limits.max_alloc_bytes),
+            Text.assemble((info.name, "bold"), "\n", (info.runtime, "dim")),
+            *(told[heading] for heading in facts),
             style="green" if info == default else "",
         )
     return table
+
+
+def _facts(info: DeviceInfo) -> dict[str, str]:
+    limits = info.limits
+    return {
+        "Kind": "simulator" if info.simulator else info.kind,
+        "CU": str(limits.compute_units),
+        "fp16": "yes" if limits.fp16 else "no",
+        "fp64": "yes" if limits.fp64 else "no",
+        "Local": as_size(limits.local_bytes),
+        "Alloc": as_size(limits.max_alloc_bytes),
+    }
 
 
 def as_size(count: int) -> str:

@@ -10,6 +10,8 @@ import click
 
 from oclbn.files import whole
 
+SELECTIONS = "gpu, cpu, accelerator, or an index, name or runtime that `oclbn devices` prints, or a part of one."
+
 
 class ShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
     """A tensor's shape: two positive numbers or more, separated by commas."""

@@ -86,8 +86,8 @@ def _rusticl(environment: Mapping[str, str]) -> str:
     enabled = environment.get("RUSTICL_ENABLE", "")
     told = f"RUSTICL_ENABLE is {enabled!r}, and no driver named there finds a device" if enabled else ""
     return (
-        told or "RUSTICL_ENABLE is not set"
-    ) + "; wanted names of Mesa's drivers, as llvmpipe (the processor) or iris"
+        told or "RUSTICL_ENABLE is not set, which leaves it switched off"
+    ) + "; RUSTICL_ENABLE=llvmpipe offers the processor, RUSTICL_ENABLE=iris GPUs of Intel's, radeonsi of AMD's"
 
 
 def _gpu_nodes(devices: Path = Path("/dev")) -> str:

@@ -9,7 +9,9 @@ An argument or OCLBN_DEVICE is one of
     "1:0"        the index P:D: platform 1, device 0, in the order in which pyopencl lists them
     "1"          platform 1, which must have exactly one device
     "gpu"        the best ranked device of a type: "gpu", "cpu" or "accelerator"; simulators are no type
-    "radeon"     a part of the name of a device or a platform, or of a platform's version; any case
+    "radeon"     a part of the name of a device or a platform, of a platform's version or of a runtime (a name and
+                 its version, as `DeviceInfo.runtime` has it); any case. A whole name goes before a part of others.
+    "1:0 gfx1030 (rusticl 24.0)"    a title as `DeviceInfo.title` has it, or its beginning: index and name must fit
 
 PYOPENCL_CTX is read as pyopencl reads it: "P", "P:D", where P and D are indices or parts of a name, and
 an empty part before or after the colon stands for 0.
@@ -60,6 +62,21 @@ class DeviceInfo:
         """The index "P:D", which selects exactly this device."""
         return f"{self.platform_index}:{self.device_index}"
 
+    @property
+    def runtime(self) -> str:
+        """What the device is driven by, a name and its version: "PoCL 3.1+debian", "rusticl 22.3.6"."""
+        # POCL and Oclgrind have their own name in the platform's version, behind OpenCL's, and POCL is best known by
+        # it; others have none there, or that of something else (CUDA's, Mesa's).
+        own = re.sub(r"^OpenCL [0-9.]+ ?", "", self.platform_version).strip("() ")
+        word, _, number = self.driver.rpartition(" ")
+        named = re.match(rf"({re.escape(word) or r'[A-Za-z]+'} {re.escape(number)})(?![^\s,])", own)
+        return named[1] if named else f"{self.platform} {self.driver}".strip()
+
+    @property
+    def title(self) -> str:
+        """Index, name and runtime, as oclbn prints a device; it selects exactly this one, and so does its index."""
+        return f"{self.spec} {self.name} ({self.runtime})"
+
 
 def classify(type_bits: int, name: str, platform: str) -> tuple[str, bool]:
     """The kind of a device ("cpu", "gpu" or "accelerator") and whether it is a simulator of devices.
@@ -98,14 +115,17 @@ def choose(
 
     lacking: gives a line for each thing that is installed and offers no device, which may be what is meant.
     """
-    text = spec.strip().lower()
+    text = " ".join(spec.split()).lower()
     if text in KINDS:
         found = [info for info in rank(listed) if info.kind == text and not info.simulator][:1]
     elif re.fullmatch(r"[0-9]+:[0-9]+", text):
         index = tuple(int(part) for part in text.split(":"))
         found = [info for info in listed if (info.platform_index, info.device_index) == index]
+    elif re.match(r"[0-9]+:[0-9]+ ", text):
+        found = [info for info in listed if info.title.lower().startswith(text)]
     else:
-        found = [info for info in listed if _fits_either(text, info)]
+        found = [info for info in listed if _fits_either(text, info, info.runtime)]
+        found = [info for info in found if text in _whole_names(info)] or found
     return _only(found, listed, origin, lacking)
 
 
@@ -154,8 +174,12 @@ def _fits(part: str, index: int, *names: str) -> bool:
     return part != "" and any(part in name.lower() for name in names)
 
 
-def _fits_either(part: str, info: DeviceInfo) -> bool:
-    return _fits(part, info.platform_index, info.name, info.platform, info.platform_version)
+def _fits_either(part: str, info: DeviceInfo, *more: str) -> bool:
+    return _fits(part, info.platform_index, info.name, info.platform, info.platform_version, *more)
+
+
+def _whole_names(info: DeviceInfo) -> tuple[str, ...]:
+    return info.name.lower(), info.platform.lower(), info.runtime.lower()
 
 
 def _only(
@@ -170,13 +194,13 @@ def _only(
             info.spec,
             "simulator" if info.simulator else info.kind,
             info.name,
-            f"{info.platform}, driver {info.driver}",
+            info.runtime,
         )
         for info in listed
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    hint = f"Select one of these by its index P:D or by a part of its name{mark}:"
+    hint = f"Select one of these by its index P:D or by a part of its name or runtime{mark}:"
     told = lacking() if not found else ()
     if told:
         lines += [f"{WITHOUT_DEVICES}:", *told]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import os
 import re
@@ -51,7 +53,18 @@ LISTED = tuple(
 )
 BYTES = {"local_bytes", "cache_bytes", "memory_bytes", "max_alloc_bytes", "vector_bytes"}
 KEYS = {
-    *("index", "name", "platform", "platform_version", "driver", "kind", "simulator", "compute_units", "max_group"),
+    *(
+        "index",
+        "name",
+        "runtime",
+        "platform",
+        "platform_version",
+        "driver",
+        "kind",
+        "simulator",
+        "compute_units",
+        "max_group",
+    ),
     *("fp16", "fp64", "vector_bytes", "not_used", "default", "reason"),
     *BYTES,
 }
@@ -102,10 +115,43 @@ def test_table_holds_every_fact_and_fits(columns: int) -> None:
     words = " ".join(result.stdout.split())
     for heading in ("P:D", "Device", "Kind", "CU", "fp16", "fp64", "Local", "Alloc"):
         assert heading in words
-    row = "1:0 [red]gfx1030[/red] gpu 40 no yes 64 KiB 13.5 GiB AMD Accelerated Parallel Processing,"
+    row = "1:0 [red]gfx1030[/red] gpu 40 no yes 64 KiB 13.5 GiB AMD Accelerated Parallel Processing"
     assert row in words
-    assert "driver 3558.0 (HSA1.1,LC)" in words
+    assert "3558.0 (HSA1.1,LC)" in words
     assert "1:1 a simulator simulator 40" in words
+
+
+@pytest.mark.usefixtures("two_devices")
+@pytest.mark.parametrize("columns", [54, 60])
+def test_a_narrow_table_leaves_facts_out_and_cuts_no_name(columns: int) -> None:
+    lines = run("devices", environment={"COLUMNS": str(columns)}).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "fp16" not in lines[0]
+    assert "Alloc" not in lines[0]
+    assert {"AMD Accelerated Parallel Processing", "3558.0 (HSA1.1,LC)"} <= {line.strip() for line in lines}
+    assert lines[2].split()[:3] == ["*", "1:0", "[red]gfx1030[/red]"]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_one_device_is_shown_by_what_selects_it() -> None:
+    result = run("devices", "--device", "1:1 a simulator")
+    assert result.exit_code == 0
+    assert "a simulator" in result.stdout
+    assert "gfx1030" not in result.stdout
+    assert "OCLBN_DEVICE=1:1" in result.stdout
+    (row,) = json.loads(run("devices", "--device", "1:1", "--json").stdout)
+    assert row["index"] == "1:1"
+
+
+@pytest.mark.usefixtures("two_devices")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["a table", "JSON"])
+def test_a_wrong_device_is_an_error_that_lists_all(options: list[str]) -> None:
+    result = run("devices", "--device", "geforce", *options)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: argument device='geforce' fits no device\n")
+    assert all(info.name in result.stderr and info.runtime in result.stderr for info in LISTED)
 
 
 @pytest.mark.usefixtures("two_devices")
@@ -294,3 +340,28 @@ def test_the_real_table_on_a_terminal_that_knows_only_ascii(queue: cl.CommandQue
     assert done.returncode == 0, done.stderr
     assert re.search(rf"^\*\W{mine.spec}\W", done.stdout, re.MULTILINE)
     assert mine.name in done.stdout
+
+
+def test_what_is_printed_of_each_device_selects_it(queue: cl.CommandQueue) -> None:
+    """Its index, its title, and its name and runtime where no other device has the same: on every runtime that is here.
+
+    The runtimes that are switched off are switched on.
+    """
+    switched_on = {"RUSTICL_ENABLE": "llvmpipe", "COLUMNS": "120"}
+    done = python("-m", "oclbn", "devices", **switched_on)
+    heading, _, *rows = itertools.takewhile(str.strip, done.stdout.splitlines())
+    index_at, name_at, kind_at = (heading.index(word) for word in ("P:D", "Device", "Kind"))
+    found = [(row[index_at:name_at].strip(), row[name_at:kind_at].strip()) for row in rows if row[name_at:].strip()]
+    printed = [(index, name, runtime) for (index, name), (_, runtime) in itertools.pairwise(found) if index]
+    assert len(printed) >= len(oclbn.device.devices())
+    cells = collections.Counter(cell for row in printed for cell in row)
+    wanted = {}
+    for index, name, runtime in printed:
+        titles = (f"{index} {name}", f"{index} {name} ({runtime})")
+        wanted |= dict.fromkeys([text for text in (index, name, runtime, *titles) if cells[text] <= 1], index)
+    script = (
+        "import json, sys, oclbn.device as d; print(json.dumps({text: d.select(text).spec for text in sys.argv[1:]}))"
+    )
+    done = python("-c", script, *wanted, **switched_on)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == wanted

@@ -69,6 +69,7 @@ def test_pocl_without_a_known_cause(tmp_path: Path) -> None:
 def test_rusticl_is_to_be_told_its_drivers() -> None:
     assert advice.for_platform("rusticl", "OpenCL 3.0", {}).startswith("RUSTICL_ENABLE is not set")
     assert advice.for_platform("rusticl", "OpenCL 3.0", {"RUSTICL_ENABLE": ""}).startswith("RUSTICL_ENABLE is not set")
+    assert "RUSTICL_ENABLE=llvmpipe offers the processor" in advice.for_platform("rusticl", "OpenCL 3.0", {})
     assert "'lvmpipe'" in advice.for_platform("rusticl", "OpenCL 3.0", {"RUSTICL_ENABLE": "lvmpipe"})
 
 

@@ -64,6 +64,7 @@ EMULATION = fake(
     "7:0", "Intel(R) FPGA Emulation Device", "Intel(R) FPGA Emulation Platform", type_bits=ACCELERATOR, units=16
 )
 BIG_CPU = fake("8:0", "Xeon", "Intel(R) OpenCL", units=96)
+INTEL_CPU = fake("9:0", "AMD EPYC", "Intel(R) OpenCL", version="OpenCL 3.1 LINUX", driver="2026.22.10.0.01_160000")
 LISTED = (OCLGRIND, POCL_31, LLVMPIPE, POCL_30, RADEON, RADEON_SMALL, FPGA, EMULATION, BIG_CPU)
 
 
@@ -118,6 +119,44 @@ def test_choose(spec: str, expected: DeviceInfo) -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "driver", "platform", "runtime"),
+    [
+        ("OpenCL 3.0 PoCL 3.1+debian Linux, None+Asserts, LLVM 15.0.6", "3.1+debian", "", "PoCL 3.1+debian"),
+        ("OpenCL 3.0 PoCL 3.0-rc2 Linux, Release", "3.0-rc2", "", "PoCL 3.0-rc2"),
+        ("OpenCL 3.0 PoCL 3.0 Linux, Release", "3.0", "", "PoCL 3.0"),
+        ("OpenCL 1.2 (Oclgrind 21.10)", "Oclgrind 21.10", "Oclgrind", "Oclgrind 21.10"),
+        ("OpenCL 3.0", "22.3.6", "rusticl", "rusticl 22.3.6"),
+        ("OpenCL 3.1 LINUX", "2026.22.10.0.01_160000", "Intel(R) OpenCL", "Intel(R) OpenCL 2026.22.10.0.01_160000"),
+        ("OpenCL 3.0 CUDA 12.2.138", "535.104.05", "NVIDIA CUDA", "NVIDIA CUDA 535.104.05"),
+        ("OpenCL 2.1 AMD-APP (3558.0)", "3558.0 (HSA1.1,LC)", "AMD-APP", "AMD-APP 3558.0 (HSA1.1,LC)"),
+        ("OpenCL 3.0", "", "a platform", "a platform"),
+    ],
+)
+def test_the_runtime_is_a_name_and_a_version(version: str, driver: str, platform: str, runtime: str) -> None:
+    assert fake("0:0", "a device", platform, version=version, driver=driver).runtime == runtime
+
+
+@pytest.mark.parametrize("info", LISTED, ids=lambda info: info.name)
+def test_a_title_and_an_index_select_their_device(info: DeviceInfo) -> None:
+    assert choose(LISTED, info.spec, "origin") is info
+    assert choose(LISTED, info.title, "origin") is info
+    assert choose(LISTED, f"  {info.spec}   {info.name} ".upper(), "origin") is info
+
+
+def test_a_title_of_yesterday_selects_no_other_device() -> None:
+    with pytest.raises(DeviceNotFoundError, match="fits no device"):
+        choose(LISTED, POCL_31.title.replace(POCL_31.spec, POCL_30.spec), "origin")
+
+
+def test_a_whole_name_goes_before_a_part_of_others() -> None:
+    listed = (INTEL_CPU, POCL_31, POCL_30)
+    assert choose(listed, "amd epyc", "origin") is INTEL_CPU
+    assert choose(listed, INTEL_CPU.runtime, "origin") is INTEL_CPU
+    with pytest.raises(DeviceNotFoundError, match="fits 3 devices"):
+        choose(listed, "epyc", "origin")
+
+
+@pytest.mark.parametrize(
     ("spec", "fault"),
     [
         pytest.param("4", "fits no device", id="a platform without devices"),
@@ -140,7 +179,7 @@ def test_a_choice_that_is_none_lists_all_devices(spec: str, fault: str) -> None:
     assert first == f"argument device={spec!r} {fault}"
     assert second.startswith("Select one of these by its index P:D or by a part of its name")
     assert [row.lstrip("* ").split()[0] for row in rows] == [info.spec for info in LISTED]
-    assert all(info.name in row and info.driver in row for info, row in zip(LISTED, rows, strict=True))
+    assert all(info.name in row and info.runtime in row for info, row in zip(LISTED, rows, strict=True))
 
 
 def test_the_error_marks_what_fits() -> None:
