@@ -12,7 +12,7 @@ from rich.console import Console
 from oclbn import device
 from oclbn.cli import check_report, check_run
 from oclbn.cli.devices import as_size
-from oclbn.cli.types import SELECTIONS, Seconds, Target
+from oclbn.cli.types import SELECTIONS, Seconds, Target, check_ending, check_free, overwriting
 from oclbn.files import whole
 from oclbn.tools.check import repro as check_repro
 from oclbn.tools.check.checklist import BuildCheck, NumberCheck, SpeedCheck
@@ -32,6 +32,7 @@ _LONGEST = 1e6  # seconds that the system's clocks can wait
     type=Target(),
     help="Write the smallest failure as a script of pyopencl and NumPy alone, for a report to the driver's maker.",
 )
+@overwriting
 @click.option(
     "--timeout",
     default=check_run.TIMEOUT,
@@ -39,7 +40,9 @@ _LONGEST = 1e6  # seconds that the system's clocks can wait
     type=Seconds(min=1, max=_LONGEST),
     help="Seconds for one check, after which the driver counts as hung.",
 )
-def command(spec: str | None, every: bool, quick: bool, as_json: bool, script: Path | None, timeout: float) -> None:
+def command(
+    spec: str | None, every: bool, quick: bool, as_json: bool, script: Path | None, overwrite: bool, timeout: float
+) -> None:
     """Build every kernel that could be chosen on a device, and hold its results against float64 NumPy.
 
     Training, inference, backward (with the batch's statistics and with constants) and moments, on ordinary and on
@@ -51,6 +54,9 @@ def command(spec: str | None, every: bool, quick: bool, as_json: bool, script: P
     """
     if every and spec is not None:
         raise click.UsageError("--all and --device exclude each other")
+    if script is not None:
+        check_ending(script, ("py",), "--repro")
+        check_free(script, "--repro", overwrite=overwrite)
     infos = (list(device.devices()) if every else []) or [device.select(spec)]  # where there is none, it says why
     console = Console(highlight=False)
     found: list[Checked] = []

@@ -17,7 +17,7 @@ from rich.text import Text
 from oclbn import device
 from oclbn.cli import builds, demo_report, plot
 from oclbn.cli.progress import progress
-from oclbn.cli.types import SELECTIONS
+from oclbn.cli.types import SELECTIONS, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
 from oclbn.errors import OclbnError
 from oclbn.files import whole
@@ -48,6 +48,7 @@ DIGITS = "scikit-learn's handwritten digits"
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw the channels before and after (.png, .svg, .pdf); of the digits: their activations.",
 )
+@overwriting
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Samples in a batch.")
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Times through the data.")
 @click.option("--batches", type=click.IntRange(1), help="Stop training after so many batches.")
@@ -57,6 +58,7 @@ def command(
     axis: int | None,
     output: Path | None,
     picture: Path | None,
+    overwrite: bool,
     batch_size: int,
     epochs: int,
     batches: int | None,
@@ -69,7 +71,7 @@ def command(
     """
     if axis is not None and source is None:
         raise click.BadParameter("it needs --input: the digits have their channels on axis 1", param_hint="--axis")
-    _check_targets(source, output, picture)
+    _check_targets(source, output, picture, overwrite=overwrite)
     info = device.select(spec)
     console = Console(highlight=False)
     cases = demo_data.digits() if source is None else (_own(source, 1 if axis is None else axis, info),)
@@ -90,17 +92,23 @@ def command(
         drawn = plot.histograms(shown.case.x, shown.y, shown.case.axis, title, file_format=_format(picture))
         _write(picture, lambda file: file.write(drawn))
         console.print(Text(f"Wrote {picture}"))
+    if source is not None and axis is None and demo_data.looks_channels_last(shown.case.x.shape):
+        shape = ", ".join(map(str, shown.case.x.shape))
+        console.print(
+            Text(f"Hint: of ({shape}), axis 1 was taken for the channels; pictures have them last: --axis -1")
+        )
     passed, line = demo_report.verdict(outcomes)
     console.print(line)
     if not passed:
         raise click.exceptions.Exit(1)
 
 
-def _check_targets(source: Path | None, output: Path | None, picture: Path | None) -> None:
+def _check_targets(source: Path | None, output: Path | None, picture: Path | None, *, overwrite: bool) -> None:
     """Whatever would keep the results from being written has to show before the work is done."""
-    for option, target in (("--output", output), ("--plot", picture)):
+    for option, target, endings in (("--output", output, ("npy",)), ("--plot", picture, plot.FORMATS)):
         if target is None:
             continue
+        check_ending(target, endings, option)
         if not target.absolute().parent.is_dir():
             raise click.BadParameter(f"{target.parent} is not a folder", param_hint=option)
         try:
@@ -109,11 +117,8 @@ def _check_targets(source: Path | None, output: Path | None, picture: Path | Non
             raise click.BadParameter(f"{target}: {error.strerror}", param_hint=option) from error
         if source is not None and target.exists() and target.samefile(source):
             raise click.BadParameter(f"{target} is the file that --input names", param_hint=option)
-    if output is not None and picture is not None and output.resolve() == picture.resolve():
-        raise click.BadParameter(f"{picture} is the file that --output names", param_hint="--plot")
+        check_free(target, option, overwrite=overwrite)
     if picture is not None:
-        if _format(picture) not in plot.FORMATS:
-            raise click.BadParameter(f"{picture} does not end in .{', .'.join(plot.FORMATS)}", param_hint="--plot")
         plot.require_matplotlib()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,21 @@ class Target(click.Path):
         except OSError as error:
             self.fail(f"{path}: {error.strerror}", param, ctx)
         return path
+
+
+def check_ending(path: Path, endings: Sequence[str], option: str) -> None:
+    """A usage error unless the file's name ends as one that the command writes: it is to say what is in it."""
+    if path.suffix.lower().lstrip(".") not in endings:
+        raise click.BadParameter(f"{path} does not end in .{', .'.join(endings)}", param_hint=option)
+
+
+def check_free(path: Path, option: str, *, overwrite: bool) -> None:
+    """A usage error where the file is there and holds something: nobody can tell that it may be lost."""
+    if not overwrite and path.exists() and path.stat().st_size:
+        raise click.BadParameter(f"{path} is there already: give another name, or --overwrite", param_hint=option)
+
+
+overwriting = click.option("--overwrite", is_flag=True, help="Replace files that are there already.")
 
 
 def trainable(shape: tuple[int, ...], axis: int) -> tuple[tuple[int, ...], int]:

@@ -182,6 +182,18 @@ def test_a_repro_that_cannot_be_written_shows_at_once(info: DeviceInfo, tmp_path
     assert str(tmp_path) in result.output
 
 
+def test_a_repro_replaces_no_file_and_is_a_script(info: DeviceInfo, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("months of work")
+    result = run("--device", info.spec, "--repro", str(script))
+    assert result.exit_code == 2
+    assert "is there already: give another name, or --overwrite" in " ".join(result.output.split())
+    assert script.read_text() == "months of work"
+    result = run("--device", info.spec, "--repro", str(tmp_path / "bn.hdf"))
+    assert result.exit_code == 2
+    assert "does not end in .py" in " ".join(result.output.split())
+
+
 # --- a driver that dies
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import re
 import stat
 import subprocess
@@ -11,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import matplotlib.image
 import numpy as np
+import PIL.Image
 import pyopencl as cl
 import pytest
 from click.testing import CliRunner, Result
@@ -66,7 +69,7 @@ def test_the_digits_pass_and_are_written_and_drawn(spec: str, tmp_path: Path) ->
     assert "PASS  all 30 checks" in result.output
     info = oclbn.device.select(spec)
     for shown in (
-        f"{info.spec}  {info.name}",
+        info.title,
         "BatchNorm(64)",
         "BatchNorm2D(1)",
         "BatchNorm2D(16)",
@@ -299,8 +302,20 @@ BAD_FILES = [
     pytest.param(lambda p: saved(p, np.zeros(5)), ShapeError, r"shape \(5,\).*at least 2 axes", id="one axis"),
     pytest.param(lambda p: saved(p, np.array(1.0)), ShapeError, r"shape \(\).*at least 2 axes", id="a scalar"),
     pytest.param(lambda p: saved(p, np.zeros((0, 3))), ShapeError, "nothing in it", id="empty"),
-    pytest.param(lambda p: written(p, b""), ParameterError, "not a .npy file", id="no bytes"),
-    pytest.param(lambda p: written(p, b"1,2\n3,4\n"), ParameterError, "not a .npy file", id="text file"),
+    pytest.param(lambda p: written(p, b""), ParameterError, "not a .npy file of numbers: it is empty", id="no bytes"),
+    pytest.param(
+        lambda p: written(p, b"1,2\n3,4\n"),
+        ParameterError,
+        r"it is text: np.save\('x.npy', np.loadtxt\('.*x.npy', delimiter=','\)\)",
+        id="text file",
+    ),
+    pytest.param(lambda p: written(p, "größe\n".encode() * 999), ParameterError, "it is text", id="a letter is cut"),
+    pytest.param(lambda p: written(p, b"\x89PNG\r\n"), ParameterError, "a PNG picture.*--axis -1", id="a picture"),
+    pytest.param(lambda p: written(p, b"\x89HDF\r\n\x1a\n"), ParameterError, "an HDF5 file", id="HDF5"),
+    pytest.param(lambda p: written(p, b"\x1f\x8b\x08"), ParameterError, "packed with gzip", id="gzip"),
+    pytest.param(lambda p: written(p, pickle.dumps([1])), ParameterError, "pickled Python objects", id="a pickle"),
+    pytest.param(lambda p: written(p, b"PK\x03\x04cut"), ParameterError, "zip archive that is cut off", id="cut zip"),
+    pytest.param(lambda p: written(p, b"\x00\x01\xff" * 50), ParameterError, "not a .npy file", id="any bytes"),
     pytest.param(
         lambda p: written(p, npy_bytes(np.zeros((9, 9)))[:-8]), ParameterError, "not a .npy file", id="truncated"
     ),
@@ -313,7 +328,12 @@ BAD_FILES = [
         "not a .npy file",
         id="broken header",
     ),
-    pytest.param(npz, ParameterError, "not a .npy file", id="npz"),
+    pytest.param(
+        npz,
+        ParameterError,
+        r"an .npz archive of x: np.save\('x.npy', np.load\('.*x.npy.npz'\)\['x'\]\) makes one",
+        id="npz",
+    ),
 ]
 
 
@@ -328,6 +348,39 @@ def test_a_bad_file_is_a_clear_error(make, error: type[Exception], message: str,
     assert source.name in result.output
 
 
+def png(path: Path) -> Path:
+    matplotlib.image.imsave(path, np.linspace(0.0, 1.0, 105).reshape(5, 7, 3), format="png")
+    return path
+
+
+def hdf5(path: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file["NAME"] = np.arange(6.0).reshape(3, 2)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        pytest.param(npz, (2, 2), id="npz"),
+        pytest.param(lambda p: written(p, b"1 2\n3 4\n5 6\n"), (3, 2), id="blanks"),
+        pytest.param(lambda p: written(p, b"1,2\n3,4\n"), (2, 2), id="commas"),
+        pytest.param(png, (5, 7, 4), id="a picture"),
+        pytest.param(hdf5, (3, 2), id="HDF5"),
+    ],
+)
+def test_the_line_that_is_told_makes_the_file(
+    make: Any, shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ParameterError) as caught:
+        demo_data.from_file(make(tmp_path / "given.npy"), 1, fp64=True)
+    line = re.search(r"np\.save\(.*\)(?= makes one)", str(caught.value))
+    assert line
+    monkeypatch.chdir(tmp_path)
+    exec(line[0], {"np": np, "PIL": PIL, "h5py": h5py, "NAME": "NAME"})
+    assert demo_data.from_file(tmp_path / "x.npy", 1, fp64=True).x.shape == shape
+
+
 def test_bad_options(spec: str, tmp_path: Path) -> None:
     source = saved(tmp_path / "x.npy", drawn((8, 3)))
     (tmp_path / "link.npy").symlink_to(source)
@@ -340,7 +393,8 @@ def test_bad_options(spec: str, tmp_path: Path) -> None:
         (["--output", tmp_path / "absent" / "y.npy"], "is not a folder"),
         (["--input", source, "--output", source], "is the file that --input names"),
         (["--input", source, "--output", tmp_path / "link.npy"], "is the file that --input names"),
-        (["--output", tmp_path / "y.png", "--plot", tmp_path / "y.png"], "is the file that --output names"),
+        (["--output", tmp_path / "y.png"], "y.png does not end in .npy"),
+        (["--output", tmp_path / "y"], "y does not end in .npy"),
         (["--plot", tmp_path / "y.gif"], "does not end in .png, .svg, .pdf"),
         (["--batch-size", 0], "--batch-size"),
         (["--epochs", 0], "--epochs"),
@@ -353,16 +407,46 @@ def test_bad_options(spec: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(source), drawn((8, 3)))
 
 
+def test_files_that_are_there_are_kept(spec: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "x.npy", drawn((8, 3)))
+    for option, target in (("--output", tmp_path / "weights.npy"), ("--plot", tmp_path / "photo.png")):
+        target.write_bytes(b"a model's weights")
+        result = demo("--device", spec, "--input", source, option, target)
+        assert result.exit_code == 2
+        assert f"{target.name} is there already: give another name, or --overwrite" in words(result)
+        assert target.read_bytes() == b"a model's weights"
+    result = demo("--device", spec, "--input", source, "--output", tmp_path / "weights.npy", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert np.load(tmp_path / "weights.npy").shape == (8, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "hinted"),
+    [
+        pytest.param((6, 9, 8, 3), [], True, id="colours last"),
+        pytest.param((6, 9, 8, 3), ["--axis", 1], False, id="the axis was named"),
+        pytest.param((6, 9, 8, 3), ["--axis", -1], False, id="taken"),
+        pytest.param((6, 3, 8, 3), [], False, id="colours first"),
+        pytest.param((9, 7), [], False, id="features"),
+    ],
+)
+def test_pictures_get_a_hint(spec: str, tmp_path: Path, shape: tuple[int, ...], options: list, hinted: bool) -> None:
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", drawn(shape)), *options)
+    assert result.exit_code == 0, result.output
+    assert ("Hint: of (6, 9, 8, 3), axis 1 was taken for the channels" in words(result)) == hinted
+    assert ("--axis -1" in result.output) == hinted
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the pipes, links and permissions of POSIX")
 def test_only_regular_files_are_written_over(spec: str, tmp_path: Path) -> None:
-    source, pipe = saved(tmp_path / "x.npy", drawn((8, 3))), tmp_path / "pipe.png"
-    os.mkfifo(pipe)
-    for option in ("--output", "--plot"):
+    source = saved(tmp_path / "x.npy", drawn((8, 3)))
+    for option, pipe in (("--output", tmp_path / "pipe.npy"), ("--plot", tmp_path / "pipe.png")):
+        os.mkfifo(pipe)
         result = demo("--device", spec, "--input", source, option, pipe)
         assert result.exit_code == 2
         assert "Not a regular file, so it is not written over" in words(result)
         assert f"Invalid value for {option}" in words(result)
-        assert "pipe.png" in result.output
+        assert pipe.name in result.output
         assert pipe.is_fifo()
     real, link = tmp_path / "real.npy", tmp_path / "link.npy"
     real.touch(mode=0o600)
@@ -372,7 +456,7 @@ def test_only_regular_files_are_written_over(spec: str, tmp_path: Path) -> None:
     assert link.is_symlink()
     assert stat.S_IMODE(real.stat().st_mode) == 0o600
     assert np.load(real).shape == (8, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.npy", "pipe.png", "real.npy", "x.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.npy", "pipe.npy", "pipe.png", "real.npy", "x.npy"]
 
 
 def test_one_value_per_channel_cannot_be_trained_on(spec: str, tmp_path: Path) -> None:

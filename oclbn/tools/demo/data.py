@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oclbn.errors import DtypeError, MissingExtraError, ParameterError, ShapeError
+from oclbn.files import foreign
 
 FILTERS = 16
 
@@ -77,8 +78,9 @@ def activations(images: NDArray[np.float32]) -> NDArray[np.float32]:
 def from_file(path: Path, axis: int, *, fp64: bool) -> Case:
     """The array in a .npy file, with its channels on `axis`; converted to float32 where it must be, with a note.
 
-    Pickled objects are never loaded. ParameterError: not a readable .npy file, or no such axis; DtypeError:
-    neither floating point nor integers; ShapeError: fewer than two axes, or nothing in it.
+    Pickled objects are never loaded. ParameterError: not a readable .npy file (what it is instead is told, where that
+    is known, with what to do), or no such axis; DtypeError: neither floating point nor integers; ShapeError: fewer than
+    two axes, or nothing in it.
     """
     try:
         with path.open("rb") as file:
@@ -86,16 +88,32 @@ def from_file(path: Path, axis: int, *, fp64: bool) -> Case:
     except OSError as error:
         raise ParameterError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # NumPy lets whatever its parsers raise on foreign bytes come through
-        reason = "it holds pickled Python objects" if "allow_pickle" in str(error) else str(error)
+        pickled = "it holds pickled Python objects, which are never loaded" if "allow_pickle" in str(error) else ""
+        reason = pickled or _foreign(path) or str(error)
         raise ParameterError(f"{path} is not a .npy file of numbers: {reason}") from error
     if given.ndim < 2:
-        raise ShapeError(f"{path} has shape {given.shape}; batch normalization needs at least 2 axes")
+        raise ShapeError(
+            f"{path} has shape {given.shape}; batch normalization needs at least 2 axes, samples and channels: "
+            "x.reshape(-1, 1) makes one channel of all"
+        )
     if not -given.ndim <= axis < given.ndim:
         raise ParameterError(f"axis {axis} is not one of the {given.ndim} axes of {path}, shape {given.shape}")
     if given.size == 0:
         raise ShapeError(f"{path} has shape {given.shape}: there is nothing in it")
     x, note = _as_computed(given, path, fp64)
     return Case(path.name, x, axis % given.ndim, note)
+
+
+def _foreign(path: Path) -> str:
+    with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+            return ""  # it is one, and NumPy has said what is wrong with it
+    return foreign.described(path)
+
+
+def looks_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether axis 1 is likely not that of the channels: three or four colours stand last, and more values there."""
+    return len(shape) > 2 and shape[-1] in (3, 4) and shape[1] > 4
 
 
 def _as_computed(given: NDArray[Any], path: Path, fp64: bool) -> tuple[NDArray[Any], str]:
