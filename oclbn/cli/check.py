@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from oclbn import device
-from oclbn.cli import check_report, check_run
+from oclbn.cli import check_report, check_run, remedy
 from oclbn.cli.devices import as_size
 from oclbn.cli.types import SELECTIONS, Seconds, Target, check_ending, check_free, overwriting
 from oclbn.files import whole
@@ -50,7 +50,8 @@ def command(
     in a child process, so that a driver that aborts or hangs is a failed check and the others still run.
 
     The choices in force are checked, the user's tuning table included. Simulators are always checked quickly. The exit
-    status is 0 when everything passed, and 1 when anything failed.
+    status is 0 when everything passed, and 1 when anything failed; what to do then stands below, another device that
+    passes included.
     """
     if every and spec is not None:
         raise click.UsageError("--all and --device exclude each other")
@@ -71,7 +72,15 @@ def command(
     if script is not None:
         _write_repro(script, found)
     if not all(checked.good for checked in found):
+        if not as_json:
+            _print_remedy(console, found, script=script is None)
         raise click.exceptions.Exit(1)
+
+
+def _print_remedy(console: Console, found: list[Checked], *, script: bool) -> None:
+    """For the first device that failed; where several did, the others are like it."""
+    first = next(checked for checked in found if not checked.good)
+    remedy.print_lines(console, remedy.lines(first.info, remedy.passing(first.info, found), script=script))
 
 
 def _write_repro(script: Path, found: list[Checked]) -> None:

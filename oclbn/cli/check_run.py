@@ -24,8 +24,11 @@ MOST_DEATHS = 6  # of the child, each of which costs seconds
 MOST_HANGS = 2  # each costs the whole timeout
 
 
-def run(info: DeviceInfo, *, quick: bool, timeout: float = TIMEOUT) -> Checked:
-    """All checks of one device under the choices in force; simulators are always checked quickly."""
+def run(info: DeviceInfo, *, quick: bool, timeout: float = TIMEOUT, most_faults: int = MOST_FAULTS) -> Checked:
+    """All checks of one device under the choices in force; simulators are always checked quickly.
+
+    most_faults: after so many it is given up.
+    """
     choices = choices_in_force(info)
     force = tuning.tuning_for(*device.tuning_names(info.device))
     todo = checklist.checks(info.limits, force, quick=quick or info.simulator)
@@ -44,7 +47,7 @@ def run(info: DeviceInfo, *, quick: bool, timeout: float = TIMEOUT) -> Checked:
                 told = child.ask("check", **checklist.request(check))
             except Rejected as rejected:
                 checked.outcomes.append(Outcome(check, {}, str(rejected)))
-                if len(checked.faults) >= MOST_FAULTS or child.deaths >= MOST_DEATHS or child.hangs >= MOST_HANGS:
+                if len(checked.faults) >= most_faults or child.deaths >= MOST_DEATHS or child.hangs >= MOST_HANGS:
                     break
             else:
                 checked.outcomes.append(Outcome(check, told or {}))

@@ -15,12 +15,14 @@ from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from oclbn import device
-from oclbn.cli import builds, demo_report, plot
+from oclbn.cli import builds, demo_report, plot, remedy
+from oclbn.cli.group import Failure
 from oclbn.cli.progress import progress
 from oclbn.cli.types import SELECTIONS, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
-from oclbn.errors import OclbnError
+from oclbn.errors import BuildError, DeviceError, OclbnError
 from oclbn.files import whole
+from oclbn.proof import proving
 from oclbn.tools.demo import data as demo_data
 from oclbn.tools.demo.data import Case
 from oclbn.tools.demo.run import Outcome, Schedule, run
@@ -67,7 +69,8 @@ def command(
 
     Trains on mini-batches, evaluates, goes backward, compares each result with float64 NumPy, and times the calls.
     The data are 1,797 handwritten digits (as features, as images and as activations of 16 filters) or your own array.
-    The exit status is 1 when a result is out of its bound.
+    The exit status is 1 when a result is out of its tolerance, and 3 when the data are such that nothing could
+    normalise them: too large for their type, or without one finite value in a channel.
     """
     if axis is not None and source is None:
         raise click.BadParameter("it needs --input: the digits have their channels on axis 1", param_hint="--axis")
@@ -77,7 +80,10 @@ def command(
     cases = demo_data.digits() if source is None else (_own(source, 1 if axis is None else axis, info),)
     demo_report.print_device(console, info)
     with builds.counted() as built:
-        outcomes = _run_all(console, cases, device.queue_for(info), Schedule(batch_size, epochs, batches))
+        try:
+            outcomes = _run_all(console, cases, device.queue_for(info), Schedule(batch_size, epochs, batches))
+        except (BuildError, DeviceError) as error:
+            raise Failure("\n".join([str(error), remedy.HEADING, *_remedy(info)])) from error
     demo_report.print_outcomes(console, outcomes)
     console.print()
     if built.programs:
@@ -97,10 +103,17 @@ def command(
         console.print(
             Text(f"Hint: of ({shape}), axis 1 was taken for the channels; pictures have them last: --axis -1")
         )
-    passed, line = demo_report.verdict(outcomes)
-    console.print(line)
-    if not passed:
-        raise click.exceptions.Exit(1)
+    status, lines = demo_report.verdict(outcomes, info)
+    for line in lines:
+        console.print(line)
+    if status == demo_report.FAILED:
+        remedy.print_lines(console, _remedy(info))
+    if status:
+        raise click.exceptions.Exit(status)
+
+
+def _remedy(info: DeviceInfo) -> list[str]:
+    return remedy.lines(info, remedy.passing(info), proven=proving.switched_on())
 
 
 def _check_targets(source: Path | None, output: Path | None, picture: Path | None, *, overwrite: bool) -> None:

@@ -15,7 +15,6 @@ from oclbn.cli.plot import evenly
 from oclbn.device import DeviceInfo
 from oclbn.tools.demo.layers import EPSILON
 from oclbn.tools.demo.run import Outcome
-from oclbn.truth.cases import Judged
 
 LABELS = {
     "y": "y",
@@ -30,6 +29,9 @@ LABELS = {
     "dbias": "dbias",
 }
 Section = tuple[Table, list[str]]  # a table and the remarks below it
+FAILED, UNFIT = 1, 3  # exit statuses: a result is wrong; the data are such that none can be right
+_FAR_OFF = 1000.0  # from here on, how far off a result is says nothing more
+_SQUARED_IN_FLOAT64 = 1e150
 CHANNELS_SHOWN = 16  # of one case; fewer when there are several cases
 
 
@@ -52,13 +54,35 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
             console.print(Text(remark, style="dim"))
 
 
-def verdict(outcomes: Sequence[Outcome]) -> tuple[bool, Text]:
-    """Whether all checks passed, and the line that says so."""
+def verdict(outcomes: Sequence[Outcome], info: DeviceInfo) -> tuple[int, list[Text]]:
+    """The exit status, and the line that says whether all checks passed, with what to do about data that are unfit."""
     number = sum(len(outcome.checks.worst) for outcome in outcomes)
     failed = [f"{LABELS[name]} of {outcome.case.name}" for outcome in outcomes for name in outcome.checks.failed]
     if failed:
-        return False, Text(f"FAIL  {len(failed)} of {number} checks: {', '.join(failed)}", style="bold red")
-    return True, Text(f"PASS  all {number} checks", style="bold green")
+        text = f"FAIL  {len(failed)} of {number} checks on {info.title}: {', '.join(failed)}"
+        return FAILED, [Text(text, style="bold red")]
+    unfit = [outcome for outcome in outcomes if outcome.unfit.channels.any()]
+    if unfit:
+        return UNFIT, [line for outcome in unfit for line in _impossible(outcome, info)]
+    return 0, [Text(f"PASS  all {number} checks", style="bold green")]
+
+
+def _impossible(outcome: Outcome, info: DeviceInfo) -> list[Text]:
+    """What the data themselves do not allow, and what would."""
+    case, unfit = outcome.case, outcome.unfit
+    some = np.count_nonzero(unfit.channels)
+    rest = "" if some == case.channels else "; in the others all checks passed"
+    text = f"IMPOSSIBLE  {some} of {_counted(case.channels, 'channel')} of {case.name} cannot be normalised by anything"
+    lines = [Text(f"{text}, in {case.x.dtype}{rest}", style="bold yellow")]
+    if unfit.too_large.any():
+        wider = (
+            case.x.dtype == np.float32 and info.limits.fp64 and bool(np.all(outcome.before.std < _SQUARED_IN_FLOAT64))
+        )
+        other = ", or x.astype(np.float64)" if wider else ""
+        lines.append(Text(f"Too large: give x / np.abs(x).max(){other}; normalised values do not depend on a factor."))
+    if unfit.without_numbers.any():
+        lines.append(Text("Without one finite value: look at what has made these data."))
+    return lines
 
 
 def data(outcomes: Sequence[Outcome]) -> Section:
@@ -77,10 +101,7 @@ def data(outcomes: Sequence[Outcome]) -> Section:
 def _remarks(outcome: Outcome) -> list[str]:
     case, std = outcome.case, outcome.before.std
     broken = np.count_nonzero(~np.isfinite(case.x), axis=tuple(a for a in range(case.x.ndim) if a != case.axis))
-    largest, count = float(np.finfo(case.x.dtype).max), case.x.size // case.channels
-    with np.errstate(over="ignore", invalid="ignore"):
-        sums = count * np.maximum(np.square(std), np.abs(outcome.before.mean))
-    huge = np.count_nonzero((sums > largest) & (broken == 0))
+    largest, huge = float(np.finfo(case.x.dtype).max), np.count_nonzero(outcome.unfit.too_large)
     constant, narrow = np.count_nonzero(std == 0), np.count_nonzero((std > 0) & (std < 10 * math.sqrt(EPSILON)))
     remarks = {
         case.note: bool(case.note),
@@ -88,7 +109,7 @@ def _remarks(outcome: Outcome) -> list[str]:
         f"{_counted(case.channels, 'channel')}; "
         "a batch leaves the running statistics of channels with such values alone": broken.any(),
         f"too large for {case.x.dtype}: in {huge} of {_counted(case.channels, 'channel')} the variance, or a sum that "
-        f"it is made of, exceeds the largest number, {largest:.2g}; results that need it cannot be right": huge > 0,
+        f"it is made of, exceeds the largest number, {largest:.2g}; they are not compared": huge > 0,
         f"constant channels, which come out as 0: {constant} of {case.channels}": constant > 0,
         f"channels that epsilon, {EPSILON:g}, keeps narrower than 1: {narrow} of {case.channels}": narrow > 0,
     }
@@ -141,8 +162,12 @@ def checks(outcomes: Sequence[Outcome]) -> Section:
     for outcome in outcomes:
         table.add_column(outcome.case.name, justify="right", overflow="fold")
     for name, label in LABELS.items():
-        table.add_row(label, *(_error(outcome.checks.worst[name]) for outcome in outcomes))
-    failed = [f"{told.case.name}: {told.checks.worst[name]}" for told in outcomes for name in told.checks.failed]
+        table.add_row(label, *(_error(outcome, name) for outcome in outcomes))
+    failed = [
+        f"{told.case.name}: {LABELS[name]} {told.checks.worst[name].text.removeprefix(name).lstrip()}"
+        for told in outcomes
+        for name in told.checks.failed
+    ]
     return table, ["1 is the most that rounding may take from a result, as oclbn.truth.bounds counts it", *failed]
 
 
@@ -192,9 +217,13 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if 0.1 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
-def _error(judged: Judged) -> Text:
-    shown = "beyond measure" if math.isinf(judged.units) else f"{judged.units:.2f}"
-    return Text(shown, style="green") if judged.good else Text(f"{shown} FAIL", style="bold red")
+def _error(outcome: Outcome, name: str) -> Text:
+    judged = outcome.checks.worst[name]
+    if outcome.unfit.channels.all():
+        return Text("not judged", style="yellow")
+    if judged.good:
+        return Text(f"{judged.units:.2f}", style="green")
+    return Text(f"FAIL {judged.units:.2f}" if judged.units < _FAR_OFF else "FAIL", style="bold red")
 
 
 def _time(seconds: float) -> str:

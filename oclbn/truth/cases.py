@@ -148,5 +148,6 @@ def _judge(name: str, got: Host, wanted: Host, bound: Host) -> Judged:
     at = np.unravel_index(int(np.argmax(units)), wanted.shape)
     off, most = int((units > 1.0).sum()), float(units[at])
     told = f"errs by {most:.3g} times its bound" if most < math.inf else "is wrong beyond measure"
-    where = f"{got.reshape(wanted.shape)[at]!s} instead of {wanted[at]!s} at {tuple(map(int, at))}"
+    digits = 9 if got.dtype.itemsize < 8 else 17  # that tell one number of the type from the next
+    where = f"{got.reshape(wanted.shape)[at]!s} instead of {wanted[at]:.{digits}g} at {tuple(map(int, at))}"
     return Judged(most, name, f"{name} {told}: {where}, and {off} of {units.size} are off")

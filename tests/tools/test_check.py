@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from oclbn import device, functional
 from oclbn.call.prepared import dissect
 from oclbn.cli import check as check_command
-from oclbn.cli import check_run
+from oclbn.cli import check_run, remedy
 from oclbn.cli.group import oclbn
 from oclbn.device import DeviceInfo, pocl
 from oclbn.plan.operations import OPERATIONS
@@ -211,6 +211,12 @@ for number, line in enumerate(sys.stdin):
 
 
 @pytest.fixture
+def no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other device is looked for, which would take as long as checking it."""
+    monkeypatch.setattr(remedy, "passing", lambda *_: None)
+
+
+@pytest.fixture
 def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Children that abort at one kind of data."""
     child = tmp_path / "dying.py"
@@ -243,7 +249,7 @@ def test_the_smallest_failure_makes_the_script(info: DeviceInfo, tmp_path: Path)
     assert "backward of 3x40x5 @0" in (tmp_path / "repro.py").read_text()
 
 
-@pytest.mark.usefixtures("dying")
+@pytest.mark.usefixtures("dying", "no_other")
 def test_the_command_is_red_and_writes_a_script(info: DeviceInfo, tmp_path: Path) -> None:
     script = tmp_path / "repro.py"
     result = run("--device", info.spec, "--quick", "--repro", str(script))
@@ -251,6 +257,52 @@ def test_the_command_is_red_and_writes_a_script(info: DeviceInfo, tmp_path: Path
     assert "the driver aborted" in result.stdout
     assert "checks failed" in result.stdout
     assert "signal 6, SIGABRT" in script.read_text()
+
+
+@pytest.fixture
+def three_devices(info: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """The device of the test, a GPU, another processor and a simulator; the dictionary says which pass."""
+    others = [
+        dataclasses.replace(info, platform_index=7, name="a GPU", kind="gpu", simulator=False),
+        dataclasses.replace(info, platform_index=8, name="a processor", kind="cpu", simulator=False),
+        dataclasses.replace(info, platform_index=9, name="a simulator", kind="gpu", simulator=True),
+    ]
+    good = {info.spec: False, "7:0": False, "8:0": True, "9:0": True}
+    monkeypatch.setattr(remedy.device, "devices", lambda: (info, *others))
+
+    def checked(one: DeviceInfo, **_: Any) -> check_run.Checked:
+        done = check_run.Checked(one, check_run.choices_in_force(info), 1)
+        fault = "" if good[one.spec] else "y is wrong"
+        done.outcomes = [check_run.Outcome(NumberCheck("train", (2, 2), 1, checklist.ORDINARY), {}, fault)]
+        return done
+
+    monkeypatch.setattr(check_run, "run", checked)
+    return good
+
+
+def test_a_failure_names_the_best_other_device_that_passes(info: DeviceInfo, three_devices: dict[str, bool]) -> None:
+    result = run("--device", info.spec, "--quick")
+    assert result.exit_code == 1
+    told = " ".join(result.stdout.split())
+    assert "What to do: Another device passes `oclbn check --quick`: 8:0 a processor" in told
+    assert "--device 8:0, or OCLBN_DEVICE=8:0 for a whole program." in told
+    assert f"`oclbn check --device {info.spec} --repro report.py` writes a script." in told
+    three_devices["7:0"] = True
+    assert remedy.passing(info).spec == "7:0"
+    three_devices |= {"7:0": False, "8:0": False}
+    told = " ".join(run("--device", info.spec, "--quick").stdout.split())
+    assert "What to do: No other device here passes" in told
+
+
+@pytest.mark.usefixtures("three_devices")
+def test_what_is_known_of_others_is_not_checked_again(info: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [check_run.run(other) for other in remedy.device.devices()]
+    monkeypatch.setattr(check_run, "run", None)
+    assert remedy.passing(info, known).spec == "8:0"
+
+
+def test_a_device_that_fails_is_given_up_at_once_where_another_is_looked_for(dying: None, info: DeviceInfo) -> None:
+    assert len(check_run.run(info, quick=True, most_faults=1).faults) == 1
 
 
 def test_a_child_that_hangs_is_ended(tmp_path: Path) -> None:

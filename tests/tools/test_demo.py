@@ -19,12 +19,14 @@ import PIL.Image
 import pyopencl as cl
 import pytest
 from click.testing import CliRunner, Result
+from faults import DEVICE_GONE, failing
 
 import oclbn.device
-from oclbn.cli import plot
+from oclbn.cli import plot, remedy
 from oclbn.cli.group import oclbn as oclbn_command
 from oclbn.device import listing
 from oclbn.errors import DtypeError, ParameterError, ShapeError
+from oclbn.proof import proving
 from oclbn.tools.demo import data as demo_data
 from oclbn.tools.demo import run as demo_run
 from oclbn.tools.demo.steps import Checks
@@ -110,6 +112,13 @@ def test_it_runs_as_a_process_and_leaves_no_animation_in_a_pipe(spec: str) -> No
     assert "Traceback" not in process.stderr
 
 
+@pytest.fixture
+def no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other device is looked for, which would take as long as checking it."""
+    monkeypatch.setattr(remedy, "passing", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_other")
 def test_a_result_out_of_its_bound_fails_the_run(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = demo_run.expected
 
@@ -122,8 +131,40 @@ def test_a_result_out_of_its_bound_fails_the_run(spec: str, tmp_path: Path, monk
     assert result.exit_code == 1
     assert "FAIL" in result.output
     assert "evaluated of x.npy" in result.output
+    assert "What to do: " in words(result)
+    assert "No other device here passes `oclbn check --quick`" in words(result)
+    assert f"`oclbn check --device {spec} --repro report.py` writes a script." in words(result)
+    assert ("OCLBN_PROVE is 0" in result.output) == (not proving.switched_on())
     assert re.search(r"x\.npy: evaluated errs by \S+ times its bound: \S+ instead of \S+ at", words(result))
     assert "PASS" not in result.output
+
+
+@pytest.mark.usefixtures("no_other")
+def test_a_driver_that_fails_is_told_with_what_to_do(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saved(tmp_path / "x.npy", drawn((64, 5)))
+    with failing(DEVICE_GONE, 3, 1000):
+        result = demo("--device", spec, "--input", source)
+    assert result.exit_code == 1
+    error, *told = result.stderr.splitlines()
+    assert error == "Error: zeros: the driver fails: enqueue_fill failed: DEVICE_NOT_AVAILABLE"
+    assert told[0] == "What to do:"
+    assert "No other device here passes" in words(result)
+    assert f"oclbn check --device {spec} --repro report.py" in words(result)
+
+
+def test_far_off_is_no_number(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remedy, "passing", lambda *_: oclbn.device.select(spec))
+    right = demo_run.expected
+    monkeypatch.setattr(
+        demo_run, "expected", lambda *g, **o: {n: (w + 2.0**40, b) for n, (w, b) in right(*g, **o).items()}
+    )
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", drawn((64, 5))))
+    assert result.exit_code == 1
+    assert re.search(r"^evaluated +FAIL$", result.output, re.MULTILINE)
+    assert f"Another device passes `oclbn check --quick`: {oclbn.device.select(spec).title}." in words(result)
+    assert f"--device {spec}, or OCLBN_DEVICE={spec}" in words(result)
 
 
 def test_activations_are_padded_convolutions_with_differing_channels() -> None:
@@ -235,13 +276,52 @@ def test_data_whose_variance_is_out_of_range_are_told(
     remark = f"x.npy: too large for float32: in {channels} of 3 channels the variance, or a sum that it is made of"
     assert (remark in words(result)) == (channels > 0), result.output
     assert ("too large" in result.output) == (channels > 0)
+    assert result.exit_code == (3 if channels else 0), result.output
+    assert "FAIL" not in result.output
+    told = "IMPOSSIBLE 2 of 3 channels of x.npy cannot be normalised by anything, in float32; in the others all checks"
+    assert (told in words(result)) == (channels > 0)
+
+
+def test_what_is_advised_for_data_that_are_too_large_helps(spec: str, tmp_path: Path) -> None:
+    x = drawn((60, 3)).astype(np.float32) * np.float32(1e30)
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x))
+    assert result.exit_code == 3
+    assert "not judged" in result.output
+    assert "Too large: give x / np.abs(x).max()" in words(result)
+    assert demo("--device", spec, "--input", saved(tmp_path / "x.npy", x / np.abs(x).max())).exit_code == 0
+    if "x.astype(np.float64)" in words(result):
+        assert demo("--device", spec, "--input", saved(tmp_path / "x.npy", x.astype(np.float64))).exit_code == 0
+    if oclbn.device.select(spec).limits.fp64:
+        assert "x.astype(np.float64)" in words(result)
+        result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x.astype(np.float64) * 1e270))
+        assert result.exit_code == 3
+        assert "np.float64" not in result.output
+
+
+@pytest.mark.usefixtures("no_other")
+def test_a_wrong_channel_beside_one_that_is_too_large_fails(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = drawn((60, 3))
+    x[:, 0] *= 1e30
+    right = demo_run.expected
+
+    def shifted(*given: Any, **options: Any) -> Any:
+        return {name: (wanted + 1e-2, bound) for name, (wanted, bound) in right(*given, **options).items()}
+
+    monkeypatch.setattr(demo_run, "expected", shifted)
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x))
+    assert result.exit_code == 1
+    assert "IMPOSSIBLE" not in result.output
 
 
 def test_data_without_one_finite_value_are_reported(spec: str, tmp_path: Path) -> None:
     picture = tmp_path / "x.pdf"
     source = saved(tmp_path / "x.npy", np.full((30, 20), np.nan, np.float32))
     result = demo("--device", spec, "--input", source, "--plot", picture)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
+    assert "IMPOSSIBLE 20 of 20 channels" in words(result)
+    assert "Without one finite value" in words(result)
     assert "not finite: 600 values in 20 of 20 channels" in words(result)
     assert picture.read_bytes().startswith(b"%PDF")
 
@@ -277,6 +357,7 @@ def test_conversion_says_when_it_rounds(tmp_path: Path) -> None:
     double = demo_data.from_file(saved(tmp_path / "double.npy", np.array([[1.0, 1e300]])), 1, fp64=False)
     assert double.x.dtype == np.float32
     assert "no double precision" in double.note
+    assert "1 of 2 values are too large for it and became infinite" in double.note
 
 
 def npz(path: Path) -> Path:

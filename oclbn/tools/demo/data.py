@@ -130,4 +130,6 @@ def _as_computed(given: NDArray[Any], path: Path, fp64: bool) -> tuple[NDArray[A
         note += " (the device has no double precision)"
     elif not np.array_equal(x, given, equal_nan=kept == np.float16):
         note += ", rounded: not every value fits"
+    if infinite := np.count_nonzero(np.isfinite(given) & ~np.isfinite(x)):
+        note += f"; {infinite} of {x.size} values are too large for it and became infinite"
     return x, note

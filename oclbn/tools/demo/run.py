@@ -18,6 +18,7 @@ from oclbn.tools.demo.steps import Checks, Trainer, data_of
 from oclbn.tools.demo.timing import Clock, Timing, timings
 from oclbn.truth import reference
 from oclbn.truth.expectation import expected
+from oclbn.truth.hostile import others
 from oclbn.truth.reference import Float64s
 
 
@@ -55,6 +56,31 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Unfit:
+    """Channels that nothing could normalise in the data's type, (C,)."""
+
+    too_large: NDArray[np.bool_]  # the variance, or a sum that it is made of, exceeds the largest number
+    without_numbers: NDArray[np.bool_]  # every value is NaN or infinite
+
+    @classmethod
+    def of(cls, case: Case, whole: Spread) -> Unfit:
+        """Those of a case whose channels are spread like this."""
+        finite = np.isfinite(case.x)
+        rest = others(case.x.shape, case.axis)
+        count, largest = case.x.size // case.channels, float(np.finfo(case.x.dtype).max)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = count * np.maximum(np.square(whole.std), np.abs(whole.mean))
+        # What overflows already in float64 gives no number at all.
+        return cls(~(sums <= largest) & finite.all(axis=rest), ~finite.any(axis=rest))
+
+    @property
+    def channels(self) -> NDArray[np.bool_]:
+        """All of them."""
+        either: NDArray[np.bool_] = self.too_large | self.without_numbers
+        return either
+
+
+@dataclass(frozen=True)
 class Outcome:
     """All that the report tells about one case."""
 
@@ -63,6 +89,7 @@ class Outcome:
     batch_shape: tuple[int, ...]
     settling: tuple[Settling, ...]
     checks: Checks
+    unfit: Unfit
     before: Spread
     normalised: Spread  # by their own statistics, scale 1 and bias 0
     evaluated: Spread  # by the running statistics, with the layer's scale and bias
@@ -77,8 +104,9 @@ def run(case: Case, queue: cl.CommandQueue, schedule: Schedule, advance: Callabl
     if per_channel < 2:
         raise ParameterError(f"batches of {size} have one value per channel of {case.name}: training needs at least 2")
     layer = layer_for(case, queue)
-    checks = Checks()
     whole = _moments(case.x, case.axis)
+    unfit = Unfit.of(case, whole)
+    checks = Checks(case.axis, unfit.channels)
     clock = Clock(queue)
     trainer = Trainer(case, layer, checks, clock)
     settling = [_distance(0, layer, whole)]
@@ -103,6 +131,7 @@ def run(case: Case, queue: cl.CommandQueue, schedule: Schedule, advance: Callabl
         batch_shape=batch.shape,
         settling=tuple(settling),
         checks=checks,
+        unfit=unfit,
         before=whole,
         normalised=_moments(y, case.axis),
         evaluated=_moments(evaluated, case.axis),

@@ -14,21 +14,31 @@ from oclbn.tools.demo.layers import EPSILON, LEAST_FACTOR, Layer
 from oclbn.tools.demo.timing import Clock
 from oclbn.truth.cases import GRADIENTS, Judged, judge
 from oclbn.truth.expectation import Expected, expected
-from oclbn.truth.hostile import Data, others
+from oclbn.truth.hostile import Data, along, others
 
 
 class Checks:
-    """For each result the one that was farthest off, in units of its bound."""
+    """For each result the one that was farthest off, in units of its bound.
 
-    def __init__(self) -> None:
+    unfit: channels, on `axis` of a tensor, in which no result can be right, whoever computes it; they are left out.
+    """
+
+    def __init__(self, axis: int = 1, unfit: NDArray[np.bool_] | None = None) -> None:
         self.worst: dict[str, Judged] = {}
+        self._axis, self._unfit = axis, unfit
 
     def add(self, found: Mapping[str, NDArray[Any]], wanted: Expected) -> None:
         """Take in results of a call."""
         for name, result in found.items():
-            judged = judge({name: result}, wanted)
+            judged = judge({name: result}, {name: self._without_unfit(*wanted[name])})
             if name not in self.worst or judged.units > self.worst[name].units:
                 self.worst[name] = judged
+
+    def _without_unfit(self, wanted: NDArray[Any], bound: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        if self._unfit is None or not self._unfit.any():
+            return wanted, bound
+        unfit = along(self._unfit, wanted.shape, self._axis) if wanted.ndim > 1 else self._unfit
+        return wanted, np.where(unfit, np.inf, bound)
 
     @property
     def failed(self) -> list[str]:
