@@ -23,6 +23,7 @@ _GONE_ROUND = (
     "oclbn proves each kernel before its first result and uses others where one fails, so that results are right all "
     "the same, unless OCLBN_PROVE is 0; `oclbn devices` lists what it found and does not use."
 )
+_WORDS = {"constant": "backward, eval mode"}  # of operations that the field calls otherwise
 _SHOWN = 8  # faults of one device that are printed; --json has all
 
 
@@ -38,7 +39,7 @@ def print_checked(console: Console, checked: Checked) -> None:
     facts = [
         "simulator" if info.simulator else info.kind,
         f"{limits.compute_units} compute units",
-        f"groups to {limits.max_group}",
+        f"work-groups to {limits.max_group}",
         f"fp64 {'yes' if limits.fp64 else 'no'}",
         f"local {as_size(limits.local_bytes)}",
         f"cache {as_size(limits.cache_bytes)}",
@@ -62,7 +63,7 @@ def print_matrix(console: Console, all_checked: Sequence[Checked]) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     table.add_column("device")
     for operation in OPERATIONS:
-        table.add_column(operation)
+        table.add_column(_WORDS.get(operation, operation))
     for checked in all_checked:
         info = checked.info
         name = Text.assemble(f"{info.spec} {info.name}", "\n", (info.runtime, "dim"))
@@ -107,13 +108,16 @@ def _operation_as_dict(checked: Checked, operation: str) -> dict[str, Any]:
 
 
 def _table(checked: Checked) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    table.add_column("")
-    for heading in ("built", "compared", "error"):
+    """A row for each operation; what a quick check does not do has no column."""
+    kinds = {type(outcome.check) for outcome in checked.outcomes}
+    built, timed = BuildCheck in kinds, SpeedCheck in kinds
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("operation")
+    for heading in (*(["built"] if built else []), "compared", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("at", overflow="fold")
-    table.add_column("GB/s", justify="right", no_wrap=True)
-    table.add_column("copies", justify="right", no_wrap=True)
+    for heading in ("GB/s", "copies") if timed else ():
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for operation in OPERATIONS:
         outcomes, worst, speeds = checked.of(operation), checked.worst(operation), checked.speeds(operation)
@@ -122,13 +126,12 @@ def _table(checked: Checked) -> Table:
             rate = f"{statistics.geometric_mean(s['bandwidth'] for s in speeds.values()) / 1e9:.3g}"
             ratio = f"{statistics.geometric_mean(s['ratio'] for s in speeds.values()):.2f}"
         table.add_row(
-            operation,
-            str(_count(outcomes, BuildCheck)),
+            _WORDS.get(operation, operation),
+            *([str(_count(outcomes, BuildCheck))] if built else []),
             str(_count(outcomes, NumberCheck)),
             f"{worst.told['units']:.2f}" if worst else "",
             Text(_place(worst), style="dim") if worst else "",
-            rate,
-            ratio,
+            *([rate, ratio] if timed else []),
             _state(outcomes),
         )
     return table
@@ -153,7 +156,7 @@ def _verdict(checked: Checked) -> Text:
     made = len(checked.outcomes)
     if checked.good:
         slow = any(isinstance(outcome.check, SpeedCheck) for outcome in checked.outcomes)
-        told = "error: the largest, in units of its bound" + ("; copies: times of the fastest copy" if slow else "")
+        told = "error: the largest, in units of its tolerance" + ("; copies: times of the fastest copy" if slow else "")
         return Text.assemble((f"all {made} checks passed", "bold green"), (f" ({told})", "dim"))
     left = f", {checked.planned - made} not made" if made < checked.planned else ""
     return Text(f"{len(checked.faults)} of {made} checks failed{left}", style="bold red")

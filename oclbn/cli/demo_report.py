@@ -22,12 +22,16 @@ LABELS = {
     "save_invstd": "batch 1/std",
     "running_mean": "running mean",
     "running_var": "running variance",
-    "evaluated": "evaluated",
+    "evaluated": "eval mode",
     "normalised": "normalised",
     "dx": "dx",
     "dscale": "dscale",
     "dbias": "dbias",
 }
+_FIRST = (
+    "the first call builds the kernels, or loads them from the driver's cache, and proves them: they have to be right "
+    "on a small tensor before they give a result (unless OCLBN_PROVE is 0)"
+)
 Section = tuple[Table, list[str]]  # a table and the remarks below it
 FAILED, UNFIT = 1, 3  # exit statuses: a result is wrong; the data are such that none can be right
 _FAR_OFF = 1000.0  # from here on, how far off a result is says nothing more
@@ -134,7 +138,7 @@ def settling(outcomes: Sequence[Outcome]) -> Section:
 def channels(outcomes: Sequence[Outcome]) -> Section:
     table = _table()
     table.add_column("\nchannel", overflow="fold")
-    for heading in ("data", "normalised", "evaluated"):
+    for heading in ("data", "normalised", "eval mode"):
         table.add_column(f"{heading}\nmean", justify="right")
         table.add_column("\nstd", justify="right")
     for outcome in outcomes:
@@ -152,7 +156,7 @@ def channels(outcomes: Sequence[Outcome]) -> Section:
             table.add_row(f"{indent}highest", *(_number(-np.sort(-values)[0]) for values in columns), style="dim")
     return table, [
         "normalised: by all the data's own statistics, with scale 1 and bias 0",
-        "evaluated: by the running statistics, with the layer's own scale and bias",
+        "eval mode: by the running statistics, with the layer's own scale and bias",
     ]
 
 
@@ -181,7 +185,7 @@ def times(outcomes: Sequence[Outcome]) -> Section:
         indent = _group(table, outcomes, outcome)
         for timing in outcome.timings:
             table.add_row(f"{indent}{timing.operation}", timing.kernels, _time(timing.first), _time(timing.median))
-    return table, ["the first call builds the kernels, or loads them from the driver's cache"]
+    return table, [_FIRST]
 
 
 def _table() -> Table:
@@ -200,7 +204,7 @@ PARTS: dict[str, Callable[[Sequence[Outcome]], Section]] = {
     "Data": data,
     "Running statistics: distance from those of all the data": settling,
     "Channels before and after": channels,
-    "Largest error against float64 NumPy, as a part of its bound": checks,
+    "Largest error against float64 NumPy, as a part of its tolerance": checks,
     "Time per call on one batch, host included": times,
 }
 

@@ -608,7 +608,7 @@ _REPORT = "`oclbn check --repro report.py` writes a program that shows it to the
 def _fault(verdict: Verdict) -> str:
     if math.isinf(verdict.units):
         return f"{verdict.of} is wrong beyond measure"
-    return f"{verdict.of} errs by {verdict.units:.3g} times its bound"
+    return f"{verdict.of} errs by {verdict.units:.3g} times its tolerance"
 
 
 def _named(device: cl.Device) -> str:

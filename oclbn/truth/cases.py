@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Judged:
-    """The result that is farthest off, and by how many times its bound; 1 is the most that is allowed."""
+    """The result that is farthest off, and by how many times its tolerance; 1 is the most that is allowed."""
 
     units: float
     of: str
@@ -147,7 +147,7 @@ def _judge(name: str, got: Host, wanted: Host, bound: Host) -> Judged:
         return Judged(0.0, name, f"{name} is empty")
     at = np.unravel_index(int(np.argmax(units)), wanted.shape)
     off, most = int((units > 1.0).sum()), float(units[at])
-    told = f"errs by {most:.3g} times its bound" if most < math.inf else "is wrong beyond measure"
+    told = f"errs by {most:.3g} times its tolerance" if most < math.inf else "is wrong beyond measure"
     digits = 9 if got.dtype.itemsize < 8 else 17  # that tell one number of the type from the next
     where = f"{got.reshape(wanted.shape)[at]!s} instead of {wanted[at]:.{digits}g} at {tuple(map(int, at))}"
     return Judged(most, name, f"{name} {told}: {where}, and {off} of {units.size} are off")

@@ -69,6 +69,7 @@ def test_the_digits_pass_and_are_written_and_drawn(spec: str, tmp_path: Path) ->
     result = demo("--device", spec, "--output", output, "--plot", picture)
     assert result.exit_code == 0, result.output
     assert "PASS  all 30 checks" in result.output
+    assert "and proves them: they have to be right on a small tensor before they give a result" in words(result)
     info = oclbn.device.select(spec)
     for shown in (
         info.title,
@@ -130,12 +131,12 @@ def test_a_result_out_of_its_bound_fails_the_run(spec: str, tmp_path: Path, monk
     result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", drawn((64, 5))))
     assert result.exit_code == 1
     assert "FAIL" in result.output
-    assert "evaluated of x.npy" in result.output
+    assert "eval mode of x.npy" in result.output
     assert "What to do: " in words(result)
     assert "No other device here passes `oclbn check --quick`" in words(result)
     assert f"`oclbn check --device {spec} --repro report.py` writes a script." in words(result)
     assert ("OCLBN_PROVE is 0" in result.output) == (not proving.switched_on())
-    assert re.search(r"x\.npy: evaluated errs by \S+ times its bound: \S+ instead of \S+ at", words(result))
+    assert re.search(r"x\.npy: eval mode errs by \S+ times its tolerance: \S+ instead of \S+ at", words(result))
     assert "PASS" not in result.output
 
 
@@ -162,7 +163,7 @@ def test_far_off_is_no_number(spec: str, tmp_path: Path, monkeypatch: pytest.Mon
     )
     result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", drawn((64, 5))))
     assert result.exit_code == 1
-    assert re.search(r"^evaluated +FAIL$", result.output, re.MULTILINE)
+    assert re.search(r"^eval mode +FAIL$", result.output, re.MULTILINE)
     assert f"Another device passes `oclbn check --quick`: {oclbn.device.select(spec).title}." in words(result)
     assert f"--device {spec}, or OCLBN_DEVICE={spec}" in words(result)
 

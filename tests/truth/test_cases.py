@@ -96,7 +96,7 @@ def test_the_worst_result_is_told_with_its_place() -> None:
     results["save_mean"][1] = np.nan
     told = str(judge({"y": results["y"]}, wanted))
     assert told.startswith("y errs by ")
-    assert " times its bound: " in told
+    assert " times its tolerance: " in told
     assert told.endswith(" at (2, 3, 4), and 1 of 210 are off")
     assert judge({"y": results["y"]}, wanted).units == pytest.approx(10, rel=0.2)
     worst = judge(results, wanted)
