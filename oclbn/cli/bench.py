@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import pyopencl as cl
 from rich.console import Console
-from rich.progress import TaskProgressColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TaskProgressColumn
 
 from oclbn import device
-from oclbn.cli import bench_report, builds, plot
-from oclbn.cli.bench_report import Report
-from oclbn.cli.progress import progress
-from oclbn.cli.types import ShapeType, Target, trainable
+from oclbn.cli import bench_report, builds, output, plot
+from oclbn.cli.bench_report import Report, Shown, ShownProfile
+from oclbn.cli.failures import Interrupted
+from oclbn.cli.progress import Left, above, expect, progress
+from oclbn.cli.types import Names, Once, ShapeType, Target, together, trainable
 from oclbn.errors import SizeError
 from oclbn.files import whole
 from oclbn.tools.bench import benchmark, profiling
@@ -28,22 +30,6 @@ from oclbn.tools.bench.benchmark import OUTPUTS, TENSORS
 from oclbn.tools.bench.suites import SUITES, Case, Shape
 from oclbn.tools.peers.process import PeerProcess, platform_library
 from oclbn.tools.peers.registry import PEERS
-
-
-class _Names(click.ParamType):  # type: ignore[type-arg]
-    """Names of a few that are known, separated by commas."""
-
-    def __init__(self, known: Sequence[str], name: str) -> None:
-        self.known, self.name = tuple(known), name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        names = tuple(part.strip() for part in str(value).split(","))
-        for name in names:
-            if name not in self.known:
-                self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)
-        return names
 
 
 class _Picture(Target):
@@ -56,43 +42,46 @@ class _Picture(Target):
         return path
 
 
-_WIDTH = 140
 _LOOK, _BUSY = 0.3, 0.5  # seconds; cores that others may use before it is worth a word
+_PROFILE = 0.4  # of the time of a comparison
 _KINDS = "\n".join(f"  {kind.name:<15}{kind.about}" for kind in PEERS.values())
 
 
 @click.command(
     name="bench",
+    cls=Once,
     epilog=f"\b\nPeers for --against:\n{_KINDS}\n\n"
     "A peer that is not installed, or does not do something, leaves a dash and a line that says why.",
 )
-@click.option("--device", "spec", metavar="SPEC", help="Device: P:D, a type, or part of a name.")
+@click.option("--device", "spec", metavar="SPEC", help="Use this device: P:D, a type, or part of a name.")
 @click.option(
     "--suite",
     "suites",
     multiple=True,
-    type=_Names(sorted(SUITES), "NAME"),
-    help=f"Shapes by name: {', '.join(SUITES)}.",
+    type=Names(sorted(SUITES), "NAMES"),
+    help=f"Time shapes by name: {', '.join(SUITES)}.",
 )
-@click.option("--shape", "shapes", multiple=True, type=ShapeType(), help="A shape of your own; repeatable.")
-@click.option("--axis", default=1, show_default=True, help="Axis of the channels, for --shape.")
+@click.option("--shape", "shapes", multiple=True, type=ShapeType(), help="Time a shape of your own.")
+@click.option("--axis", default=1, show_default=True, help="The axis of the channels of each --shape; -1 is the last.")
 @click.option(
     "--operations",
-    type=_Names(tuple(TENSORS), "NAMES"),
-    default=",".join(TENSORS),
+    multiple=True,
+    type=Names(tuple(TENSORS), "NAMES"),
+    default=[",".join(TENSORS)],
     show_default=True,
-    help="Some of these; `both` is forward, then backward.",
+    help="Time these alone; `both` is forward, then backward.",
 )
 @click.option(
     "--outputs",
-    type=_Names(OUTPUTS, "NAMES"),
-    default="reused,fresh",
+    multiple=True,
+    type=Names(OUTPUTS, "NAMES"),
+    default=["reused,fresh"],
     show_default=True,
-    help="Results in memory given with out= (reused), the same by calls that functional.bind has prepared (bound), in "
-    "new memory at each call (fresh), or from a pyopencl MemoryPool (pool).",
+    help="Where results go: into preallocated memory, given with out= (reused) or to calls that functional.bind has "
+    "prepared (bound), into new memory in each call (fresh), or into that of a pyopencl MemoryPool (pool).",
 )
 @click.option(
-    "--against", multiple=True, type=_Names(tuple(PEERS), "PEERS"), help="Peers to time beside oclbn; see below."
+    "--against", multiple=True, type=Names(tuple(PEERS), "PEERS"), help="Time these peers beside oclbn; see below."
 )
 @click.option(
     "--peer-python",
@@ -101,18 +90,18 @@ _KINDS = "\n".join(f"  {kind.name:<15}{kind.about}" for kind in PEERS.values())
     metavar="PATH",
     help="The Python that has the peers, if it is another one; also OCLBN_PEER_PYTHON.",
 )
-@click.option("--rounds", type=click.IntRange(min=3), help="Turns of each operation; default: about 0.25 s of it.")
-@click.option("--details", is_flag=True, help="A line for each time: quantiles, bytes, GB/s, samples.")
-@click.option("--profile", is_flag=True, help="The device's clock beside the host's, instead of comparing.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, and nothing else.")
+@click.option("--rounds", type=click.IntRange(min=3), help="Give each so many turns, instead of about 0.25 s of them.")
+@click.option("--details", is_flag=True, help="Print a line for each time: quantiles, MB, GB/s, samples.")
+@click.option("--profile", is_flag=True, help="Show the device's clock beside the host's, and compare nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in the end, and nothing else.")
 @click.option("--plot", "picture", type=_Picture(), metavar="FILE", help="Draw it as well: .png, .svg or .pdf.")
 def command(
     spec: str | None,
     suites: tuple[tuple[str, ...], ...],
     shapes: tuple[Shape, ...],
     axis: int,
-    operations: tuple[str, ...],
-    outputs: tuple[str, ...],
+    operations: tuple[tuple[str, ...], ...],
+    outputs: tuple[tuple[str, ...], ...],
     against: tuple[tuple[str, ...], ...],
     peer_python: str,
     rounds: int | None,
@@ -121,13 +110,16 @@ def command(
     as_json: bool,
     picture: Path | None,
 ) -> None:
-    """Time batch normalization against the fastest copy of the same tensor, and against peers.
+    """Time batch normalization beside the fastest copy of the same tensor, and beside peers.
 
-    Everything on a tensor is timed in the same run, in turns; times are medians, from the call to the empty queue, and
-    ratios are to the fastest of the device's copy command and two copy kernels. Outputs that are fresh are compared
-    with a copy into fresh memory. Peers run in processes of their own, which stand still while others are timed, on as
-    many threads as the device has compute units. All results are checked against float64 first. Without --suite and
-    --shape: the suite resnet50.
+    Everything on a tensor is timed in the same run, in turns. Times are medians, from the call to the empty queue. The
+    baseline is the fastest of the device's copy command and two copy kernels; outputs that are fresh are compared with
+    a copy into fresh memory. Peers run in processes of their own, which stand still while others are timed, on as many
+    threads as the device has compute units. All results are checked against float64 first.
+
+    Options with NAMES or a shape may be repeated, and add up. Without --suite and --shape, the suite resnet50 is timed.
+    Each shape is shown as soon as it has been timed; after Ctrl-C, what has been found is printed, written and drawn,
+    and the exit status is 130. It is 1 where nothing could be timed.
     """
     if profile and (picture or against):
         raise click.UsageError("--profile compares nothing and draws nothing: leave out --against and --plot")
@@ -136,49 +128,62 @@ def command(
     info = device.select(spec)
     queue = device.queue_for(info)
     cases = [trainable(shape, axis) for shape in shapes]
-    for suite in [name for names in suites for name in names] or ([] if shapes else ["resnet50"]):
+    for suite in together(suites) or ([] if shapes else ["resnet50"]):
         cases += SUITES[suite]
     cases = list(dict.fromkeys(cases))
+    names, kinds, peers = together(operations), together(outputs), together(against)
     if profile:
-        _profile(info, queue, cases, operations, as_json)
+        _profile(info, queue, cases, names, as_json)
         return
-    names = tuple(dict.fromkeys(name for some in against for name in some))
+    report = Report(info, cases, names, kinds, peers)
     _warn_of_others()
-    report = Report(info, cases, operations, outputs, names)
-    library = platform_library(queue.device.platform.int_ptr)
-    with (
-        contextlib.ExitStack() as processes,
-        builds.counted() as built,
-        _progress(len(cases) * len(outputs)) as (say, done),
-    ):
-        for kind in outputs:
-            peers = [PeerProcess(PEERS[name], kind, python=peer_python, library=library) for name in names]
-            for peer in peers:
-                processes.callback(peer.close)
-            for shape, where in cases:
-                say(f"{bench_report.label(shape, where)}, {kind}")
-                options: dict[str, Any] = {"rounds": rounds, "outputs": kind, "operations": operations}
-                try:
-                    report.add(benchmark.compare(queue, shape, where, peers=peers, **options))
-                except SizeError as error:
-                    report.skipped[shape, where, kind] = str(error)
-                done()
-            for peer in peers:
-                peer.close()
-    if as_json:
+    console = output.console(wide=True)
+    shown = None if as_json else Shown(console, report, details=details)
+    with builds.counted() as built:
+        try:
+            _compare(report, queue, rounds, peer_python, shown)
+        except KeyboardInterrupt:
+            report.complete = False
+    if shown is None:
         click.echo(json.dumps(report.as_json(), indent=1))
     else:
-        console = _console()
-        report.show(console, details)
+        shown.end()
         _show_built(console, built)
-    if picture:
-        from oclbn.cli import bench_plot
+    if picture and report.rows:
+        _draw(report, picture)
+    _end(report.complete, bool(report.rows), report.skipped.values())
 
-        try:
-            with whole.replacing(picture) as file:
-                file.write(bench_plot.draw(report, picture.suffix.lower().lstrip(".")))
-        except OSError as error:
-            raise click.FileError(str(picture), hint=error.strerror) from error
+
+def _compare(report: Report, queue: cl.CommandQueue, rounds: int | None, python: str, shown: Shown | None) -> None:
+    """Fill the report, shape by shape."""
+    library = platform_library(queue.device.platform.int_ptr)
+    weights = [_seconds(queue, shape, report.operations, len(report.peers), rounds) for shape, _ in report.cases]
+    expected = (sum(weights) + benchmark.PEER_SECONDS * len(report.peers)) * len(report.outputs)
+    what = f"{_counted(len(report.cases), 'shape')}, {_counted(len(report.outputs), 'kind')} of outputs"
+    expect(what, expected)
+    with contextlib.ExitStack() as processes, _progress(sum(weights) * len(report.outputs), expected) as (bar, task):
+        done = 0.0
+        for kind in report.outputs:
+            peers = [PeerProcess(PEERS[name], kind, python=python, library=library) for name in report.peers]
+            for peer in peers:
+                processes.callback(peer.close)
+            for case, weight in zip(report.cases, weights, strict=True):
+                bar.update(task, description=f"{bench_report.label(*case)}, {kind}")
+
+                def advance(part: float, done: float = done, weight: float = weight) -> None:
+                    bar.update(task, completed=done + part * weight)
+
+                options: dict[str, Any] = {"rounds": rounds, "outputs": kind, "operations": report.operations}
+                try:
+                    report.add(benchmark.compare(queue, *case, peers=peers, advance=advance, **options))
+                except SizeError as error:
+                    report.skipped[*case, kind] = str(error)
+                done += weight
+                bar.update(task, completed=done)
+                if shown is not None:
+                    above(bar, functools.partial(shown.case, case, kind))
+            for peer in peers:
+                peer.close()
 
 
 def _profile(
@@ -186,20 +191,63 @@ def _profile(
 ) -> None:
     found: list[profiling.Profile] = []
     skipped: dict[Case, str] = {}
-    with builds.counted() as built, _progress(len(cases)) as (say, done):
-        for shape, axis in cases:
-            say(f"{bench_report.label(shape, axis)}, profile")
-            try:
-                found += profiling.profile(queue, shape, axis, operations=operations)
-            except SizeError as error:
-                skipped[shape, axis] = str(error)
-            done()
-    if as_json:
-        click.echo(json.dumps(bench_report.profile_as_json(info, found, skipped), indent=1))
+    weights = [_PROFILE * _seconds(queue, shape, operations, 0, None) for shape, _ in cases]
+    expect(_counted(len(cases), "shape"), sum(weights))
+    console = output.console(wide=True)
+    shown = None if as_json else ShownProfile(console, info, cases)
+    complete = True
+    with builds.counted() as built:
+        try:
+            with _progress(sum(weights), sum(weights)) as (bar, task):
+                for (shape, axis), weight in zip(cases, weights, strict=True):
+                    bar.update(task, description=f"{bench_report.label(shape, axis)}, profile")
+                    try:
+                        timed = profiling.profile(queue, shape, axis, operations=operations)
+                    except SizeError as error:
+                        skipped[shape, axis], timed = str(error), []
+                    found += timed
+                    bar.advance(task, weight)
+                    if shown is not None:
+                        above(bar, functools.partial(shown.add, timed))
+        except KeyboardInterrupt:
+            complete = False
+    if shown is None:
+        click.echo(json.dumps(bench_report.profile_as_json(info, found, skipped, complete=complete), indent=1))
     else:
-        console = _console()
-        bench_report.show_profile(console, info, found, skipped)
+        shown.end(skipped)
         _show_built(console, built)
+    _end(complete, bool(found), skipped.values())
+
+
+def _seconds(queue: cl.CommandQueue, shape: Shape, operations: Sequence[str], peers: int, rounds: int | None) -> float:
+    """What a shape is expected to take; next to nothing where it has no room."""
+    try:
+        benchmark.room_for(queue, shape)
+    except SizeError:
+        return 0.01
+    return benchmark.expected_seconds(shape, operations, peers, rounds)
+
+
+def _end(complete: bool, anything: bool, reasons: Iterable[str]) -> None:
+    """The exit status, where it is not 0."""
+    if not complete:
+        raise Interrupted("what had been timed until then is above" if anything else "nothing had been timed yet")
+    if not anything:
+        raise click.ClickException("nothing was timed: " + "; ".join(dict.fromkeys(reasons)))
+
+
+def _draw(report: Report, picture: Path) -> None:
+    from oclbn.cli import bench_plot
+
+    try:
+        with whole.replacing(picture) as file:
+            file.write(bench_plot.draw(report, picture.suffix.lower().lstrip(".")))
+    except OSError as error:
+        raise click.FileError(str(picture), hint=error.strerror) from error
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _show_built(console: Console, built: builds.Builds) -> None:
@@ -235,16 +283,8 @@ def _ticks() -> list[int]:
     return []
 
 
-def _console() -> Console:
-    """Standard output, wide enough for every table: a terminal may break lines, but no digit is lost."""
-    console = Console(highlight=False)
-    console.width = max(console.width, _WIDTH)
-    return console
-
-
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """A bar on standard error, nothing where that is no terminal: functions to say what begins, and that it is done."""
-    with progress(Console(stderr=True), TaskProgressColumn, TimeRemainingColumn) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda text: bar.update(task, description=text), lambda: bar.advance(task)
+def _progress(total: float, expected: float) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar on standard error, none where that is no terminal; parts weigh the seconds that they should take."""
+    with progress(Console(stderr=True), TaskProgressColumn, Left) as bar:
+        yield bar, bar.add_task("", total=total, expected=expected)

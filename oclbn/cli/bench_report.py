@@ -1,26 +1,42 @@
-"""What `oclbn bench` has found: as JSON and as tables."""
+"""What `oclbn bench` has found: as JSON and as tables, which grow while it is timed."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyopencl as cl
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from oclbn import __version__
+from oclbn.cli.grid import Column, Grid, print_line
 from oclbn.device import DeviceInfo
 from oclbn.tools.bench.benchmark import Absence, Comparison, Row, geometric_mean
 from oclbn.tools.bench.profiling import Profile
 from oclbn.tools.bench.suites import Case, Shape
 from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES
 
-SCHEMA = 1  # of the JSON: goes up when a key goes away or changes its meaning
+SCHEMA = 2  # of the JSON: goes up when a key goes away or changes its meaning
+SUMMARIES = ("geometric mean", "over plain copy", "    at most")
+LEGEND = (
+    "Times are medians; /copy: times as long as the baseline, the fastest copy of the same tensor.",
+    "Plain copy: the faster of the device's command and a plain kernel, without non-temporal stores.",
+)
+PROFILE_LEGEND = (
+    "Times are medians, with outputs reused: preallocated (out=). host: from the call to the empty queue.",
+    "device: the kernels and what is between them. other: the host's own work, enqueueing, waking up.",
+)
+OUTPUTS_ARE = {  # what stands beside each of them
+    "reused": "preallocated (out=)",
+    "bound": "preallocated, by calls prepared with functional.bind",
+    "fresh": "new memory in each call",
+    "pool": "memory from a pyopencl MemoryPool",
+}
+_COPY_NAMES = [name.removeprefix("copy ") for name in COPIES]
 BARS = {"inference": 1.10, "forward": 1.25, "backward": 1.90}  # ratios to the copy that large tensors should reach
 
 
@@ -43,6 +59,7 @@ class Report:
     absences: list[Absence] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)  # of the peers
     skipped: dict[tuple[Shape, int, str], str] = field(default_factory=dict)  # shape, axis, outputs -> reason
+    complete: bool = True  # False: it was interrupted
 
     def add(self, comparison: Comparison) -> None:
         """Take in what was found for a shape."""
@@ -73,29 +90,8 @@ class Report:
             "rows": [{**asdict(row), "bandwidth": row.bandwidth} for row in self.rows],
             "absences": [asdict(absence) for absence in self.absences],
             "skipped": skipped,
+            "complete": self.complete,
         }
-
-    def show(self, console: Console, details: bool) -> None:
-        """Print the tables."""
-        _heading(console, self.info)
-        if self.versions:
-            console.print(", ".join(f"{name} {version}" for name, version in self.versions.items()), style="dim")
-        for outputs in self.outputs:
-            if any(row.outputs == outputs for row in self.rows):
-                console.print(f"\n[bold]outputs {outputs}[/bold]")
-                console.print(_details(self, outputs) if details else _ratios(self, outputs))
-                if self.peers:
-                    console.print()
-                    console.print(_peers(self, outputs))
-        console.print(
-            "\nms; in brackets: over the fastest copy of the same tensor; @: channels' axis\n"
-            "plain copies: the device's command and a plain kernel, without the kernel that writes past the cache",
-            style="dim",
-        )
-        if self.peers:
-            console.print("x: how many times as long as oclbn", style="dim")
-        for line in [*_absences(self.absences), *_skipped(self.skipped)]:
-            console.print(Text(line))
 
 
 def _about(info: DeviceInfo) -> dict[str, Any]:
@@ -118,68 +114,227 @@ def _about(info: DeviceInfo) -> dict[str, Any]:
     }
 
 
-def _heading(console: Console, info: DeviceInfo) -> None:
-    console.print(Text(f"{info.spec}  {info.name}, {info.platform}, driver {info.driver}"))
+class Shown:
+    """The report on a console: each shape as soon as it has been timed, in the end what is common to all."""
+
+    def __init__(self, console: Console, report: Report, *, details: bool) -> None:
+        self._console, self._report, self._details = console, report, details
+        self._grid: Grid | None = None
+        self._outputs = ""
+        self._print(heading(report.info))
+
+    def case(self, case: Case, outputs: str) -> None:
+        """What has been found for a shape; begins a table for outputs of a new kind."""
+        if self._grid is None or outputs != self._outputs:
+            self.close()
+            self._outputs, self._grid = outputs, self._table()
+            self._print(Text(f"\noutputs {outputs}: {OUTPUTS_ARE[outputs]}", style="bold"), self._grid.heading())
+        lines = _detailed if self._details else _stacked if self._stacks else _side_by_side
+        self._print(*(self._grid.row(*row) for row in lines(self._report, case, outputs)))
+
+    def close(self) -> None:
+        """End the table, if there is one: the means over its shapes, and the peers beside oclbn."""
+        if self._grid is None:
+            return
+        if not any(row.outputs == self._outputs for row in self._report.rows):
+            self._grid = None
+            return
+        if not self._details:
+            means = _stacked_means if self._stacks else _means
+            self._print(*(self._grid.row(*row) for row in means(self._report, self._outputs)))
+        elif self._grid.missing:
+            self._print(Text(f"Not shown in {self._console.width} columns: {', '.join(self._grid.missing)}.", "dim"))
+        if self._report.peers:
+            self._print(Text(""), *_peers(self._report, self._outputs, self._console.width))
+        self._grid = None
+
+    def end(self) -> None:
+        """How to read it, and what is missing."""
+        self.close()
+        report, notes = self._report, []
+        if report.rows:
+            notes = list(LEGEND)
+            if any(axis != 1 for _, axis in report.cases):
+                notes.append("@: the axis of the channels, where it is not 1; @3 of four axes is the NHWC layout.")
+        if report.versions:
+            known = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+            notes.append(f"Peers: {known}; x: how many times as long as oclbn.")
+        self._console.print()
+        for note in notes:
+            self._console.print(Text(note, style="dim"))
+        for line in [*_absences(report.absences), *_skipped(report.skipped)]:
+            self._console.print(Text(line))
+
+    @property
+    def _stacks(self) -> bool:
+        return _wide(self._report, self._console.width).width > self._console.width
+
+    def _table(self) -> Grid:
+        if self._details:
+            return _details(self._report, self._console.width)
+        return _narrow(self._report) if self._stacks else _wide(self._report, self._console.width)
+
+    def _print(self, *lines: Text) -> None:
+        for line in lines:
+            print_line(self._console, line)
 
 
-def _table(*names: str, left: int = 1) -> Table:
-    """The first `left` columns are texts, the others numbers."""
-    table = Table(box=None, pad_edge=False)
-    for number, name in enumerate(names):
-        table.add_column(name, justify="left" if number < left else "right", no_wrap=True)
-    return table
+def heading(info: DeviceInfo) -> Text:
+    """The device, as all commands name it."""
+    return Text(f"{info.spec}  {info.name}, {info.platform}, driver {info.driver}")
 
 
-def _ratios(report: Report, outputs: str) -> Table:
-    table = _table("shape", "copy", "GB/s", *report.operations)
+def _shape_column(report: Report, *others: str) -> Column:
+    return Column("shape", width=max(map(len, [*(label(*case) for case in report.cases), *others])), left=True)
+
+
+def _wide(report: Report, width: int) -> Grid:
+    """A shape a row, an operation a column."""
+    operations = [Column(name, "ms (/copy)", 12) for name in report.operations]
+    columns = [
+        _shape_column(report, *SUMMARIES),
+        Column("copy", "ms", 6),
+        Column("rate", "GB/s", 5, spare=1),
+        *operations,
+    ]
+    return Grid(columns, width)
+
+
+def _narrow(report: Report) -> Grid:
+    """An operation a row."""
+    columns = [Column("operation", width=9, left=True), Column("time", "ms", 7), Column("ratio", "/copy", 6)]
+    return Grid([_shape_column(report, *SUMMARIES), *columns], 0)
+
+
+Rows = Iterator[tuple[dict[str, str | Text], str]]  # cells by column, and the row's style
+
+
+def _side_by_side(report: Report, case: Case, outputs: str) -> Rows:
+    best = report.best_copy(case, outputs)
+    if best is None:
+        yield {"shape": label(*case), "copy": "-"}, ""
+        return
+    cells: dict[str, str | Text] = {"shape": label(*case), "copy": _ms(best.median)}
+    cells["rate"] = f"{best.bandwidth / 1e9:.1f}"
+    for operation in report.operations:
+        if row := report.row(case, outputs, "oclbn", operation):
+            cells[operation] = Text(f"{_ms(row.median)} ({row.ratio:.2f})", style=_style(operation, row.ratio))
+    yield cells, ""
+
+
+def _stacked(report: Report, case: Case, outputs: str) -> Rows:
+    best = report.best_copy(case, outputs)
+    yield {"shape": label(*case), "operation": "copy", "time": _ms(best.median) if best else "-"}, ""
+    for operation in report.operations:
+        if row := report.row(case, outputs, "oclbn", operation):
+            ratio = Text(f"{row.ratio:.2f}", style=_style(operation, row.ratio))
+            yield {"operation": operation, "time": _ms(row.median), "ratio": ratio}, ""
+
+
+def _summaries(report: Report, outputs: str) -> Iterator[tuple[str, dict[str, Text]]]:
+    """Of each summary its numbers by operation: over the fastest copy, and over the faster plain one."""
     found: dict[str, list[float]] = {operation: [] for operation in report.operations}
     over_plain: dict[str, list[float]] = {operation: [] for operation in report.operations}
     for case in report.cases:
-        best, plain = report.best_copy(case, outputs), report.best_copy(case, outputs, PLAIN_COPIES)
-        if best is None or plain is None:
-            table.add_row(label(*case), "-")
-            continue
-        cells = [Text(_ms(best.median)), Text(f"{best.bandwidth / 1e9:.1f}")]
+        plain = report.best_copy(case, outputs, PLAIN_COPIES)
         for operation in report.operations:
             row = report.row(case, outputs, "oclbn", operation)
-            assert row is not None
-            found[operation].append(row.ratio)
-            over_plain[operation].append(row.median / plain.median)
-            cells.append(Text(f"{_ms(row.median)} ({row.ratio:.2f})", style=_style(operation, row.ratio)))
-        table.add_row(label(*case), *cells)
-    lines = (
-        ("geometric mean", geometric_mean, found),
-        ("over plain copies", geometric_mean, over_plain),
-        ("    at most", max, over_plain),
+            if row is not None and plain is not None:
+                found[operation].append(row.ratio)
+                over_plain[operation].append(row.median / plain.median)
+    each: tuple[tuple[Callable[[list[float]], float], dict[str, list[float]]], ...] = (
+        (geometric_mean, found),
+        (geometric_mean, over_plain),
+        (max, over_plain),
     )
-    for name, summary, ratios in lines:
+    for name, (summary, ratios) in zip(SUMMARIES, each, strict=True):
         numbers = {operation: summary(values) for operation, values in ratios.items() if values}
-        cells = [Text(f"({number:.2f})", style=_style(operation, number)) for operation, number in numbers.items()]
-        table.add_row(name, "", "", *cells, style="bold" if summary is geometric_mean else "")
-    return table
+        yield name, {operation: Text(f"{value:.2f}", _style(operation, value)) for operation, value in numbers.items()}
 
 
-def _style(operation: str, ratio: float) -> str:
-    bar = BARS.get(operation)
-    return "" if bar is None else "green" if ratio <= bar else "yellow" if ratio <= 1.5 * bar else "red"
+def _means(report: Report, outputs: str) -> Rows:
+    for name, numbers in _summaries(report, outputs):
+        cells = {operation: Text.assemble("(", number, ")") for operation, number in numbers.items()}
+        yield {"shape": name, **cells}, "bold" if name == SUMMARIES[0] else ""
 
 
-def _details(report: Report, outputs: str) -> Table:
-    table = _table("shape", "who", "operation", "median", "10 %", "90 %", "MB", "GB/s", "ratio", "times", left=3)
-    for case in report.cases:
-        first = label(*case)
-        for row in report.rows:
-            if (row.shape, row.axis, row.outputs) == (*case, outputs):
-                times = (_ms(row.median), _ms(row.low), _ms(row.high))
-                rate = (f"{row.nbytes / 1e6:.4g}", f"{row.bandwidth / 1e9:.1f}", f"{row.ratio:.2f}", str(row.samples))
-                name = row.operation.removeprefix("copy ") if row.who == "copy" else row.operation
-                table.add_row(first, row.who, name.replace(", past the cache", ", streaming"), *times, *rate)
-                first = ""
-    return table
+def _stacked_means(report: Report, outputs: str) -> Rows:
+    for name, numbers in _summaries(report, outputs):
+        first = name
+        for operation, number in numbers.items():
+            yield {"shape": first, "operation": operation, "ratio": number}, "bold" if name == SUMMARIES[0] else ""
+            first = ""
 
 
-def _peers(report: Report, outputs: str) -> Table:
-    table = _table("shape", "operation", "oclbn", *report.peers, left=2)
+def _details(report: Report, width: int) -> Grid:
+    whos = max(map(len, ("oclbn", *report.peers)))
+    return Grid(
+        [
+            _shape_column(report),
+            Column("who", width=whos, left=True),
+            Column("operation", width=max(map(len, _COPY_NAMES)), left=True),
+            Column("median", "ms", 6),
+            Column("10 %", "ms", 6, spare=3),
+            Column("90 %", "ms", 6, spare=4),
+            Column("bytes", "MB", 6, spare=6),
+            Column("rate", "GB/s", 5, spare=1),
+            Column("ratio", "/copy", 6, spare=2),
+            Column("times", "samples", 5, spare=5),
+        ],
+        width,
+    )
+
+
+def _detailed(report: Report, case: Case, outputs: str) -> Rows:
+    first = label(*case)
+    for row in report.rows:
+        if (row.shape, row.axis, row.outputs) == (*case, outputs):
+            cells: dict[str, str | Text] = {"shape": first, "who": row.who}
+            cells["operation"] = row.operation.removeprefix("copy ") if row.who == "copy" else row.operation
+            cells |= {"median": _ms(row.median), "10 %": _ms(row.low), "90 %": _ms(row.high)}
+            cells |= {"bytes": f"{row.nbytes / 1e6:.4g}", "rate": f"{row.bandwidth / 1e9:.1f}"}
+            yield cells | {"ratio": f"{row.ratio:.2f}", "times": str(row.samples)}, ""
+            first = ""
+
+
+def _peers(report: Report, outputs: str, width: int) -> Iterator[Text]:
+    """Peers beside oclbn; below each other where the screen is too narrow."""
+    texts = [_shape_column(report, SUMMARIES[0]), Column("operation", width=9, left=True)]
+    grid = Grid([*texts, Column("oclbn", "ms", 6), *(Column(peer, "ms x", 12) for peer in report.peers)], 0)
+    stacks = grid.width > width
+    if stacks:
+        longest = max(map(len, ("oclbn", *report.peers)))
+        grid = Grid([*texts, Column("who", width=longest, left=True), Column("time", "ms", 7), Column("x", "", 6)], 0)
+    yield grid.heading()
+    for row in (_peer_rows_stacked if stacks else _peer_rows)(report, outputs):
+        yield grid.row(*row)
+
+
+def _peer_rows(report: Report, outputs: str) -> Rows:
+    for first, operation, own, times in _peer_times(report, outputs):
+        cells = {"shape": first, "operation": operation, "oclbn": "" if own is None else _ms(own)}
+        for peer, factor in times.items():
+            told = "" if own is None or factor is None else f"{_ms(own * factor)} "
+            cells[peer] = "-" if factor is None else told + _times(factor)
+        yield {**cells}, "bold" if own is None else ""
+
+
+def _peer_rows_stacked(report: Report, outputs: str) -> Rows:
+    for first, operation, own, times in _peer_times(report, outputs):
+        name, style = operation, "bold" if own is None else ""
+        if own is not None:
+            yield {"shape": first, "operation": name, "who": "oclbn", "time": _ms(own)}, ""
+            first = name = ""
+        for peer, factor in times.items():
+            told = {"shape": first, "operation": name, "who": peer}
+            if factor is not None:
+                told |= {"x": _times(factor)} | ({} if own is None else {"time": _ms(own * factor)})
+            yield {**(told if factor is not None else told | {"time": "-"})}, style
+            first = name = ""
+
+
+def _peer_times(report: Report, outputs: str) -> Iterator[tuple[str, str, float | None, dict[str, float | None]]]:
+    """Of each shape and operation oclbn's seconds and the peers' times over them; in the end their means."""
     factors: dict[tuple[str, str], list[float]] = {}
     for case in report.cases:
         first = label(*case)
@@ -187,20 +342,24 @@ def _peers(report: Report, outputs: str) -> Table:
             own = report.row(case, outputs, "oclbn", operation)
             if own is None:
                 continue
-            cells = []
+            times: dict[str, float | None] = {}
             for peer in report.peers:
                 row = report.row(case, outputs, peer, operation)
+                times[peer] = None if row is None else row.median / own.median
                 if row is not None:
                     factors.setdefault((operation, peer), []).append(row.median / own.median)
-                cells.append("-" if row is None else f"{_ms(row.median)} {_times(row.median / own.median)}")
-            table.add_row(first, operation, _ms(own.median), *cells)
+            yield first, operation, own.median, times
             first = ""
-    first = "geometric mean"
+    first = SUMMARIES[0]
     for operation in report.operations:
-        means = [factors.get((operation, peer)) for peer in report.peers]
-        table.add_row(first, operation, "", *(_times(geometric_mean(m)) if m else "-" for m in means), style="bold")
+        found = {peer: factors.get((operation, peer)) for peer in report.peers}
+        yield first, operation, None, {peer: geometric_mean(f) if f else None for peer, f in found.items()}
         first = ""
-    return table
+
+
+def _style(operation: str, ratio: float) -> str:
+    bar = BARS.get(operation)
+    return "" if bar is None else "green" if ratio <= bar else "yellow" if ratio <= 1.5 * bar else "red"
 
 
 def _ms(seconds: float) -> str:
@@ -237,32 +396,58 @@ def _skipped(skipped: dict[tuple[Shape, int, str], str]) -> list[str]:
     ]
 
 
-def profile_as_json(info: DeviceInfo, found: Sequence[Profile], skipped: dict[Case, str]) -> dict[str, Any]:
+def profile_as_json(
+    info: DeviceInfo, found: Sequence[Profile], skipped: dict[Case, str], *, complete: bool
+) -> dict[str, Any]:
     """Times in seconds; null where the driver's events keep no time."""
     left_out = [{"shape": shape, "axis": axis, "reason": reason} for (shape, axis), reason in skipped.items()]
-    return {**_about(info), "profile": [asdict(one) for one in found], "skipped": left_out}
+    return {**_about(info), "profile": [asdict(one) for one in found], "skipped": left_out, "complete": complete}
 
 
-def show_profile(console: Console, info: DeviceInfo, found: Sequence[Profile], skipped: dict[Case, str]) -> None:
-    """Print the device's times beside the host's."""
-    _heading(console, info)
-    table = _table("shape", "operation", "host", "device", "other", "kernel", "its time", left=2)
-    table.columns[-2].justify = "left"
-    shown = None
-    for one in found:
-        device = (_ms(one.device), _ms(one.wall - one.device)) if one.device is not None else ("-", "-")
-        first = "" if (one.shape, one.axis) == shown else label(one.shape, one.axis)
-        shown = (one.shape, one.axis)
-        whole = [first, one.operation, _ms(one.wall), *device]
-        for launched in one.launches:
-            table.add_row(*whole, launched.kernel, "-" if launched.seconds is None else _ms(launched.seconds))
-            whole = [""] * len(whole)
-    console.print(table)
-    console.print(
-        "ms, medians; device: kernels and what is between them; other: the host, enqueueing, waking up; outputs reused",
-        style="dim",
-    )
-    if any(one.device is None for one in found):
-        console.print("-: the events of this driver keep no time")
-    for line in _skipped({(shape, axis, "reused"): why for (shape, axis), why in skipped.items()}):
-        console.print(Text(line))
+class ShownProfile:
+    """The device's times beside the host's, each shape as soon as it has been timed."""
+
+    def __init__(self, console: Console, info: DeviceInfo, cases: Sequence[Case]) -> None:
+        self._console, self._timeless = console, False
+        self._grid = Grid(
+            [
+                Column("shape", width=max(len(label(*case)) for case in cases), left=True),
+                Column("operation", width=9, left=True),
+                Column("host", "ms", 6),
+                Column("device", "ms", 6),
+                Column("other", "ms", 6, spare=2),
+                Column("kernel", width=22, left=True, spare=1),
+                Column("its time", "ms", 6, spare=1),
+            ],
+            console.width,
+        )
+        print_line(console, heading(info))
+        print_line(console, self._grid.heading())
+
+    def add(self, found: Sequence[Profile]) -> None:
+        """Print what was found for one shape."""
+        first = label(found[0].shape, found[0].axis) if found else ""
+        for one in found:
+            cells: dict[str, str | Text] = {"shape": first, "operation": one.operation, "host": _ms(one.wall)}
+            known = one.device is not None
+            cells["device"] = _ms(one.device) if one.device is not None else "-"
+            cells["other"] = _ms(one.wall - one.device) if one.device is not None else "-"
+            self._timeless |= not known
+            for launched in one.launches:
+                cells["kernel"] = launched.kernel
+                cells["its time"] = "-" if launched.seconds is None else _ms(launched.seconds)
+                print_line(self._console, self._grid.row(cells))
+                cells = {}
+            first = ""
+
+    def end(self, skipped: dict[Case, str]) -> None:
+        """How to read it, and what is missing."""
+        if self._grid.missing:
+            missing = ", ".join(self._grid.missing)
+            self._console.print(Text(f"Not shown in {self._console.width} columns: {missing}.", style="dim"))
+        for note in PROFILE_LEGEND:
+            self._console.print(Text(note, style="dim"))
+        if self._timeless:
+            self._console.print("-: the events of this driver keep no time.")
+        for line in _skipped({(shape, axis, "reused"): why for (shape, axis), why in skipped.items()}):
+            self._console.print(Text(line))

@@ -7,10 +7,9 @@ import math
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from oclbn import device
-from oclbn.cli import check_report, check_run, remedy
+from oclbn.cli import check_report, check_run, output, remedy
 from oclbn.cli.devices import as_size
 from oclbn.cli.types import SELECTIONS, Seconds, Target, check_ending, check_free, overwriting
 from oclbn.files import whole
@@ -59,7 +58,7 @@ def command(
         check_ending(script, ("py",), "--repro")
         check_free(script, "--repro", overwrite=overwrite)
     infos = (list(device.devices()) if every else []) or [device.select(spec)]  # where there is none, it says why
-    console = Console(highlight=False)
+    console = output.console()
     found: list[Checked] = []
     for info in infos:
         found.append(check_run.run(info, quick=quick, timeout=timeout))

@@ -16,9 +16,10 @@ from rich.text import Text
 
 from oclbn import device
 from oclbn.cli import builds, demo_report, plot, remedy
-from oclbn.cli.group import Failure
+from oclbn.cli import output as screen
+from oclbn.cli.failures import Failure
 from oclbn.cli.progress import progress
-from oclbn.cli.types import SELECTIONS, check_ending, check_free, overwriting
+from oclbn.cli.types import SELECTIONS, Once, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
 from oclbn.errors import BuildError, DeviceError, OclbnError
 from oclbn.files import whole
@@ -30,7 +31,7 @@ from oclbn.tools.demo.run import Outcome, Schedule, run
 DIGITS = "scikit-learn's handwritten digits"
 
 
-@click.command()
+@click.command(cls=Once)
 @click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
 @click.option(
     "--input",
@@ -76,7 +77,7 @@ def command(
         raise click.BadParameter("it needs --input: the digits have their channels on axis 1", param_hint="--axis")
     _check_targets(source, output, picture, overwrite=overwrite)
     info = device.select(spec)
-    console = Console(highlight=False)
+    console = screen.console()
     cases = demo_data.digits() if source is None else (_own(source, 1 if axis is None else axis, info),)
     demo_report.print_device(console, info)
     with builds.counted() as built:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn import device
-from oclbn.cli import tables
+from oclbn.cli import output, tables
 from oclbn.cli.types import SELECTIONS
 from oclbn.device import DeviceInfo
 from oclbn.device.selection import WITHOUT_DEVICES
@@ -58,7 +58,7 @@ def command(spec: str | None, as_json: bool) -> None:
         if fault:
             click.echo(f"Note: {fault}", err=True)
         return
-    console = Console(highlight=False)
+    console = output.console()
     if listed:
         _print_table(console, listed, default)
         console.print()
@@ -76,7 +76,7 @@ def _print_one(spec: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([as_dict(info, None)], indent=2))
         return
-    console = Console(highlight=False)
+    console = output.console()
     _print_table(console, [info], None)
     console.print()
     _print_failures(console, [info])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from typing import IO, Any
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from oclbn import __version__
+from oclbn.cli import output
+from oclbn.cli.failures import Failure, Interrupted, Left
 from oclbn.errors import OclbnError
 
 SUBCOMMANDS = (
@@ -19,14 +24,15 @@ SUBCOMMANDS = (
 )  # each the name of a module beside this one, which exports a click command `command`
 
 
-class Failure(click.ClickException):
-    """An OclbnError as the user sees it: its first line in red, the rest as it is, exit status 1."""
+EPILOG = """`oclbn COMMAND --help` explains a command and its options.
 
-    def show(self, file: IO[Any] | None = None) -> None:
-        first, *rest = self.message.splitlines() or [""]
-        click.secho(f"Error: {first}", file=file, err=True, fg="red")
-        for line in rest:
-            click.echo(line, file=file, err=True)
+\b
+The Tab key completes commands and options after a line in the shell,
+or in its start-up file:
+  bash  eval "$(_OCLBN_COMPLETE=bash_source oclbn)"
+  zsh   eval "$(_OCLBN_COMPLETE=zsh_source oclbn)"
+  fish  _OCLBN_COMPLETE=fish_source oclbn | source
+"""
 
 
 class LazyGroup(click.Group):
@@ -41,14 +47,70 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"oclbn.cli.{cmd_name}").command
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands with the first sentence of each; click would cut it after 45 letters."""
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, first_sentence(command)) for name, command in commands.items() if command])
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _written():  # --help and --version print while the line is being parsed
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _written():
+                return super().invoke(ctx)
         except OclbnError as error:
             raise Failure(str(error)) from error
+        except KeyboardInterrupt:
+            raise Interrupted from None
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="oclbn")
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    """Turn what keeps standard output from being written into what the user sees of it."""
+    try:
+        yield
+    except OSError as error:
+        if not output.is_ours(error):
+            raise
+        output.mute()
+        if isinstance(error, BrokenPipeError):
+            raise Left from error
+        raise Failure(f"the output cannot be written: {error.strerror or os.strerror(error.errno or 0)}") from error
+
+
+def first_sentence(command: click.Command) -> str:
+    """How a command's help begins, on one line."""
+    paragraph = " ".join((command.help or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or ctx.resilient_parsing:
+        return
+    from oclbn.cli import versions
+
+    for line in versions.lines():  # one by one: a driver that hangs when it is asked leaves what stands before it
+        click.echo(line)
+    ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the versions of oclbn, Python, pyopencl, NumPy, platforms and drivers, as a bug report wants them.",
+)
 def oclbn() -> None:
-    """Batch normalization for every OpenCL device."""
+    """Show what batch normalization does on an OpenCL device: whether it works, how exact and how fast it is.
+
+    `oclbn devices` says which device the other commands would use; OCLBN_DEVICE or --device select another one. Begin
+    with `oclbn demo`, which needs nothing but a device.
+    """

@@ -1,22 +1,97 @@
-"""The bar of a command that takes its time: one line, in which a narrow terminal cuts the text and not the numbers."""
+"""The bar of a command that takes its time, and the words for how long that is expected to be.
+
+One line, in which a narrow terminal cuts the end of the text and not the numbers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
+from rich.text import Text
 
-_BAR = 20  # characters
+_BAR = 20  # characters, at most
+_LEAST_BAR = 6
+_LONG = 5.0  # seconds; below, nobody wants to be told
+_KNOWN = 0.05  # of the work, after which its own pace says more than what was expected before
+
+
+class Elapsed(ProgressColumn):
+    """The time since the beginning, and that it is this."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"elapsed {clock(task.elapsed or 0.0)}", style="progress.elapsed")
+
+
+class Left(ProgressColumn):
+    """The time that is left: by the pace so far, and before there is one by the task's field `expected`, in seconds."""
+
+    def render(self, task: Task) -> Text:
+        elapsed, done = task.elapsed or 0.0, task.percentage / 100
+        expected: Any = task.fields.get("expected")
+        if done >= _KNOWN:
+            left = elapsed * (1 - done) / done
+        elif expected is None:
+            return Text("")
+        else:
+            left = max(expected - elapsed, 0.0)
+        return Text(f"about {clock(left)} left", style="progress.remaining")
 
 
 def progress(console: Console, *numbers: Callable[..., ProgressColumn]) -> Progress:
     """A text, a bar, and columns of `numbers` (rich's classes); nothing where the console is no terminal.
 
-    A pipe gets no bar: it would be redrawn as line after line.
+    A pipe gets no bar: it would be redrawn as line after line. What a command prints while the bar stands goes through
+    `above`, or the two would be mixed up on a terminal that shows both.
     """
     cut = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    columns = [TextColumn("{task.description}", markup=False, table_column=cut), BarColumn(bar_width=_BAR)]
+    width = max(_LEAST_BAR, min(_BAR, console.width // 8))
+    columns = [TextColumn("{task.description}", markup=False, table_column=cut), BarColumn(bar_width=width)]
     columns += [make(table_column=Column(no_wrap=True)) for make in numbers]
-    return Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal)
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        expand=True,
+        disable=not console.is_terminal,
+        redirect_stdout=False,  # which would send to the terminal what belongs into a file
+    )
+
+
+def above(bar: Progress, show: Callable[[], object]) -> None:
+    """Print something while the bar stands: it goes away for as long."""
+    if bar.disable:
+        show()
+        return
+    bar.stop()
+    try:
+        show()
+    finally:
+        bar.start()
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, hours before them where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def about(seconds: float) -> str:
+    """A time as roughly as an estimate deserves."""
+    if seconds < 55:
+        return f"about {max(10, 10 * round(seconds / 10))} seconds"
+    minutes = round(seconds / 60)
+    if minutes <= 1:
+        return "about a minute"
+    return f"about {minutes} minutes" if minutes < 100 else f"about {seconds / 3600:.1f} hours"
+
+
+def expect(what: str, seconds: float) -> None:
+    """Say on standard error how long what comes will take, unless it is soon over."""
+    if seconds >= _LONG:
+        click.echo(f"{what}: {about(seconds)}.", err=True)

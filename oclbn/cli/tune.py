@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from oclbn import __version__, device, tuning
+from oclbn.cli import output as screen
 from oclbn.cli import tune_report, tune_run
+from oclbn.cli.failures import Interrupted
+from oclbn.cli.progress import expect
 from oclbn.cli.tune_run import Shapes, Tuned
-from oclbn.cli.types import Seconds, ShapeType, trainable
+from oclbn.cli.types import Names, Once, Seconds, ShapeType, together, trainable
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
 from oclbn.files import whole
@@ -23,14 +25,17 @@ from oclbn.tuning import usertable
 from oclbn.tuning.usertable import DeviceNames
 
 SECONDS, QUICK_SECONDS = 120.0, 30.0
+_BESIDE = 15.0  # seconds of the check before the search and the last timing, on a processor with two cores
 
 
-@click.command()
+@click.command(cls=Once)
 @click.option("--device", "spec", metavar="SPEC", help="P:D, part of a name, or gpu, cpu, accelerator.")
 @click.option("--all", "every", is_flag=True, help="Every device that is no simulator, one after the other.")
 @click.option("--seconds", type=Seconds(min=0), help=f"Stop looking after so long.  [default: {SECONDS:g}]")
 @click.option("--quick", is_flag=True, help=f"Fewer and smaller shapes, and {QUICK_SECONDS:g} seconds.")
-@click.option("--suite", "suites", multiple=True, type=click.Choice(sorted(SUITES)), help="Shapes by name; repeatable.")
+@click.option(
+    "--suite", "suites", multiple=True, type=Names(sorted(SUITES), "NAMES"), help="Tune for shapes by name; repeatable."
+)
 @click.option("--shape", "shapes", multiple=True, type=ShapeType(), help="A shape of your own; repeatable.")
 @click.option("--axis", default=1, show_default=True, help="Axis of the channels, for --shape.")
 @click.option("--show", is_flag=True, help="Show the choices in force, their origins and their plans; tune nothing.")
@@ -45,7 +50,7 @@ def command(
     every: bool,
     seconds: float | None,
     quick: bool,
-    suites: tuple[str, ...],
+    suites: tuple[tuple[str, ...], ...],
     shapes: tuple[tuple[int, ...], ...],
     axis: int,
     show: bool,
@@ -66,7 +71,7 @@ def command(
     if every and spec is not None:
         raise click.UsageError("--all and --device exclude each other")
     infos = _all_devices() if every else [device.select(spec)]
-    console = Console(highlight=False)
+    console = screen.console()
     if show:
         named = [(info, device.tuning_names(info.device)) for info in infos]
         shown = [
@@ -85,16 +90,21 @@ def command(
     target = usertable.path() if output is None else output
     if not dry_run:
         _check_target(target)
-    cases = [trainable(shape, axis) for shape in shapes] + [case for suite in suites for case in SUITES[suite]]
+    cases = [trainable(shape, axis) for shape in shapes] + [
+        case for suite in together(suites) for case in SUITES[suite]
+    ]
     given: Shapes = list(dict.fromkeys(cases))
     budget = seconds if seconds is not None else QUICK_SECONDS if quick else SECONDS
     reports: list[dict[str, Any]] = []
+    each = budget + _BESIDE
+    devices = "1 device" if len(infos) == 1 else f"{len(infos)} devices"
+    expect(f"A check, {budget:g} s of candidates at most and a last timing on {devices}", len(infos) * each)
     for info in infos:
         todo = given or search.shapes_for(info.limits, quick=quick)
         try:
             tuned = tune_run.run(info, _in_force(info, target), todo, budget, keep=keep)
         except KeyboardInterrupt:
-            raise click.ClickException("interrupted: nothing was written (--keep keeps what was found)") from None
+            raise Interrupted("nothing was written; --keep keeps what was found") from None
         entry = _entry(tuned)
         written = None
         if tuned.worthwhile and not dry_run and target is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +21,12 @@ from oclbn.device import DeviceInfo
 from oclbn.tools.tune.search import Choices, Planned
 from oclbn.tuning import Level, usertable
 
+VARIANTS = {"resident": "fused", "split": "two-kernel", "serial": "reference"}  # the field's words
+LEGEND = (
+    "fused: one kernel reads a channel, sums and writes it (variant resident). two-kernel: partial sums, then their "
+    "results (split). reference: one work-item per channel (serial). LANES: work-items of a work-group; VEC: elements "
+    "of a vector; stream: non-temporal stores; fetch: prefetching."
+)
 Origins = dict[str, tuple[Any, str]]  # choice -> value, and the level that it comes from
 
 
@@ -42,9 +50,11 @@ def print_origins(
         where = f"Your table: {table}" + ("" if table.exists() else " (not there yet)")
     console.print(Text(where, style="dim"), soft_wrap=True)
     for one in plans:
-        console.print(Text(f"{one.case} {one.operation}: {one.plan}"), soft_wrap=True)
+        _print_hanging(console, f"{one.case} {one.operation}: {in_words(str(one.plan))}", "    ")
         for reason in one.plan.declined:
-            console.print(Text(f"  not {reason}", style="dim"), soft_wrap=True)
+            _print_hanging(console, f"  not {in_words(reason)}", "      ", style="dim")
+    if plans:
+        _print_hanging(console, LEGEND, "", style="dim")
 
 
 def origins_as_dict(info: DeviceInfo, found: Origins, plans: Sequence[Planned]) -> dict[str, Any]:
@@ -131,6 +141,17 @@ def _table(*headings: str, right: bool = False) -> Table:
     for index, heading in enumerate(headings):
         table.add_column(heading, no_wrap=index == 0 or right, justify="right" if right and index else "left")
     return table
+
+
+def in_words(text: str) -> str:
+    """A plan, or a reason why there is none, with the field's words for the variants."""
+    return re.sub(r"\b(resident|split|serial)\b", lambda found: VARIANTS[found[1]], text)
+
+
+def _print_hanging(console: Console, text: str, indent: str, *, style: str = "") -> None:
+    """Broken at words where it is wider than the screen, the rest indented."""
+    width = console.width
+    console.print(Text(textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False), style=style))
 
 
 def _print_device(console: Console, info: DeviceInfo) -> None:

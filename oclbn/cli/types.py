@@ -83,3 +83,37 @@ def trainable(shape: tuple[int, ...], axis: int) -> tuple[tuple[int, ...], int]:
             f"{shown} has one value per channel on axis {axis}: training wants at least two", param_hint="--shape"
         )
     return shape, axis % len(shape)
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]
+    """Names of a few that are known, separated by commas."""
+
+    def __init__(self, known: Sequence[str], name: str) -> None:
+        self.known, self.name = tuple(known), name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip() for part in str(value).split(","))
+        for name in names:
+            if name not in self.known:
+                self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)
+        return names
+
+
+def together(given: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """What an option with `Names` got in all its turns, each name once, in the order of the line."""
+    return tuple(dict.fromkeys(name for names in given for name in names))
+
+
+class Once(click.Command):
+    """A command that refuses to be given a single value twice; click would forget the first without a word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for param in order:
+                single = isinstance(param, click.Option) and not (param.multiple or param.is_flag or param.count)
+                if single and order.count(param) > 1:
+                    raise click.BadParameter("given more than once, and takes one value", ctx=ctx, param=param)
+        return super().parse_args(ctx, args)

@@ -171,10 +171,10 @@ def test_the_command_prints_a_table(queue: cl.CommandQueue) -> None:
 
 @TOLD
 def test_means_are_over_all_copies_and_over_plain_ones(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the copy past the cache at 1 ms, the others at 4 and 2, and batch normalization at 3 and 6."""
-    times = {"copy command": 4e-3, "copy kernel": 2e-3, "copy kernel, past the cache": 1e-3}
+    """With the copy by non-temporal stores at 1 ms, the others at 4 and 2, and batch normalization at 3 and 6."""
+    times = {"copy command": 4e-3, "copy kernel": 2e-3, "copy kernel, non-temporal stores": 1e-3}
 
-    def timed(entries: list[Any], rounds: int | None) -> dict[str, str]:
+    def timed(entries: list[Any], rounds: int | None, advance: Any) -> dict[str, str]:
         for entry in entries:
             entry.samples[:] = 3 * [times.get(entry.operation) or queued.pop()]
         return {}
@@ -184,22 +184,22 @@ def test_means_are_over_all_copies_and_over_plain_ones(queue: cl.CommandQueue, m
     printed = run("--shape", "4,8,6,6", "--shape", "32,10", "--operations", "forward", "--outputs", "bound")
     lines = {line.partition("  ")[0]: line.split()[-1] for line in map(str.strip, printed.splitlines()) if line}
     assert lines["geometric mean"] == "(4.24)"
-    assert lines["over plain copies"] == "(2.12)"
+    assert lines["over plain copy"] == "(2.12)"
     assert lines["at most"] == "(3.00)"
 
 
 @TOLD
 def test_details_have_a_line_for_each_time(queue: cl.CommandQueue) -> None:
     printed = run("--shape", "4,8,6,6", "--rounds", "3", "--outputs", "pool", "--details", "--operations", "both")
-    table = printed.partition("outputs pool\n")[2].partition("\n\n")[0].splitlines()
-    assert len(table) == 1 + len(benchmark.COPIES) + 1, "a heading, the copies, and the one operation"
-    assert "kernel, streaming" in printed
+    table = printed.partition("outputs pool: memory from a pyopencl MemoryPool\n")[2].partition("\n\n")[0].splitlines()
+    assert len(table) == 2 + len(benchmark.COPIES) + 1, "a heading with units, the copies, and the one operation"
+    assert "kernel, non-temporal stores" in printed
 
 
 @TOLD
 def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
     printed = json.loads(run("--shape", "5,3,2", "--axis", "-1", "--rounds", "3", "--json"))
-    assert set(printed) == {"schema", "device", "versions", "peers", "rows", "absences", "skipped"}
+    assert set(printed) == {"schema", "device", "versions", "peers", "rows", "absences", "skipped", "complete"}
     assert printed["schema"] == SCHEMA
     assert set(printed["versions"]) == {"oclbn", "python", "pyopencl", "numpy"}
     assert printed["device"]["driver"]

@@ -16,7 +16,7 @@ import math
 import os
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,12 +45,16 @@ __all__ = [
     "Comparison",
     "Row",
     "compare",
+    "expected_seconds",
     "geometric_mean",
     "measure",
 ]
 
 TENSORS = {"forward": 2, "backward": 3, "inference": 2, "both": 5}  # that memory has to see: read or written once each
 OUTPUTS = ("reused", "bound", "fresh", "pool")
+_READY = 0.4  # of the time is over, about, when everything has been made and checked and the timing begins
+PEER_SECONDS = 3.0  # to start a peer, once for each kind of outputs
+_SECONDS, _PACE = 0.5, 10e6  # of a comparison: for any shape, and bytes of the tensor in a second beyond them
 _OF_A_PEER = 6  # tensors that a peer's process may hold
 
 
@@ -115,12 +119,14 @@ def compare(
     outputs: str = "reused",
     operations: Sequence[str] = tuple(TENSORS),
     peers: Sequence[PeerProcess] = (),
+    advance: Callable[[float], None] = lambda part: None,
 ) -> Comparison:
     """Time operations on a float32 tensor, three ways to copy it, and the same operations by peers.
 
     shape: of the tensor, channels on `axis`. rounds: turns of each, at least 3; None: as many as fit into about a
     quarter of a second each, fewer for peers that are slow. outputs: one of OUTPUTS. operations: some of TENSORS.
     peers: made for the same outputs (for "bound": reused); one that is missing, declines or fails is an Absence.
+    advance: called with the part of the work that is done, up to 1, so that a bar moves while a large tensor is timed.
     Allocates four such tensors on queue's device. SizeError: no room for them on the device or the machine.
     DeviceError: oclbn's results are wrong.
     """
@@ -137,6 +143,7 @@ def compare(
         wanted = work.check(operations)
     except cl.MemoryError as error:
         raise SizeError(f"{queue.device.name.strip()} has no room for four tensors of {shape}: {error}") from error
+    advance(_READY / (1 + len(peers)))
     comparison = Comparison([])
     entries = [*work.copies(), *work.operations(operations)]
     try:
@@ -152,13 +159,23 @@ def compare(
                     case.absent(peer.kind.name, "", "no memory for it beside the others: name it first or alone")
                 else:
                     entries += case.entries(peer)
-            for who, reason in interleave(entries, rounds).items():
+                advance(_READY * (2 + number) / (1 + len(peers)))
+            timed = interleave(entries, rounds, lambda part: advance(_READY + (1 - _READY) * part))
+            for who, reason in timed.items():
                 case.absent(who, "", reason)
     finally:
         for peer in peers:
             peer.release()
     comparison.rows.extend(_rows(entries, shape, axis, outputs))
     return comparison
+
+
+def expected_seconds(shape: Shape, operations: Sequence[str], peers: int, rounds: int | None) -> float:
+    """How long `compare` takes, as found on a processor with two cores; without starting peers."""
+    everything = sum(TENSORS.values()) + 2 * len(COPIES)
+    timed = (sum(TENSORS[operation] for operation in operations) + 2 * len(COPIES)) / everything
+    timed *= (1 - _READY) * (1.0 if rounds is None else rounds / 7)  # 7 are the fewest that large tensors get
+    return (_SECONDS + 4 * math.prod(shape) / _PACE * (_READY + timed)) * (1 + peers)
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -35,10 +35,13 @@ class Entry:
         return self.who in ("oclbn", "copy")
 
 
-def interleave(entries: list[Entry], rounds: int | None) -> dict[str, str]:
+def interleave(
+    entries: list[Entry], rounds: int | None, advance: Callable[[float], None] = lambda part: None
+) -> dict[str, str]:
     """Fill the samples of all entries, at least three each.
 
     rounds: turns of each; None: as oclbn's own take about a quarter of a second each, and less for peers that are slow.
+    advance: called after each turn with the part that is done, up to 1.
     Peers that fail on the way are taken out of `entries`, all their operations: returns the reason of each.
     """
     calls = {id(entry): _calls(entry.once) for entry in entries}
@@ -48,7 +51,8 @@ def interleave(entries: list[Entry], rounds: int | None) -> dict[str, str]:
     shuffled, order = list(entries), random.Random(0)
     for number in range(most):
         order.shuffle(shuffled)
-        for entry in shuffled:
+        for place, entry in enumerate(shuffled, start=1):
+            advance((number + place / len(shuffled)) / most)
             tired = rounds is None and not entry.own and number >= 3 and number * entry.once > _PATIENCE
             if tired or entry.who in failed:
                 continue

@@ -27,7 +27,7 @@ KINDS = {  # of each operation: what functional.explain calls its parts
     "both": ("train", "backward"),
 }
 PLAIN_COPIES = ("copy command", "copy kernel")
-COPIES = (*PLAIN_COPIES, "copy kernel, past the cache")
+COPIES = (*PLAIN_COPIES, "copy kernel, non-temporal stores")
 _CHECKED = {  # the results, in the order in which the calls below return them
     "forward": ("y",),
     "backward": ("dx", "dscale", "dbias"),

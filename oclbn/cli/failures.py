@@ -1,0 +1,43 @@
+"""How a command ends that does not end well: what is printed, and the exit status."""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import click
+
+from oclbn.cli import output
+
+
+class Failure(click.ClickException):
+    """An OclbnError as the user sees it: its first line in red, the rest as it is, exit status 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        first, *rest = self.message.splitlines() or [""]
+        click.secho(f"Error: {first}", file=file, err=True, fg="red")
+        for line in rest:
+            click.echo(line, file=file, err=True)
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C: one line on what has become of the work, and the status that shells give to it, 128 + SIGINT."""
+
+    exit_code = 130
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"Interrupted{': ' if self.message else ''}{self.message}", file=file, err=True)
+
+
+class Left(click.ClickException):
+    """Whoever read standard output has gone: nothing to say, and nobody to say it to."""
+
+    exit_code = output.CLOSED
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Say nothing."""

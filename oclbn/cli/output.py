@@ -1,0 +1,75 @@
+"""Standard output of the commands: how wide it is, what fits, and what happens where nobody takes it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+CLOSED = 141  # the status of a program that its reader has left, as shells report it: 128 + SIGPIPE
+_PRINTERS = ("click.utils", "rich.console")
+_WIDE = 140  # columns for a file or a pipe, where nothing has to fit on a screen
+
+
+class StandardOutput(Console):
+    """Standard output, whose reader may leave: that ends the command without a word."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """What rich calls; older versions of it let BrokenPipeError through, which the group catches."""
+        mute()
+        raise SystemExit(CLOSED)
+
+
+def console(*, wide: bool = False) -> StandardOutput:
+    """Standard output for texts and tables. wide: a file or a pipe without COLUMNS takes wide tables as they are."""
+    made = StandardOutput(highlight=False)
+    if wide and not made.is_terminal and not os.environ.get("COLUMNS"):
+        made.width = max(made.width, _WIDE)
+    return made
+
+
+def mute() -> None:
+    """Send what is left of standard output nowhere, so that the interpreter's last flush has nothing to complain of."""
+    with contextlib.suppress(OSError, ValueError):  # no file behind it, as in tests: no flush that could fail
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def is_ours(error: OSError) -> bool:
+    """Whether it was what a command prints that could not be written, and not one of its files.
+
+    What prints are click and rich: the innermost frame is one of theirs.
+    """
+    inner = error.__traceback__
+    while inner is not None and inner.tb_next is not None:
+        inner = inner.tb_next
+    return inner is not None and inner.tb_frame.f_globals.get("__name__") in _PRINTERS
+
+
+def fit(table: Table, console: Console, spare: Sequence[str]) -> list[str]:
+    """Take columns out of a table until it fits the console, in the order of `spare`; returns the names of those taken.
+
+    spare: headers of columns that a narrow screen can do without, the least missed first.
+    """
+    taken = []
+    for name in spare:
+        if natural_width(table, console) <= console.width:
+            break
+        left = [column for column in table.columns if str(column.header) != name]
+        if len(left) < len(table.columns):
+            table.columns = left
+            taken.append(" ".join(name.split()))
+    return taken
+
+
+def natural_width(table: Table, console: Console) -> int:
+    """Columns of the screen that a table takes where nothing is broken or cut."""
+    free = console.options.update(width=10_000)
+    return Measurement.get(console, free, table).maximum

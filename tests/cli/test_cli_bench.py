@@ -1,0 +1,188 @@
+"""`oclbn bench` as it is used: options that add up, rows as they come, Ctrl-C, narrow screens; never a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pyopencl as cl
+import pytest
+from click.testing import CliRunner, Result
+
+from oclbn.cli import bench_report
+from oclbn.cli.group import oclbn
+from oclbn.tools.bench import benchmark, profiling
+
+pytestmark = pytest.mark.once(reason="tables, files and exit statuses are the host's")
+
+SMALL = ("--shape", "4,6,5", "--rounds", "3", "--outputs", "bound", "--operations", "inference")
+
+
+def bench(spec: str, *given: str, width: int | None = None) -> Result:
+    environment = {} if width is None else {"COLUMNS": str(width)}
+    return CliRunner(env=environment).invoke(oclbn, ["bench", "--device", spec, *given])
+
+
+def test_repeated_options_add_up(spec: str) -> None:
+    given = ["--shape", "4,6,5", "--shape", "8,3", "--shape", "8,3", "--operations", "forward", "--operations"]
+    given += [
+        "inference,forward",
+        "--outputs",
+        "fresh",
+        "--outputs",
+        "bound",
+        "--against",
+        "numpy",
+        "--against",
+        "torch",
+    ]
+    done = bench(spec, *given, "--peer-python", "/nowhere", "--rounds", "3", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    timed = {(tuple(row["shape"]), row["outputs"], row["operation"]) for row in found["rows"] if row["who"] == "oclbn"}
+    assert timed == {
+        (shape, outputs, operation)
+        for shape in ((4, 6, 5), (8, 3))
+        for outputs in ("fresh", "bound")
+        for operation in ("forward", "inference")
+    }
+    assert {absence["who"] for absence in found["absences"]} == {"numpy", "torch"}
+    assert found["complete"] is True
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["bench", "--rounds", "3", "--rounds", "4"],
+        ["bench", "--device", "gpu", "--device", "cpu"],
+        ["bench", "--axis", "1", "--axis", "2"],
+        ["tune", "--seconds", "3", "--seconds", "4"],
+        ["demo", "--epochs", "3", "--epochs", "4"],
+    ],
+    ids=" ".join,
+)
+def test_what_takes_one_value_is_not_given_two(given: list[str]) -> None:
+    done = CliRunner().invoke(oclbn, given)
+    assert done.exit_code == 2
+    assert f"'{given[1]}': given more than once" in done.stderr
+
+
+def interrupt_at(number: int, monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str]:
+    """Ctrl-C during the call of that number, counted from 1; returns what had been printed when each call began."""
+    right, calls = getattr(module, name), []
+
+    def called(*given: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return right(*given, **options)
+
+    monkeypatch.setattr(module, name, called)
+    return calls
+
+
+def test_ctrl_c_keeps_what_was_timed(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(2, monkeypatch, benchmark, "compare")
+    picture = tmp_path / "part.svg"
+    done = bench(spec, *SMALL, "--shape", "8,3,2", "--plot", str(picture))
+    assert done.exit_code == 130
+    assert "4x6x5 " in done.stdout
+    assert "geometric mean" in done.stdout
+    assert "/copy: times as long as the baseline" in done.stdout
+    assert "8x3x2" not in done.stdout
+    assert done.stderr.splitlines()[-1] == "Interrupted: what had been timed until then is above"
+    assert "<!-- 4x6x5 -->" in picture.read_text()
+
+
+def test_ctrl_c_prints_json_of_what_was_timed(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(2, monkeypatch, benchmark, "compare")
+    done = bench(spec, *SMALL, "--shape", "8,3,2", "--json")
+    assert done.exit_code == 130
+    found = json.loads(done.stdout)
+    assert {tuple(row["shape"]) for row in found["rows"]} == {(4, 6, 5)}
+    assert found["complete"] is False
+
+
+def test_ctrl_c_at_once_draws_nothing(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(1, monkeypatch, benchmark, "compare")
+    done = bench(spec, *SMALL, "--plot", str(tmp_path / "none.png"))
+    assert done.exit_code == 130
+    assert "Interrupted: nothing had been timed yet" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_keeps_profiles(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(2, monkeypatch, profiling, "profile")
+    done = bench(spec, "--shape", "4,6,5", "--shape", "8,3,2", "--profile", "--operations", "forward", "--json")
+    assert done.exit_code == 130
+    found = json.loads(done.stdout)
+    assert [one["shape"] for one in found["profile"]] == [[4, 6, 5]]
+    assert found["complete"] is False
+
+
+def test_a_shape_is_shown_before_the_next_is_timed(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    right, printed = benchmark.compare, bench_report.print_line
+    monkeypatch.setattr(
+        bench_report, "print_line", lambda console, line: (shown.append(line.plain), printed(console, line))
+    )
+    begun = []
+
+    def compare(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, **options: Any) -> Any:
+        begun.append(any(line.startswith("4x6x5") for line in shown))
+        return right(queue, shape, axis, **options)
+
+    monkeypatch.setattr(benchmark, "compare", compare)
+    assert bench(spec, *SMALL, "--shape", "8,3,2").exit_code == 0
+    assert begun == [False, True]
+
+
+@pytest.mark.parametrize("more", [(), ("--json",), ("--profile",)], ids=lambda more: more[0] if more else "table")
+def test_nothing_timed_is_an_error(spec: str, more: tuple[str, ...]) -> None:
+    done = bench(spec, "--shape", "1048576,1048576", *more)
+    assert done.exit_code == 1
+    assert "Error: nothing was timed: " in done.stderr
+    assert "about" not in done.stderr, "it takes no time"
+
+
+PEERS_THAT_ARE_NOT_THERE = ("--against", "torch,numpy,onednn", "--peer-python", "/nowhere")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("more", [(), ("--details",), ("--profile",), PEERS_THAT_ARE_NOT_THERE], ids=str)
+def test_it_fits_the_screen_with_whole_words(spec: str, width: int, more: tuple[str, ...]) -> None:
+    given = ["--shape", "8,16,7,7", "--shape", "4,6,5", "--rounds", "3"][: 4 if "--profile" in more else None]
+    done = bench(spec, *given, *more, width=width)
+    assert done.exit_code == 0, done.output
+    first, *lines = done.stdout.splitlines()  # the first is the device's own name
+    assert [line for line in lines if len(line) > width and "/nowhere" not in line] == []
+    assert first.startswith(spec)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in done.stdout
+    for operation in benchmark.TENSORS:
+        assert operation in done.stdout
+    assert re.search(r"\bms\b", done.stdout), "units stand in headings"
+
+
+def test_what_is_expected_grows_with_what_is_to_be_done() -> None:
+    few, all_of_them = ("inference",), tuple(benchmark.TENSORS)
+    small, large = (32, 64), (32, 64, 112, 112)
+    seconds = benchmark.expected_seconds
+    assert seconds(small, all_of_them, 0, None) < seconds(large, few, 0, None) < seconds(large, all_of_them, 0, None)
+    assert seconds(large, all_of_them, 0, None) < seconds(large, all_of_them, 1, None)
+    assert seconds(large, all_of_them, 0, 7) < seconds(large, all_of_them, 0, 70)
+
+
+def test_a_long_run_says_so_first(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(1, monkeypatch, benchmark, "compare")
+    assert re.search(r"12 shapes, 2 kinds of outputs: about (a|\d+) (seconds|minutes?)\.", bench(spec).stderr)
+
+
+def test_the_bar_moves_within_a_shape(queue: cl.CommandQueue) -> None:
+    parts: list[float] = []
+    benchmark.compare(queue, (4, 6, 5), rounds=5, operations=("inference",), advance=parts.append)
+    assert parts == sorted(parts)
+    assert parts[0] < 0.5
+    assert parts[-1] == pytest.approx(1.0)
+    assert len({round(part, 6) for part in parts}) > 10
