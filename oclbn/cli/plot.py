@@ -14,6 +14,11 @@ from oclbn.errors import MissingExtraError
 FORMATS = ("png", "svg", "pdf")
 MOST_CHANNELS = 16
 BINS = 90
+READING = (
+    "A row is a channel; the height is the square root of the number of values, relative to the panel's highest. "
+    "On the left each channel has {}. On the right all should be centred on 0, most of it between the dotted lines."
+)
+_UNLIKE = 4.0  # times as spread out, or as far apart: one range would make a line of a channel
 BEFORE, AFTER = "#3b6ea5", "#c8641b"
 
 
@@ -33,8 +38,9 @@ def require_matplotlib() -> None:
 def histograms(before: NDArray[Any], after: NDArray[Any], axis: int, title: str, *, file_format: str = "png") -> bytes:
     """A picture with a row for each channel, at most 16 of them: values before on the left, after on the right.
 
-    before, after: one shape, channels on `axis`. The panels of a side share their range, so that differing means and
-    spreads show; the height is relative to the panel's own. MissingExtraError: matplotlib is not installed.
+    before, after: one shape, channels on `axis`. The panels on the right share their range, those on the left where
+    means and deviations are alike; the height is relative to the panel's own.
+    MissingExtraError: matplotlib is not installed.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,15 +49,20 @@ def histograms(before: NDArray[Any], after: NDArray[Any], axis: int, title: str,
 
     shown = evenly(before.shape[axis], MOST_CHANNELS)
     figure = Figure(
-        figsize=(10.5, 1.7 + 0.5 * len(shown)), dpi=110, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.1)
+        figsize=(10.5, 2.3 + 0.62 * len(shown)), dpi=110, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.1)
     )
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(shown), 2, sharex="col", squeeze=False)
+    panels = figure.subplots(len(shown), 2, squeeze=False)
     for side, (array, colour) in enumerate(((before, BEFORE), (after, AFTER))):
         rows = [np.take(array, channel, axis=axis).reshape(-1) for channel in shown]
-        edges = _edges(rows)
-        for panel, row, channel in zip(panels[:, side], rows, shown, strict=True):
-            _draw(panel, row, edges, colour)
+        own = side == 0 and _differ(rows)
+        common = _edges(rows)
+        if side == 0:
+            told = "its own range of values" if own else "the same range of values"
+        for number, (panel, row, channel) in enumerate(zip(panels[:, side], rows, shown, strict=True)):
+            _draw(panel, row, _edges([row]) if own else common, colour)
+            if not own and number < len(shown) - 1:
+                panel.tick_params(labelbottom=False)
             if side == 0:
                 _label(panel, 0, f"channel {channel}\n{_summary(row)}")
                 continue
@@ -60,13 +71,25 @@ def histograms(before: NDArray[Any], after: NDArray[Any], axis: int, title: str,
                 panel.axvline(deviation, color="0.5", linewidth=0.8, linestyle=line, zorder=0)
     panels[0, 0].set_title("before", fontsize=10, color=BEFORE)
     panels[0, 1].set_title("after, scale 1 and bias 0 (lines at 0 and ±1)", fontsize=10, color=AFTER)
-    for panel, name in zip(panels[-1], ("value", "normalised value"), strict=True):
-        panel.set_xlabel(f"{name} (height: root of the count)", fontsize=9)
+    for panel, name in zip(panels[-1], ("value of x", "normalised value, y"), strict=True):
+        panel.set_xlabel(name, fontsize=9)
+    figure.supxlabel(textwrap.fill(READING.format(told), 120), fontsize=9, color="0.35")
     some = f"\n{len(shown)} of {before.shape[axis]} channels" if len(shown) < before.shape[axis] else ""
     figure.suptitle("\n".join(textwrap.fill(line, 95) for line in title.splitlines()) + some, fontsize=11)
     picture = io.BytesIO()
     figure.savefig(picture, format=file_format)
     return picture.getvalue()
+
+
+def _differ(rows: list[NDArray[Any]]) -> bool:
+    """Whether deviations, or means beside them, are too unlike for one range of values."""
+    finite = [row[np.isfinite(row)].astype(np.float64) for row in rows]
+    spreads = np.array([values.std() for values in finite if values.size])
+    means = np.array([values.mean() for values in finite if values.size])
+    spread = spreads > 0
+    if not spread.any():
+        return bool(np.ptp(means) > 0) if means.size else False
+    return bool(max(spreads[spread].max(), np.ptp(means)) > _UNLIKE * spreads[spread].min())
 
 
 def _edges(rows: list[NDArray[Any]]) -> NDArray[np.float64]:
@@ -75,12 +98,16 @@ def _edges(rows: list[NDArray[Any]]) -> NDArray[np.float64]:
     if finite.size == 0:
         return np.linspace(-1.0, 1.0, BINS + 1)
     low, high = np.quantile(finite, [0.0005, 0.9995])
-    margin = max(0.03 * (high - low), 1e-3 * max(abs(low), abs(high)), 1e-30)
+    largest = max(abs(low), abs(high))
+    constant = high - low < 1e-6 * largest  # but for rounding: some room, so that it is a bar and not a line
+    margin = max(1e-3 * largest if constant else 0.03 * (high - low), 1e-30)
     return np.linspace(low - margin, high + margin, BINS + 1)
 
 
 def _draw(panel: Any, row: NDArray[Any], edges: NDArray[np.float64], colour: str) -> None:
     finite = row[np.isfinite(row)].astype(np.float64)
+    if not finite.size:
+        panel.text(0.5, 0.4, "no finite value", transform=panel.transAxes, ha="center", fontsize=8, color="0.4")
     counts, _ = np.histogram(finite, edges)
     # Roots, so that a spike (the black background of an image) leaves the rest visible.
     panel.stairs(np.sqrt(counts), edges, fill=True, color=colour, alpha=0.85)

@@ -607,6 +607,29 @@ def test_at_most_so_many_channels_are_shown_spread_over_all() -> None:
     assert len(set(plot.evenly(1000, 16))) == 16
 
 
+@pytest.mark.parametrize(
+    ("rows", "differ"),
+    [
+        pytest.param([[0.0, 1.0], [0.0, 2.0]], False, id="alike"),
+        pytest.param([[0.0, 1.0], [0.0, 0.01]], True, id="deviations"),
+        pytest.param([[0.0, 1.0], [900.0, 901.0]], True, id="means"),
+        pytest.param([[0.0, 1.0], [0.0, 0.0]], False, id="a constant one"),
+        pytest.param([[3.0, 3.0]], False, id="only a constant one"),
+        pytest.param([[np.nan, np.nan]], False, id="no finite value"),
+    ],
+)
+def test_channels_that_are_unlike_have_ranges_of_their_own(rows: list[list[float]], differ: bool) -> None:
+    assert plot._differ([np.array(row) for row in rows]) is differ
+
+
+def test_a_picture_says_how_to_read_it_and_what_is_not_there() -> None:
+    x = np.full((10, 2), np.nan, np.float32)
+    x[:, 0] = np.arange(10)
+    drawn = plot.histograms(x, x, 1, "nothing finite", file_format="svg").decode()
+    for text in ("no finite value", "A row is a channel", "value of x", "normalised value, y"):
+        assert f"<!-- {text}" in drawn
+
+
 def test_a_plot_of_one_constant_channel_is_drawn() -> None:
     x = np.full((10, 1), 3.0, np.float32)
     check_picture(plot.histograms(x, np.zeros_like(x), 1, "constant"), rows=1)
