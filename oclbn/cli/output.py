@@ -1,16 +1,13 @@
-"""Standard output of the commands: how wide it is, what fits, and what happens where nobody takes it."""
+"""Standard output of the commands: how wide it is, and what happens where nobody takes it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
 CLOSED = 141  # the status of a program that its reader has left, as shells report it: 128 + SIGPIPE
 _PRINTERS = ("click.utils", "rich.console")
@@ -51,25 +48,3 @@ def is_ours(error: OSError) -> bool:
     while inner is not None and inner.tb_next is not None:
         inner = inner.tb_next
     return inner is not None and inner.tb_frame.f_globals.get("__name__") in _PRINTERS
-
-
-def fit(table: Table, console: Console, spare: Sequence[str]) -> list[str]:
-    """Take columns out of a table until it fits the console, in the order of `spare`; returns the names of those taken.
-
-    spare: headers of columns that a narrow screen can do without, the least missed first.
-    """
-    taken = []
-    for name in spare:
-        if natural_width(table, console) <= console.width:
-            break
-        left = [column for column in table.columns if str(column.header) != name]
-        if len(left) < len(table.columns):
-            table.columns = left
-            taken.append(" ".join(name.split()))
-    return taken
-
-
-def natural_width(table: Table, console: Console) -> int:
-    """Columns of the screen that a table takes where nothing is broken or cut."""
-    free = console.options.update(width=10_000)
-    return Measurement.get(console, free, table).maximum

@@ -13,11 +13,9 @@ import numpy as np
 import pyopencl as cl
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
-from rich.table import Table
 
 import oclbn as package
-from oclbn.cli import group, output
+from oclbn.cli import group
 from oclbn.cli.grid import Column, Grid
 
 pytestmark = pytest.mark.once(reason="what is printed is the host's")
@@ -120,14 +118,3 @@ def test_a_grid_leaves_out_what_can_be_spared() -> None:
     assert narrow.heading().plain == "shape       median\n                ms"
     assert narrow.missing == ["rate"]
     assert narrow.row({"shape": "4x6", "median": "0.1", "rate": "9"}).plain == "4x6            0.1"
-
-
-def test_a_table_leaves_out_columns_instead_of_breaking_words() -> None:
-    table = Table("data set", "type", "layer", box=None)
-    table.add_row("activations of sixteen filters", "float32", "BatchNorm2D(16)")
-    console = Console(width=50)
-    assert output.fit(table, console, ("type", "layer")) == ["type"]
-    with console.capture() as printed:
-        console.print(table)
-    assert "activations of sixteen filters" in printed.get()
-    assert "float32" not in printed.get()
