@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from oclbn import device
 from oclbn.cli import check_report, check_run, output, remedy
