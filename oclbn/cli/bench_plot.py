@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 from oclbn import __version__
-from oclbn.cli.bench_report import BARS, Report, label
+from oclbn.cli.bench_report import BARS, OUTPUTS_ARE, Report, label
 from oclbn.cli.plot import AFTER, BEFORE, require_matplotlib
 
 OPERATION_COLOURS = {"forward": BEFORE, "backward": AFTER, "inference": "#3c8d5a", "both": "#7a5195"}
 MARKERS = {"forward": "o", "backward": "s", "inference": "D", "both": "^"}
 PEER_COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
 PEER_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+RATIOS_SAY = (
+    "A row is a shape; 1 is the time of the fastest copy of the same tensor, further left is faster, "
+    "and a dashed line is what its operation should reach."
+)
+PEERS_SAY = "Peers: right of 1, oclbn is faster."
+BANDWIDTHS_SAY = "Bandwidth counts every tensor that has to be read or written once; the copy's is what memory allows."
 _ROW = 0.235  # inches for a shape
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000)
 
@@ -27,15 +34,23 @@ def draw(report: Report, file_format: str) -> bytes:
     from matplotlib.figure import Figure
 
     kinds = [outputs for outputs in report.outputs if any(row.outputs == outputs for row in report.rows)]
-    panels = 1 + (len(report.operations) if report.peers else 0)
-    heights = [1.5 + _ROW * len(report.cases) for _ in kinds] + [4.2]
-    figure = Figure(figsize=(max(11.0, 3.4 + 2.7 * panels), sum(heights) + 0.8), dpi=110, layout="constrained")
+    compared = [
+        operation
+        for operation in report.operations
+        if any(row.who in report.peers and row.operation == operation for row in report.rows)
+    ]
+    panels = 1 + len(compared)
+    sizes = {math.prod(row.shape) for row in report.rows}
+    heights = [1.8 + _ROW * len(report.cases) for _ in kinds] + [4.2] * (len(sizes) > 1)
+    figure = Figure(figsize=(max(11.0, 3.4 + 2.7 * panels), sum(heights) + 1.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(_title(report), fontsize=11)
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    reading = [RATIOS_SAY] + [PEERS_SAY] * bool(compared) + [BANDWIDTHS_SAY] * (len(sizes) > 1)
+    figure.supxlabel("\n".join(reading) if kinds else "Nothing was timed.", fontsize=9, color="0.35")
+    parts = figure.subfigures(max(1, len(heights)), 1, height_ratios=heights or [1], squeeze=False)[:, 0]
     for part, outputs in zip(parts, kinds, strict=False):
-        _shapes(part, report, outputs, panels)
-    if kinds:
+        _shapes(part, report, outputs, compared)
+    if len(sizes) > 1:
         _bandwidths(parts[-1], report, kinds)
     picture = io.BytesIO()
     figure.savefig(picture, format=file_format)
@@ -45,11 +60,12 @@ def draw(report: Report, file_format: str) -> bytes:
 def _title(report: Report) -> str:
     info = report.info
     peers = "".join(f", {name} {version}" for name, version in report.versions.items())
-    return f"{info.name}, {info.platform}, driver {info.driver}\noclbn {__version__}{peers}"
+    return f"{info.title}\noclbn {__version__}{peers}"
 
 
-def _shapes(part: Any, report: Report, outputs: str, panels: int) -> None:
+def _shapes(part: Any, report: Report, outputs: str, compared: list[str]) -> None:
     """Ratios to the copy, and beside them a panel of peers for each operation; the shapes are common to all."""
+    panels = 1 + len(compared)
     axes = part.subplots(1, panels, sharey=True, squeeze=False, width_ratios=[1.5] + [1.0] * (panels - 1))[0]
     shown = [case for case in report.cases if report.best_copy(case, outputs)]
     lines = range(len(shown))
@@ -62,7 +78,7 @@ def _shapes(part: Any, report: Report, outputs: str, panels: int) -> None:
         panel.tick_params(axis="y", length=0)
         panel.tick_params(axis="x", labelsize=8)
     _ratios(axes[0], report, outputs, shown)
-    for panel, operation in zip(axes[1:], report.operations, strict=False):
+    for panel, operation in zip(axes[1:], compared, strict=True):
         _peers(panel, report, outputs, operation, shown)
     known: dict[str, Any] = {}
     for panel in axes:
@@ -83,7 +99,8 @@ def _ratios(panel: Any, report: Report, outputs: str, shown: list[Any]) -> None:
             panel.axvline(bar, color=OPERATION_COLOURS[operation], linewidth=1.0, linestyle="--", zorder=0)
             values.append(bar)
     panel.axvline(1.0, color="0.4", linewidth=1.0, zorder=0)
-    panel.set_title(f"outputs {outputs}: time over the copy's (dashed: what to reach)", fontsize=9)
+    panel.set_title(f"outputs {outputs}: {OUTPUTS_ARE[outputs]}", fontsize=9)
+    panel.set_xlabel("time / time of the fastest copy", fontsize=9)
     _log_ticks(panel, values, (0.5, 0.7, 1, 1.25, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 300, 1000))
 
 
@@ -103,7 +120,8 @@ def _peers(panel: Any, report: Report, outputs: str, operation: str, shown: list
             }
             panel.plot(*zip(*found, strict=True), linestyle="none", markersize=5, alpha=0.85, label=peer, **style)
     panel.axvline(1.0, color="0.4", linewidth=1.0, zorder=0)
-    panel.set_title(f"{operation}: a peer's time over oclbn's", fontsize=9)
+    panel.set_title(operation, fontsize=9)
+    panel.set_xlabel("peer's time / oclbn's time", fontsize=9)
     _log_ticks(panel, values, _TICKS)
 
 
@@ -151,9 +169,9 @@ def _bandwidths(part: Any, report: Report, kinds: list[str]) -> None:
         panel.spines[["right", "top"]].set_visible(False)
         panel.tick_params(labelsize=8)
         panel.set_title(f"outputs {outputs}", fontsize=9)
-        panel.set_xlabel("size of the tensor", fontsize=9)
+        panel.set_xlabel("size of the tensor, in bytes", fontsize=9)
     axes[0].set_ylim(bottom=0)  # common to all, and only now: it ends the scaling to what is drawn
-    axes[0].set_ylabel("GB/s of what memory has to see", fontsize=9)
+    axes[0].set_ylabel("bandwidth, GB/s", fontsize=9)
     handles = axes[0].get_legend_handles_labels()[0]
     part.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
 

@@ -181,7 +181,7 @@ class Shown:
 
 def heading(info: DeviceInfo) -> Text:
     """The device, as all commands name it."""
-    return Text(f"{info.spec}  {info.name}, {info.platform}, driver {info.driver}")
+    return Text(info.title)
 
 
 def _shape_column(report: Report, *others: str) -> Column:

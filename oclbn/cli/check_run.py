@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn
 
 from oclbn import device, tuning
-from oclbn.cli.progress import progress
+from oclbn.cli.progress import Elapsed, progress
 from oclbn.device import DeviceInfo
 from oclbn.tools.check import checklist
 from oclbn.tools.check.checklist import BuildCheck
@@ -61,7 +61,7 @@ def choices_in_force(info: DeviceInfo) -> Choices:
 
 @contextlib.contextmanager
 def _shown(info: DeviceInfo) -> Iterator[Callable[[str, int], None]]:
-    with progress(Console(stderr=True), MofNCompleteColumn, TimeElapsedColumn) as bar:
+    with progress(Console(stderr=True), MofNCompleteColumn, Elapsed) as bar:
         task = bar.add_task(info.name)
 
         def advance(text: str, total: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -11,14 +12,14 @@ import click
 import numpy as np
 import pyopencl as cl
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 from rich.text import Text
 
 from oclbn import device
 from oclbn.cli import builds, demo_report, plot, remedy
 from oclbn.cli import output as screen
 from oclbn.cli.failures import Failure
-from oclbn.cli.progress import progress
+from oclbn.cli.progress import Elapsed, expect, progress
 from oclbn.cli.types import SELECTIONS, Once, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
 from oclbn.errors import BuildError, DeviceError, OclbnError
@@ -28,6 +29,7 @@ from oclbn.tools.demo import data as demo_data
 from oclbn.tools.demo.data import Case
 from oclbn.tools.demo.run import Outcome, Schedule, run
 
+_FIRST = 4.0  # seconds for a data set on a processor with two cores, most of them for its kernels
 DIGITS = "scikit-learn's handwritten digits"
 
 
@@ -54,6 +56,8 @@ DIGITS = "scikit-learn's handwritten digits"
 @overwriting
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Samples in a batch.")
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Times through the data.")
+@click.option("--quiet", is_flag=True, help="Print the verdict alone, and what to do where it is not PASS.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, and nothing else; times in seconds.")
 @click.option("--batches", type=click.IntRange(1), help="Stop training after so many batches.")
 def command(
     spec: str | None,
@@ -65,6 +69,8 @@ def command(
     batch_size: int,
     epochs: int,
     batches: int | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Normalise real data on a device and check every number.
 
@@ -77,28 +83,30 @@ def command(
         raise click.BadParameter("it needs --input: the digits have their channels on axis 1", param_hint="--axis")
     _check_targets(source, output, picture, overwrite=overwrite)
     info = device.select(spec)
-    console = screen.console()
+    console, told = screen.console(quiet=as_json), screen.console(quiet=quiet or as_json)
     cases = demo_data.digits() if source is None else (_own(source, 1 if axis is None else axis, info),)
-    demo_report.print_device(console, info)
+    demo_report.print_device(told, info)
+    if not quiet and not as_json:
+        expect(f"{_counted(len(cases))}, a first run compiles kernels", _FIRST * len(cases))
     with builds.counted() as built:
         try:
-            outcomes = _run_all(console, cases, device.queue_for(info), Schedule(batch_size, epochs, batches))
+            outcomes = _run_all(told, cases, device.queue_for(info), Schedule(batch_size, epochs, batches))
         except (BuildError, DeviceError) as error:
             raise Failure("\n".join([str(error), remedy.HEADING, *_remedy(info)])) from error
-    demo_report.print_outcomes(console, outcomes)
-    console.print()
+    demo_report.print_outcomes(told, outcomes)
+    told.print()
     if built.programs:
-        console.print(Text(str(built), style="dim"))
+        told.print(Text(str(built), style="dim"))
     shown = outcomes[-1]
     if output is not None:
         _write(output, lambda file: np.save(file, shown.y))
-        console.print(Text(f"Wrote {output}: {shown.case.name}, normalised, {shown.y.shape} {shown.y.dtype}"))
+        told.print(Text(f"Wrote {output}: {shown.case.name}, normalised, {shown.y.shape} {shown.y.dtype}"))
     if picture is not None:
         title = f"{DIGITS}, {shown.case.name}" if source is None else shown.case.name
         title += f" {shown.y.shape}\nnormalised on {info.name}, {info.runtime}"
         drawn = plot.histograms(shown.case.x, shown.y, shown.case.axis, title, file_format=_format(picture))
         _write(picture, lambda file: file.write(drawn))
-        console.print(Text(f"Wrote {picture}"))
+        told.print(Text(f"Wrote {picture}"))
     if source is not None and axis is None and demo_data.looks_channels_last(shown.case.x.shape):
         shape = ", ".join(map(str, shown.case.x.shape))
         console.print(
@@ -107,10 +115,16 @@ def command(
     status, lines = demo_report.verdict(outcomes, info)
     for line in lines:
         console.print(line)
+    if as_json:
+        click.echo(json.dumps(demo_report.as_dict(info, outcomes, status), indent=1))
     if status == demo_report.FAILED:
         remedy.print_lines(console, _remedy(info))
     if status:
         raise click.exceptions.Exit(status)
+
+
+def _counted(number: int) -> str:
+    return "1 data set" if number == 1 else f"{number} data sets"
 
 
 def _remedy(info: DeviceInfo) -> list[str]:
@@ -146,7 +160,7 @@ def _own(source: Path, axis: int, info: DeviceInfo) -> Case:
 def _run_all(console: Console, cases: Sequence[Case], queue: cl.CommandQueue, schedule: Schedule) -> list[Outcome]:
     outcomes = []
     batches = functools.partial(TextColumn, "batches")
-    with progress(console, MofNCompleteColumn, batches, TimeElapsedColumn) as bar:
+    with progress(console, MofNCompleteColumn, batches, Elapsed) as bar:
         for case in cases:
             task = bar.add_task(case.name, total=schedule.total(case))
             outcomes.append(run(case, queue, schedule, lambda task=task: bar.advance(task)))  # type: ignore[misc]

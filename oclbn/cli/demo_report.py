@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from oclbn import __version__
 from oclbn.cli.plot import evenly
 from oclbn.device import DeviceInfo
 from oclbn.tools.demo.layers import EPSILON
@@ -69,6 +72,50 @@ def verdict(outcomes: Sequence[Outcome], info: DeviceInfo) -> tuple[int, list[Te
     if unfit:
         return UNFIT, [line for outcome in unfit for line in _impossible(outcome, info)]
     return 0, [Text(f"PASS  all {number} checks", style="bold green")]
+
+
+def as_dict(info: DeviceInfo, outcomes: Sequence[Outcome], status: int) -> dict[str, Any]:
+    """The results for JSON: errors in units of their tolerance, times in seconds; null for what is not finite."""
+    return {
+        "oclbn": __version__,
+        "device": info.title,
+        "index": info.spec,
+        "status": status,
+        "verdict": {0: "pass", FAILED: "fail", UNFIT: "impossible"}[status],
+        "data_sets": [_outcome_as_dict(outcome) for outcome in outcomes],
+    }
+
+
+def _outcome_as_dict(outcome: Outcome) -> dict[str, Any]:
+    case = outcome.case
+    checks = {
+        name: {"error": _finite(judged.units), "good": judged.good} for name, judged in outcome.checks.worst.items()
+    }
+    spreads = {
+        name: {"mean": [_finite(value) for value in spread.mean], "std": [_finite(value) for value in spread.std]}
+        for name, spread in (
+            ("data", outcome.before),
+            ("normalised", outcome.normalised),
+            ("evaluated", outcome.evaluated),
+        )
+    }
+    return {
+        "name": case.name,
+        "shape": list(case.x.shape),
+        "dtype": str(case.x.dtype),
+        "axis": case.axis,
+        "layer": outcome.label,
+        "batch_shape": list(outcome.batch_shape),
+        "batches": outcome.settling[-1].batch,
+        "remarks": _remarks(outcome),
+        "checks": checks,
+        "channels": spreads,
+        "times": [asdict(timing) for timing in outcome.timings],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _impossible(outcome: Outcome, info: DeviceInfo) -> list[Text]:

@@ -23,9 +23,11 @@ class StandardOutput(Console):
         raise SystemExit(CLOSED)
 
 
-def console(*, wide: bool = False) -> StandardOutput:
-    """Standard output for texts and tables. wide: a file or a pipe without COLUMNS takes wide tables as they are."""
-    made = StandardOutput(highlight=False)
+def console(*, wide: bool = False, quiet: bool = False) -> StandardOutput:
+    """Standard output for texts and tables. wide: a file or a pipe without COLUMNS takes wide tables as they are.
+    quiet: it takes nothing.
+    """
+    made = StandardOutput(highlight=False, quiet=quiet)
     if wide and not made.is_terminal and not os.environ.get("COLUMNS"):
         made.width = max(made.width, _WIDE)
     return made

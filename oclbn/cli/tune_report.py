@@ -155,7 +155,7 @@ def _print_hanging(console: Console, text: str, indent: str, *, style: str = "")
 
 
 def _print_device(console: Console, info: DeviceInfo) -> None:
-    console.print(Text(f"{info.spec}  {info.name}, {info.platform}, driver {info.driver}", style="bold"))
+    console.print(Text(info.title, style="bold"))
 
 
 def _names(info: DeviceInfo) -> dict[str, str]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID, TextColumn
 
-from oclbn.cli.progress import progress
+from oclbn.cli.progress import Elapsed, progress
 from oclbn.device import DeviceInfo, check_size
 from oclbn.errors import DeviceError
 from oclbn.tools.tune import search
@@ -109,5 +109,5 @@ class _Shown:
 @contextlib.contextmanager
 def _shown(tuned: Tuned) -> Iterator[_Shown]:
     best = functools.partial(TextColumn, "{task.fields[best]}")
-    with progress(Console(stderr=True), best, TimeElapsedColumn) as bar:
+    with progress(Console(stderr=True), best, Elapsed) as bar:
         yield _Shown(tuned, bar, bar.add_task(tuned.info.name, best=""))

@@ -69,6 +69,17 @@ def test_every_shape_and_peer_is_named(queue: cl.CommandQueue) -> None:
         assert f"<!-- {name}" in text
 
 
+def test_no_panel_is_empty_and_a_sentence_says_how_to_read_it(queue: cl.CommandQueue) -> None:
+    """One size has no curve of bandwidths, and an operation that no peer has no panel of peers."""
+    one = bench_plot.draw(report(queue, SUITES["resnet50"][:1], ("reused",), ()), "svg").decode()
+    assert "A row is a shape" in one
+    assert "bandwidth" not in one
+    assert "peer" not in one
+    several = bench_plot.draw(report(queue, SUITES["channels-last"], ("reused",), ("another",)), "svg").decode()
+    assert several.count("<!-- peer's time") == 1, "of inference alone"
+    assert "<!-- bandwidth, GB/s" in several
+
+
 def test_the_command_draws(queue: cl.CommandQueue, tmp_path: Path) -> None:
     file = tmp_path / "bench.PNG"
     given = ["bench", "--shape", "4,6,5", "--rounds", "3", "--against", "numpy", "--plot", str(file)]

@@ -63,8 +63,8 @@ def test_the_bars_of_check_and_tune_fit(monkeypatch: pytest.MonkeyPatch) -> None
     )
     with check_run._shown(info) as advance:
         advance(LONG, 1632)
-    assert re.search(r" 1/1632 \d:\d\d:\d\d$", shown(console)[-1])
+    assert re.search(r" 1/1632 elapsed \d:\d\d$", shown(console)[-1])
     tuned = tune_run.Tuned(info, {}, Found({}, gain=1.023))
     with tune_run._shown(tuned) as bar:
         bar.starting("near_bytes", 2097152)
-    assert re.search(r"pass 1: near_bytes = .* 2\.3 % faster so far \d:\d\d:\d\d$", shown(console)[-1])
+    assert re.search(r"pass 1: near_bytes = .* 2\.3 % faster so far elapsed \d:\d\d$", shown(console)[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import re
@@ -633,3 +634,37 @@ def test_a_picture_says_how_to_read_it_and_what_is_not_there() -> None:
 def test_a_plot_of_one_constant_channel_is_drawn() -> None:
     x = np.full((10, 1), 3.0, np.float32)
     check_picture(plot.histograms(x, np.zeros_like(x), 1, "constant"), rows=1)
+
+
+# ---- for scripts
+
+
+def test_quiet_is_the_verdict_alone(spec: str, tmp_path: Path) -> None:
+    output = tmp_path / "y.npy"
+    result = demo("--device", spec, "--quiet", "--input", saved(tmp_path / "x.npy", drawn((64, 5))), "--output", output)
+    assert (result.exit_code, result.output) == (0, "PASS  all 10 checks\n")
+    assert output.exists()
+
+
+def test_json_has_every_check(spec: str, tmp_path: Path) -> None:
+    result = demo("--device", spec, "--json", "--input", saved(tmp_path / "x.npy", drawn((64, 5))))
+    assert result.exit_code == 0
+    found = json.loads(result.output)
+    (told,) = found["data_sets"]
+    assert (found["verdict"], found["index"], told["shape"]) == ("pass", spec, [64, 5])
+    assert len(told["checks"]) == 10
+    assert all(check["good"] and 0 <= check["error"] <= 1 for check in told["checks"].values())
+    assert len(told["channels"]["data"]["mean"]) == 5
+
+
+def test_json_of_data_without_a_number_is_json(spec: str, tmp_path: Path) -> None:
+    x = drawn((64, 2))
+    x[:, 1] = np.nan
+    result = demo("--device", spec, "--json", "--input", saved(tmp_path / "x.npy", x))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(result.output, parse_constant=refuse)
+    assert (found["verdict"], found["status"], result.exit_code) == ("impossible", 3, 3)
+    assert found["data_sets"][0]["channels"]["data"]["mean"][1] is None
