@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from griffe import Attribute, Class, Docstring, Extension, Function, Module, Object
+from griffe import Alias, Attribute, Class, Docstring, Extension, Function, Module, Object
 
 _PREPARED = re.compile(r"^_?Call\[(.*)\]$")
 _ROLE = re.compile(r":\w+:`([^`]+)`")
@@ -82,3 +82,20 @@ class Docstrings(Extension):
             obj.docstring = Docstring(_escaped(said), parent=obj)
         if isinstance(obj, Function) and (found := _PREPARED.match(str(obj.returns))):
             obj.returns = found[1]
+
+    def on_package(self, *, pkg: Module, **_: Any) -> None:
+        """Classes have the words of the constructor that they take over, as Python's help shows them."""
+        for one in _classes(pkg):
+            own = one.members.get("__init__")
+            if one.docstring is not None and (own is None or own.docstring is None):
+                above = (base.members.get("__init__") for base in one.mro())
+                words = [init.docstring.value for init in above if init is not None and init.docstring is not None]
+                one.docstring.value = "\n\n".join([one.docstring.value, *words[:1]])
+
+
+def _classes(module: Module) -> Iterable[Class]:
+    for one in module.members.values():
+        if isinstance(one, Module):
+            yield from _classes(one)
+        elif isinstance(one, Class) and not isinstance(one, Alias):
+            yield one

@@ -7,7 +7,9 @@ oclbn.errors. Compiling ahead: prepare. Nothing here touches a device before it 
 
 from __future__ import annotations
 
-from oclbn import functional, gpuarray
+from typing import TYPE_CHECKING
+
+from oclbn import functional, gpuarray, names
 from oclbn.functional import prepare
 from oclbn.modules.batchnorm import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D
 from oclbn.modules.batchnormnd import BatchNormND
@@ -16,3 +18,6 @@ from oclbn.version import version
 __all__ = ["BatchNorm", "BatchNorm1D", "BatchNorm2D", "BatchNorm3D", "BatchNormND", "functional", "gpuarray", "prepare"]
 
 __version__ = version()
+
+if not TYPE_CHECKING:  # checkers would take every name for one that is there
+    __getattr__ = names.lacking(__name__)

@@ -30,10 +30,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pyopencl.array import Array
 
+from oclbn import names
 from oclbn.call import arguments, overlap, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
@@ -56,10 +57,12 @@ from oclbn.steps import GradientSums, Statistics, gradient, gradient_sums, merge
 __all__ = [
     "GradientSums",
     "Statistics",
+    "accumulate",
     "batch_norm_backward",
     "batch_norm_infer",
     "batch_norm_train",
     "bind",
+    "explain",
     "gradient",
     "gradient_sums",
     "merge",
@@ -71,8 +74,11 @@ __all__ = [
 ]
 
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+if not TYPE_CHECKING:  # checkers would take every name for one that is there
+    __getattr__ = names.lacking(__name__)
 
 
 @operation
@@ -243,7 +249,7 @@ def moments(x: Array, /, *, axis: int = 1) -> Call[tuple[int, Array, Array]]:
     return make("moments", x, axis, {}, {}, returns=lambda *made: (count, *made))
 
 
-def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) -> Callable[[], _R]:
+def bind(operation: Callable[P, R], /, *given: P.args, **options: P.kwargs) -> Callable[[], R]:
     """A call that is made again and again on the same arrays: everything is checked, compiled and allocated here, once.
 
     operation: a function of this module that works on arrays (all but accumulate); then what it takes. Each call of
@@ -263,16 +269,22 @@ def bind(operation: Callable[_P, _R], /, *given: _P.args, **options: _P.kwargs) 
     """
     prepared = CALLS.get(operation) if callable(operation) and isinstance(operation, Hashable) else None
     if prepared is None:
-        names = ", ".join(sorted(call.__name__ for call in CALLS))
-        raise ParameterError(f"operation is {_shown(operation)}; one of {names} is wanted, and then what it takes")
+        known = ", ".join(sorted(call.__name__ for call in CALLS))
+        raise ParameterError(
+            f"operation is {_shown(operation)}; one of {known} is wanted, and then what it takes, "
+            "as in bind(batch_norm_train, x)"
+        )
     doing = driver_errors(operation.__name__)
-    return doing(doing(lambda: prepared(*given, **options).bound())())
+    return doing(doing(doing(prepared)(*given, **options).bound)())
 
 
 def _shown(operation: Any) -> str:
-    return repr(operation) if callable(operation) or isinstance(operation, str) else values.kind_of(operation)
+    if isinstance(operation, str):
+        return repr(operation)
+    return getattr(operation, "__name__", repr(operation)) if callable(operation) else values.kind_of(operation)
 
 
+@driver_errors("accumulate")
 def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: float = 0.0) -> None:
     """into = scale * new + momentum * into, in place; with momentum 0 what was in `into` does not count, NaN included.
 
@@ -303,6 +315,7 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
     return driver_errors("accumulate")(made.run)
 
 
+@driver_errors("explain")
 def explain(x: Array, /, *, axis: int = 1, operation: str = "train", why: bool = False) -> str:
     """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line.
 

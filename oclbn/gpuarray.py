@@ -1,6 +1,6 @@
 """Device arrays on the default queue, under the names that PuzzleLib's users know.
 
-Every function takes ``queue=``, a pyopencl.CommandQueue, to use another one than
+Every function takes ``queue=``, a pyopencl.CommandQueue (all else is a ParameterError), to use another one than
 :func:`oclbn.device.default_queue`. What comes back is a plain C-contiguous pyopencl.array.Array. Large arrays, but
 for those of zeros, lie in large pages where oclbn.device.pages can have them.
 
@@ -13,7 +13,7 @@ for those of zeros, lie in large pages where oclbn.device.pages can have them.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyopencl as cl
@@ -21,7 +21,7 @@ import pyopencl.array as cl_array
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pyopencl.array import Array
 
-from oclbn import device
+from oclbn import device, names
 from oclbn.call import arguments
 from oclbn.call.copying import copy_strided
 from oclbn.device import driver_errors, pages
@@ -30,6 +30,9 @@ from oclbn.errors import ContextError, DtypeError, ParameterError
 __all__ = ["Array", "empty", "empty_like", "full", "ones", "ones_like", "pack", "to_gpu", "zeros", "zeros_like"]
 
 Shape = int | tuple[int, ...]
+
+if not TYPE_CHECKING:  # checkers would take every name for one that is there
+    __getattr__ = names.lacking(__name__)
 
 
 @driver_errors("to_gpu")
@@ -72,7 +75,7 @@ def pack(view: Array, order: str = "C", *, queue: cl.CommandQueue | None = None)
     arguments.anyhow("view", view)
     if order not in ("C", "F"):
         raise ParameterError(f"order is {order!r}; 'C' or 'F' is wanted")
-    queue = queue or _queue_of(view, "view")
+    queue = arguments.queue("queue", queue) or _queue_of(view, "view")
     if queue.context != view.context:
         raise ContextError(f"queue belongs to context {queue.context}, view to {view.context}; one context is wanted")
     made = _empty(view.shape, view.dtype, queue, order)
@@ -95,11 +98,13 @@ def zeros(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue
     return cl_array.zeros(_roomy(queue, shape, dtype), _sizes(shape), np.dtype(dtype))
 
 
+@driver_errors("ones")
 def ones(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
     """A new array of `shape`, filled with 1."""
     return full(shape, 1, dtype, queue=queue)
 
 
+@driver_errors("full")
 def full(
     shape: Shape, fill_value: float, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None
 ) -> Array:
@@ -109,16 +114,19 @@ def full(
     return to_gpu(np.full(shape, fill_value, np.dtype(dtype)), queue=queue)
 
 
+@driver_errors("empty_like")
 def empty_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
     """A new array with the shape, element type and (unless `queue` says otherwise) queue of `ary`."""
     return empty(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
 
 
+@driver_errors("zeros_like")
 def zeros_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
     """As :func:`empty_like`, filled with 0."""
     return zeros(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
 
 
+@driver_errors("ones_like")
 def ones_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
     """As :func:`empty_like`, filled with 1."""
     return ones(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
@@ -145,7 +153,7 @@ def _queue_of(ary: Array, name: str = "ary") -> cl.CommandQueue:
 
 def _roomy(queue: cl.CommandQueue | None, shape: Shape, dtype: DTypeLike) -> cl.CommandQueue:
     """The queue, on a device that can hold such an array; SizeError where it cannot."""
-    queue = device.default_queue() if queue is None else queue
+    queue = arguments.queue("queue", queue) or device.default_queue()
     nbytes = math.prod(np.atleast_1d(np.array(shape, dtype=object))) * np.dtype(dtype).itemsize
     device.check_size(f"an array of shape {shape}", nbytes, queue.device)
     return queue

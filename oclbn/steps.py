@@ -66,7 +66,7 @@ class GradientSums:
 
 
 _MERGES: dict[type, str] = {Statistics: "merge", GradientSums: "merge_sums"}  # the kernel, whose file is called so too
-_Parts = TypeVar("_Parts", Statistics, GradientSums)
+Parts = TypeVar("Parts", Statistics, GradientSums)
 
 
 @operation
@@ -86,7 +86,7 @@ def statistics(x: Array, /, *, axis: int = 1) -> Call[Statistics]:
 
 
 @operation
-def merge(first: _Parts, /, *others: _Parts) -> Call[_Parts]:
+def merge(first: Parts, /, *others: Parts) -> Call[Parts]:
     """The statistics of several sets of values as those of all of them, as exact as one call on all; sums likewise.
 
     first, others: Statistics, or GradientSums, of any counts, 0 too, merged from left to right; all arrays are of one

@@ -24,26 +24,27 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 WALLS = {
     "errors": set(),
     "version": set(),
+    "names": set(),
     "plan": {"errors"},
     "truth": {"errors"},
     "files": {"errors"},
     "tuning": {"errors", "files", "plan"},
-    "device": {"errors", "plan"},
+    "device": {"errors", "names", "plan"},
     "program": {"errors", "device", "plan"},
     "proof": {"errors", "version", "device", "files", "plan", "program", "truth"},
     "call": {"errors", "device", "plan", "program", "proof", "tuning"},
     "steps": {"errors", "call"},
-    "functional": {"errors", "call", "device", "plan", "steps"},
-    "gpuarray": {"errors", "call", "device"},
-    "modules": {"errors", "call", "device", "files", "functional", "gpuarray"},
+    "functional": {"errors", "names", "call", "device", "plan", "steps"},
+    "gpuarray": {"errors", "names", "call", "device"},
+    "modules": {"errors", "names", "call", "device", "files", "functional", "gpuarray"},
     "sync": {"errors", "call", "device", "gpuarray", "modules", "steps"},
-    "__init__": {"functional", "gpuarray", "modules", "version"},
+    "__init__": {"functional", "gpuarray", "modules", "names", "version"},
 }
 LIBRARY = {*WALLS}
 WALLS["tools"] = {*WALLS}
 WALLS["cli"] = {*WALLS}
 WALLS["__main__"] = {"cli"}
-WITHOUT_OPENCL = {"errors", "version", "plan", "truth", "files", "tuning"}
+WITHOUT_OPENCL = {"errors", "version", "names", "plan", "truth", "files", "tuning"}
 
 
 def room_of(module: str) -> str:

@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 import numpy as np
 import pyopencl as cl
 
-from oclbn.call import prepared, values
+from oclbn.call import arguments, prepared, values
 from oclbn.call.arguments import DTYPES
 from oclbn.call.request import Request
 from oclbn.device import default_queue, driver_errors, limits, queue_for, select, tuning_names
@@ -32,7 +32,6 @@ from oclbn.plan.words import Build
 from oclbn.proof import proving
 from oclbn.tuning import tuning_for, using
 
-_ORDINARY = ("train", "backward", "infer")  # what a network does that is trained
 _START = 2.0  # kernels that a process compiles in the time that another one takes to begin
 _CHILD = (
     "import json, sys; asked = json.load(sys.stdin); sys.path[:] = asked['path']; "
@@ -46,7 +45,7 @@ def prepare(
     shapes: Iterable[Sequence[int]],
     /,
     *,
-    operations: str | Collection[str] = _ORDINARY,
+    operations: str | Collection[str] = ("train", "backward", "infer"),
     dtype: Any = np.float32,
     axis: int = 1,
     queue: cl.CommandQueue | None = None,
@@ -81,9 +80,7 @@ def prepare(
             )
     if processes is not None:
         processes = values.whole("processes", processes, 1)
-    if queue is not None and not isinstance(queue, cl.CommandQueue):
-        raise ParameterError(f"queue is of type {type(queue).__name__}; a pyopencl.CommandQueue or None is wanted")
-    queue = queue or default_queue()
+    queue = arguments.queue("queue", queue) or default_queue()
     prepared.check_fp64("dtype", wanted, queue)
     requests = [
         _request(operation, shape, index % len(shape), wanted)

@@ -16,6 +16,7 @@ from pyopencl.array import Array
 
 from oclbn.call import values
 from oclbn.call.layout import reach
+from oclbn.device import limits
 from oclbn.errors import (
     ArrayTypeError,
     ContextError,
@@ -35,16 +36,16 @@ _SIZE = cl.mem_info.SIZE
 _STATUS = cl.event_info.COMMAND_EXECUTION_STATUS  # asked for by get_info(), which takes half as long as a property
 
 
-def array(name: str, value: Any) -> Array:
+def array(name: str, value: Any, dtype: np.dtype[Any] | None = None, queue: str = "") -> Array:
     """`value` if it is a device array, and was not left behind by a command that failed.
 
-    ArrayTypeError and DeviceError otherwise.
+    ArrayTypeError and DeviceError otherwise. dtype, queue: what the advice for other values is to lead to; the queue as
+    an expression.
     """
     if not isinstance(value, Array):
-        raise ArrayTypeError(
-            f"{name} is {values.kind_of(value)}; a pyopencl.array.Array is wanted "
-            "(oclbn.gpuarray.to_gpu makes one of a NumPy array)"
-        )
+        made = ": oclbn.gpuarray.empty_like(x) makes one"
+        advice = made if name == "out" else values.made_of(name, value, dtype, queue)
+        raise ArrayTypeError(f"{name} is {values.kind_of(value)}; a pyopencl.array.Array is wanted{advice}")
     for event in value.events:
         if event.get_info(_STATUS) < 0:  # type: ignore[operator]
             raise _failed(name, event)
@@ -76,7 +77,7 @@ def tensor(name: str, value: Any) -> Array:
     """A device array of rank 2 or more, of float32 or float64 (where its device has that), with a queue."""
     x = array(name, value)
     if x.dtype not in DTYPES:
-        raise DtypeError(f"{name} is {x.dtype}; float32 or float64 is wanted")
+        raise DtypeError(f"{name} is {x.dtype}; float32 or float64 is wanted{converted(name, x, np.float32)}")
     if len(x.shape) < 2:
         raise ShapeError(f"{name} has shape {x.shape}; 2 dimensions or more are wanted: (N, C) or (N, C, *spatial)")
     if x.queue is None:
@@ -117,14 +118,14 @@ def per_channel(
         value = given[name]
         if value is None and name not in needed:
             continue
-        found[name] = a = array(name, value)
+        wanted = _COUNTERS.get(name, dtype)
+        found[name] = a = array(name, value, wanted, "x.queue")
         if a.size != channels:
             came = f"{a.size} elements (shape {a.shape})"
             raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}")
-        wanted = _COUNTERS.get(name, dtype)
         if a.dtype != wanted:
             reason = "" if name in _COUNTERS else f", as x is {dtype}"
-            raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted{reason}")
+            raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted{reason}{_alike(name, a, wanted, x)}")
         if a.context is not context:
             _same_context(name, a, x)
         _dense(name, a)
@@ -133,11 +134,11 @@ def per_channel(
 
 def like(name: str, value: Any, x: Array) -> Array:
     """A device array of x's shape, dtype and context."""
-    a = array(name, value)
+    a = array(name, value, x.dtype, "x.queue")
     if a.shape != x.shape:
         raise ShapeError(f"{name} has shape {a.shape}; x has shape {x.shape}, and {name} must have the same")
     if a.dtype != x.dtype:
-        raise DtypeError(f"{name} is {a.dtype}; {x.dtype} is wanted, as x is")
+        raise DtypeError(f"{name} is {a.dtype}; {x.dtype} is wanted, as x is{_alike(name, a, x.dtype, x)}")
     if a.context is not x.context:
         _same_context(name, a, x)
     _aligned(name, a)
@@ -164,16 +165,54 @@ def flat(given: Mapping[str, Any]) -> None:
     """Device arrays, by name, of one size, one of DTYPES and one context, each with its elements side by side."""
     first_name, first = next(iter(given.items()))
     for name, value in given.items():
+        if not isinstance(value, Array):
+            array(name, value, next((one.dtype for one in given.values() if isinstance(one, Array)), None))
         a = array(name, value)
         if a.dtype != first.dtype:
-            raise DtypeError(f"{name} is {a.dtype}; {first.dtype} is wanted, as {first_name} is")
+            advice = converted(name, a, first.dtype)
+            raise DtypeError(f"{name} is {a.dtype}; {first.dtype} is wanted, as {first_name} is{advice}")
         if a.dtype not in DTYPES:
-            raise DtypeError(f"{name} is {a.dtype}; float32 or float64 is wanted")
+            raise DtypeError(f"{name} is {a.dtype}; float32 or float64 is wanted{converted(name, a, np.float32)}")
         if a.size != first.size:
             raise ShapeError(f"{name} has {a.size} elements and {first_name} {first.size}; equal sizes are wanted")
         if a.context != first.context:
             raise ContextError(f"{name} belongs to context {a.context}, {first_name} to {first.context}; one is wanted")
         _dense(name, a)
+
+
+def queue(name: str, value: Any, *, error: type[ParameterError] = ParameterError) -> cl.CommandQueue | None:
+    """`value` if it is a queue, or None; else it is refused, by `error`."""
+    if value is None or isinstance(value, cl.CommandQueue):
+        return value
+    came = repr(value) if isinstance(value, str) else values.kind_of(value)
+    example = repr(value) if isinstance(value, str) else "'gpu'"
+    raise error(f"{name} is {came}; a pyopencl.CommandQueue is wanted, as oclbn.device.queue_for({example}) makes it")
+
+
+def converted(name: str, a: Array, dtype: Any) -> str:
+    """What makes an array of this type of a device array, as advice, or nothing where its elements are no numbers.
+
+    pyopencl converts on the device, in C's order only (it takes other strides for C's), and not on a device that lacks
+    one of the two types.
+    """
+    wanted = np.dtype(dtype)
+    if a.dtype.kind not in "iufb" or a.queue is None:
+        return ""
+    dense = name if a.flags.c_contiguous else f"oclbn.gpuarray.pack({name})"
+    doubles = np.dtype(np.float64) in (a.dtype, wanted)
+    if a.dtype.kind == "b" or a.dtype == np.float16 or (doubles and not limits(a.queue.device).fp64):
+        made = f"oclbn.gpuarray.to_gpu({dense}.get().astype(np.{wanted}), queue={name}.queue)"
+    else:
+        made = f"{dense}.astype(np.{wanted})"
+    return f"; convert it with {made}"
+
+
+def _alike(name: str, a: Array, wanted: np.dtype[Any], x: Array) -> str:
+    """What makes an array and x of one type: the one that is wanted, or that of the array where x may have it."""
+    advice = converted(name, a, wanted)
+    if advice and wanted == x.dtype and a.dtype in DTYPES:
+        advice += f", or x: {converted('x', x, a.dtype).removeprefix('; convert it with ')}"
+    return advice
 
 
 def _same_context(name: str, a: Array, x: Array) -> None:

@@ -19,6 +19,17 @@ def kind_of(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
+def made_of(name: str, value: Any, dtype: Any = None, queue: str = "") -> str:
+    """How a device array of this type (None: float32) is made of what came instead, or nothing where it is no numbers.
+
+    queue: an expression for the queue that it has to be on.
+    """
+    if not isinstance(value, (np.ndarray, np.generic, list, tuple, float, int)) and not hasattr(value, "__array__"):
+        return ""
+    where = f", queue={queue}" if queue else ""
+    return f": oclbn.gpuarray.to_gpu(np.asarray({name}, np.{np.dtype(dtype or np.float32)}){where}) makes one"
+
+
 def real(value: Any) -> float | None:
     """`value` as a float if it is one real number, of any type: NumPy's, a fraction, an array of no axes; else None."""
     array_like = isinstance(value, (np.generic, np.ndarray))

@@ -1,4 +1,7 @@
-"""Around the driver: what fails there is an error of oclbn's that says at what."""
+"""Around the driver: what fails there is an error of oclbn's that says at what.
+
+Arguments that do not fit the signature of what stands there are told in words of ours, too: see oclbn.names.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import pyopencl as cl
 
+from oclbn import names
 from oclbn.device import forks
 from oclbn.errors import DeviceError, SizeError
 
@@ -36,6 +40,9 @@ def driver_errors(doing: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
             except cl.Error as error:
                 wanted = SizeError if isinstance(error, cl.MemoryError) else DeviceError
                 raise wanted(f"{doing}: the driver fails: {error}") from error
+            except TypeError:
+                names.refuse(work, given, options)
+                raise
 
         return guarded
 

@@ -16,18 +16,24 @@ The formulas and their source are in oclbn.functional.
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar
 
-from oclbn.modules.batchnormnd import BatchNormND, Options
+import numpy as np
+import pyopencl as cl
+from numpy.typing import DTypeLike
+
+from oclbn.device import driver_errors
+from oclbn.modules.batchnormnd import BatchNormND
 
 __all__ = ["BatchNorm", "BatchNorm1D", "BatchNorm2D", "BatchNorm3D", "BatchNormND"]
 
 
-class _Maps(BatchNormND):
+class BatchNormMaps(BatchNormND):
     """What BatchNorm1D, 2D and 3D share: the class says how many spatial axes there are."""
 
     _nd: ClassVar[int]
 
+    @driver_errors("making a module")
     def __init__(
         self,
         maps: int,
@@ -39,16 +45,37 @@ class _Maps(BatchNormND):
         name: str | None = None,
         empty: bool = False,
         inplace: bool = False,
-        **options: Unpack[Options],
+        *,
+        queue: cl.CommandQueue | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: Any = None,
+        guard: bool = True,
+        frozen_statistics: bool = False,
+        axis: int = 1,
     ) -> None:
         super().__init__(
-            self._nd, maps, epsilon, initFactor, minFactor, sscale, affine, name, empty, inplace, **options
+            self._nd,
+            maps,
+            epsilon,
+            initFactor,
+            minFactor,
+            sscale,
+            affine,
+            name,
+            empty,
+            inplace,
+            queue=queue,
+            dtype=dtype,
+            seed=seed,
+            guard=guard,
+            frozen_statistics=frozen_statistics,
+            axis=axis,
         )
         del self.blueprint["nd"]
 
 
-class BatchNorm1D(_Maps):
-    """Batch normalization of sequences, (batch, maps, length); the options are BatchNormND's.
+class BatchNorm1D(BatchNormMaps):
+    """Batch normalization of sequences, (batch, maps, length), or with axis=-1 channels last.
 
     Parameters have shape (1, maps, 1, 1), as PuzzleLib has them: it computes 1-D as 2-D.
 
@@ -64,8 +91,8 @@ class BatchNorm1D(_Maps):
         return 3
 
 
-class BatchNorm2D(_Maps):
-    """Batch normalization of feature maps, (batch, maps, height, width); the options are BatchNormND's.
+class BatchNorm2D(BatchNormMaps):
+    """Batch normalization of feature maps, (batch, maps, height, width), or with axis=-1 channels last.
 
     >>> from oclbn import BatchNorm2D, gpuarray
     >>> bn = BatchNorm2D(8)
@@ -78,8 +105,8 @@ class BatchNorm2D(_Maps):
     _nd = 2
 
 
-class BatchNorm3D(_Maps):
-    """Batch normalization of volumes, (batch, maps, depth, height, width); the options are BatchNormND's.
+class BatchNorm3D(BatchNormMaps):
+    """Batch normalization of volumes, (batch, maps, depth, height, width), or with axis=-1 channels last.
 
     >>> from oclbn import BatchNorm3D, gpuarray
     >>> bn = BatchNorm3D(8)
@@ -91,13 +118,14 @@ class BatchNorm3D(_Maps):
 
 
 class BatchNorm(BatchNormND):
-    """Batch normalization of features, (batch, size); the options are BatchNormND's.
+    """Batch normalization of features, (batch, size).
 
     Parameters have shape (1, size, 1, 1). The example is at the top of this file's documentation.
     """
 
     _maps_argument = "size"
 
+    @driver_errors("making a module")
     def __init__(
         self,
         size: int,
@@ -109,9 +137,32 @@ class BatchNorm(BatchNormND):
         name: str | None = None,
         empty: bool = False,
         inplace: bool = False,
-        **options: Unpack[Options],
+        *,
+        queue: cl.CommandQueue | None = None,
+        dtype: DTypeLike = np.float32,
+        seed: Any = None,
+        guard: bool = True,
+        frozen_statistics: bool = False,
+        axis: int = 1,
     ) -> None:
-        super().__init__(2, size, epsilon, initFactor, minFactor, sscale, affine, name, empty, inplace, **options)
+        super().__init__(
+            2,
+            size,
+            epsilon,
+            initFactor,
+            minFactor,
+            sscale,
+            affine,
+            name,
+            empty,
+            inplace,
+            queue=queue,
+            dtype=dtype,
+            seed=seed,
+            guard=guard,
+            frozen_statistics=frozen_statistics,
+            axis=axis,
+        )
         self.size = self.maps
         del self.blueprint["nd"], self.blueprint["maps"]
         self.blueprint["size"] = self.size

@@ -6,7 +6,7 @@ The computing, and the source of its formulas, is in oclbn.functional; what ever
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import numpy as np
 import pyopencl as cl
@@ -28,46 +28,19 @@ from oclbn.modules.module import Module
 from oclbn.modules.parameters import Shapes, whole
 from oclbn.modules.variable import Tensor, Variable
 
-__all__ = ["BatchNormND", "Options"]
+__all__ = ["BatchNormND"]
 
 _MOST_COUNTED = 2**31  # batches of a file that counters of 32 bits begin with; beyond that no factor shows one more
 
 
-class Options(TypedDict, total=False):
-    """What every module takes by keyword, beyond PuzzleLib's options; BatchNormND describes them."""
-
-    queue: cl.CommandQueue | None
-    dtype: DTypeLike
-    seed: Any
-    guard: bool
-    frozen_statistics: bool
-
-
 class BatchNormND(Module):
-    """Batch normalization over axis 1 of (batch, maps, *spatial) with `nd` spatial axes.
-
-    maps: channels. epsilon >= 0: added to the variance. initFactor, minFactor in [0, 1]: the batch that is number n,
-    counted from 1, of those that entered a channel's running statistics has the factor max(initFactor / n, minFactor)
-    there. sscale: the initial scale is drawn from N(1, sscale). affine: scale and bias are trained; off, they stay 1
-    and 0. name: in files and messages. empty: tensors are not created until `load`, or until values are assigned.
-    inplace: evaluation writes over its input.
-
-    queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
-    the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator does.
-    guard: channels whose batch statistics are not finite keep their running statistics: for them it is as if there had
-    been no such batch. `skipped` counts the updates that were left out. The output and the gradients of such a
-    channel are NaN all the same: leave out `updateParams` for that batch, or scale and bias become NaN. Where every
-    channel was left out, which neat statistics hide, there is one SkippedBatchesWarning: not from the call, which
-    does not wait for the device, but as soon as the counters are read, by `evalMode`, `save` or `skipped`.
-    frozen_statistics: training, too, normalises with the running statistics and leaves them alone, while gradients of
-    scale and bias are gathered, as for fine-tuning; an attribute that may be set at any time. (Evaluation mode uses the
-    running statistics as well, but `backward` gathers no parameter gradients there.)
+    """Batch normalization of (batch, maps, *spatial) with `nd` spatial axes, or of channels on another `axis`.
 
     `scale`, `bias`, `mean`, `var` have shape (1, maps) + (1,) * nd, and so have `savemean`, `saveinvvar`, `scalegrad`
     and `biasgrad`, which the last call and its gradient leave. `numOfProps` counts all training batches; setting it
     says how many the statistics of every channel stand for, and `skipped` is 0 again.
-    ModuleParameterError, ModuleDtypeError: an argument that is not wanted. ModuleShapeError: data of another rank or
-    number of channels, or in training of one value per channel. Module tells of the other errors.
+    ModuleShapeError: data of another rank or number of channels, or in training of one value per channel. Module tells
+    of the other errors.
 
     >>> from oclbn import BatchNormND, gpuarray
     >>> bn = BatchNormND(4, 3)
@@ -81,6 +54,7 @@ class BatchNormND(Module):
     scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
     _maps_argument: ClassVar[str] = "maps"
 
+    @driver_errors("making a module")
     def __init__(
         self,
         nd: int,
@@ -99,7 +73,34 @@ class BatchNormND(Module):
         seed: Any = None,
         guard: bool = True,
         frozen_statistics: bool = False,
+        axis: int = 1,
     ) -> None:
+        """Options up to `inplace` are PuzzleLib's, those behind it ours; how they are called elsewhere: oclbn.names.
+
+        nd: number of spatial axes, of BatchNormND alone. maps: number of channels; size: what BatchNorm calls it.
+        epsilon: at least 0, added to the variance. initFactor, minFactor: from 0 to 1; the batch that is number n,
+        counted from 1, of those that entered a channel's running statistics has the factor max(initFactor / n,
+        minFactor) there. sscale: the initial scale is drawn from N(1, sscale). affine: scale and bias are trained; off,
+        they stay 1 and 0. name: in files and messages. empty: tensors are not created until `load`, or until values are
+        assigned. inplace: evaluation writes over its input.
+
+        queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
+        the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator
+        does. axis: of the channels in the data, counted from 0, or from the end where it is negative: -1 is channels
+        last; parameters and files are the same.
+
+        guard: channels whose batch statistics are not finite keep their running statistics: for them it is as if there
+        had been no such batch. `skipped` counts the updates that were left out. The output and the gradients of such a
+        channel are NaN all the same: leave out `updateParams` for that batch, or scale and bias become NaN. Where every
+        channel was left out, which neat statistics hide, there is one SkippedBatchesWarning: not from the call, which
+        does not wait for the device, but as soon as the counters are read, by `evalMode`, `save` or `skipped`.
+
+        frozen_statistics: training, too, normalises with the running statistics and leaves them alone, while gradients
+        of scale and bias are gathered, as for fine-tuning; an attribute that may be set at any time. (Evaluation mode
+        uses the running statistics as well, but `backward` gathers no parameter gradients there.)
+
+        ModuleParameterError, ModuleDtypeError: an argument that is not wanted.
+        """
         super().__init__(name, queue=queue, dtype=dtype)
         nd = self._whole_number("nd", nd, 0)
         self.maps = self._whole_number(self._maps_argument, maps, 1)
@@ -125,6 +126,8 @@ class BatchNormND(Module):
             "inplace": self.inplace,
         }
         self._shape = (1, self.maps) + (1,) * nd
+        rank = self._data_rank()
+        self.axis = self._whole_number("axis", axis, -rank, rank - 1) % rank
         self._entered: Array | None = None  # for each channel: the batches that moved it, but for those not counted
         self._uncounted = 0
         self._may_warn, self._known_skips = True, 0
@@ -142,6 +145,7 @@ class BatchNormND(Module):
         told = [f"{name}={value!r}" for name, value in self.blueprint.items() if name not in left_out]
         sizes = [self.blueprint[name] for name in ("nd", "maps", "size") if name in self.blueprint]
         named = [] if self.name is None else [f"name={self.name!r}"]
+        named += [f"axis={self.axis}"] if self.axis != 1 else []
         own = [f"dtype={np.dtype(self.calctype)}", f"device={self.queue.device.name.strip()!r}"]
         return f"{type(self).__name__}({', '.join([*map(str, sizes), *told, *named, *own])})"
 
@@ -241,7 +245,7 @@ class BatchNormND(Module):
         if self._by_running():
             scale, bias, mean, var = self._tensors()
             out = data if self.inplace else None
-            y = functional.batch_norm_infer(data, scale, bias, mean, var, epsilon=self.epsilon, out=out)
+            y = functional.batch_norm_infer(data, scale, bias, mean, var, epsilon=self.epsilon, axis=self.axis, out=out)
             self.savemean = self.saveinvvar = None
             return y
         options = self._training()
@@ -275,18 +279,19 @@ class BatchNormND(Module):
             "init_factor": self.initFactor,
             "entered": self._entered,
             "guard": self.guard,
+            "axis": self.axis,
         }
 
     def _backward(self, data: Array, grad: Array, into: Mapping[str, Array], scale: float, momentum: float) -> Array:
         weights, _, mean, var = self._tensors()
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"axis": self.axis}
         if self.savemean is not None and self.saveinvvar is not None:
             statistics = self.savemean, self.saveinvvar
         elif self.inplace:
             raise ModuleStateError(f"{self}: backward after an evaluation in place, which wrote over its input")
         else:
             statistics = mean, var
-            options = {"training": False, "epsilon": self.epsilon}
+            options |= {"training": False, "epsilon": self.epsilon}
         if self.affine and into:
             options |= {"scale_grad": into["scale"], "bias_grad": into["bias"]}
             options |= {"grad_scale": scale, "grad_momentum": momentum}
@@ -298,10 +303,16 @@ class BatchNormND(Module):
         return len(self._shape)
 
     def _check_shape(self, shape: tuple[int, ...], argument: str) -> None:
-        rank = self._data_rank()
-        if len(shape) != rank or shape[1] != self.maps:
+        rank, axis = self._data_rank(), self.axis
+        if len(shape) != rank or shape[axis] != self.maps:
+            advice = ""
+            if len(shape) == rank and axis != 1 and shape[1] == self.maps:
+                advice = "; for channels on axis 1 make the module without axis"
+            elif len(shape) == rank and shape[-1] == self.maps:
+                advice = "; for channels last make the module with axis=-1"
             raise ModuleShapeError(
-                f"{self}: {argument} has shape {shape}; {rank} axes are wanted, with {self.maps} channels on axis 1"
+                f"{self}: {argument} has shape {shape}; {rank} axes are wanted, with {self.maps} channels on axis "
+                f"{axis}{advice}"
             )
 
     def _shapes(self) -> tuple[Shapes, Shapes]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyopencl as cl
 from numpy.typing import DTypeLike
 
-from oclbn.call import values
+from oclbn.call import arguments, values
 from oclbn.call.arguments import DTYPES
-from oclbn.device import driver_errors
+from oclbn.device import driver_errors, limits
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.modules.parameters import Parameters, whole
@@ -131,24 +131,25 @@ class Module(Parameters):
             if array is not None:
                 array.finish()
 
-    def _cures(self, argument: str, dtype: np.dtype[Any]) -> str:
+    def _cures(self, argument: str, array: Array) -> str:
         """What helps against data of another type."""
-        own = f"convert it with {argument}.astype(np.{np.dtype(self.calctype)})"
-        if dtype not in DTYPES:
-            return f"; {own}"
-        return f"; {own}, make the module with dtype=np.{dtype}, or call calcMode(np.{dtype})"
+        own = arguments.converted(argument, array, self.calctype)
+        if array.dtype not in DTYPES or not limits(self.queue.device).fp64:
+            return own
+        others = f"make the module with dtype=np.{array.dtype}, or call calcMode(np.{array.dtype})"
+        return f"{own}, {others}" if own else f"; {others}"
 
     def _check(self, array: Array, argument: str) -> None:
         if not isinstance(array, Array):
+            advice = values.made_of(argument, array, self.calctype, "bn.queue")
             raise ModuleDtypeError(
-                f"{self}: {argument} is {values.kind_of(array)}; "
-                "a pyopencl.array.Array is wanted, as oclbn.gpuarray.to_gpu makes it"
+                f"{self}: {argument} is {values.kind_of(array)}; a pyopencl.array.Array is wanted{advice}"
             )
         self._check_shape(array.shape, argument)
         if array.dtype != self.calctype:
             raise ModuleDtypeError(
                 f"{self}: {argument} has dtype {array.dtype}; the module computes with {np.dtype(self.calctype)}"
-                + self._cures(argument, array.dtype)
+                + self._cures(argument, array)
             )
         if array.context != self.queue.context:
             raise ContextError(

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
@@ -21,7 +21,7 @@ import pyopencl as cl
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from oclbn import device, functional, gpuarray
-from oclbn.call import values
+from oclbn.call import arguments, values
 from oclbn.device import driver_errors
 from oclbn.errors import (
     LayoutError,
@@ -34,7 +34,9 @@ from oclbn.errors import (
     OclbnError,
 )
 from oclbn.gpuarray import Array
+from oclbn.modules.foreign import Contract, refuse_foreign, shown
 from oclbn.modules.variable import Named, Variable, duplicate, fitting, to_device, to_host
+from oclbn.names import ATTRIBUTES, hints
 
 if TYPE_CHECKING:
     import h5py
@@ -61,7 +63,7 @@ def whole(method: Callable[Concatenate[_Own, _P], _R]) -> Callable[Concatenate[_
     return held
 
 
-class Parameters(ABC):
+class Parameters(metaclass=Contract):
     """Base of Module: `vars` (name -> Variable), `attrs` (name -> Array), `calctype`, `queue`, `name`, `blueprint`.
 
     Variables are trained, attributes are not; each is also an attribute of the module under its own name, always the
@@ -81,8 +83,7 @@ class Parameters(ABC):
         self.name = name if isinstance(name, str) else None
         if self.name != name:
             raise ModuleParameterError(f"{self}: name is {name!r}; a str or None is wanted")
-        if queue is not None and not isinstance(queue, cl.CommandQueue):
-            raise ModuleParameterError(f"{self}: queue is a {type(queue).__name__}; a pyopencl.CommandQueue is wanted")
+        queue = arguments.queue(f"{self}: queue", queue, error=ModuleParameterError)
         self.queue = device.default_queue() if queue is None else queue
         self.calctype = self._calculation_type("dtype", dtype)
         self.blueprint: dict[str, Any] = {"name": name}
@@ -130,6 +131,9 @@ class Parameters(ABC):
         """All that a copy has, by name."""
         passing = ("queue", "lock", *self._passing)
         return [(name, value) for name, value in self.__dict__.items() if name not in passing]
+
+    def __dir__(self) -> list[str]:
+        return shown(type(self), super().__dir__())
 
     def __str__(self) -> str:
         return type(self).__name__ if self.name is None else f"{type(self).__name__} {self.name!r}"
@@ -197,7 +201,9 @@ class Parameters(ABC):
 
     def _named(self, kind: str, kept: Mapping[str, _R], name: str) -> _R:
         if name not in kept:
-            raise ModuleNameError(f"{self}: no {kind} is called {name!r}; there is {', '.join(kept) or 'none'}")
+            there = ", ".join(kept) or "none"
+            hint = hints(ATTRIBUTES, name, kept)
+            raise ModuleNameError(f"{self}: no {kind} is called {name!r}; there is {there}{hint}")
         return kept[name]
 
     def _fitting_variable(self, name: str, var: Any) -> Variable:
@@ -468,8 +474,8 @@ class Parameters(ABC):
         with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
             return gpuarray.to_gpu(array.get().astype(calctype), queue=self.queue)
 
-    def _whole_number(self, argument: str, value: object, low: int) -> int:
-        return values.whole(f"{self}: {argument}", value, low, error=ModuleParameterError)
+    def _whole_number(self, argument: str, value: object, low: int, most: int | None = None) -> int:
+        return values.whole(f"{self}: {argument}", value, low, most, error=ModuleParameterError)
 
     def _real_number(self, argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
         return values.number(f"{self}: {argument}", value, low, high, error=ModuleParameterError)
@@ -478,6 +484,9 @@ class Parameters(ABC):
         prefix = self.name or "" if name is None else name
         tokens = prefix.split(".")
         return f"{tokens[0]}.{tokens[-1]}" if shorten and prefix else prefix
+
+
+refuse_foreign(Parameters)
 
 
 def _as_dtype(value: DTypeLike) -> np.dtype[Any] | None:

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from oclbn import device, gpuarray
 from oclbn.call import values
 from oclbn.device import driver_errors
-from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
+from oclbn.errors import ContextError, ModuleDtypeError, ModuleNameError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
+from oclbn.names import ATTRIBUTES, hints
 
 __all__ = ["Named", "Tensor", "Variable"]
 
@@ -72,7 +73,10 @@ class Variable:
 def fitting(label: str, array: Any, shape: tuple[int, ...], dtype: Any, context: cl.Context | None) -> Array:
     """`array`, if it is a device array of this shape, dtype and context; `label` is what errors call it."""
     if not isinstance(array, Array):
-        raise ModuleDtypeError(f"{label} is {values.kind_of(array)}; a pyopencl.array.Array of shape {shape} is wanted")
+        raise ModuleDtypeError(
+            f"{label} is {values.kind_of(array)}; a pyopencl.array.Array of shape {shape} is wanted "
+            "(values alone are assigned to the module, as in bn.scale = values)"
+        )
     if array.shape != shape:
         raise ModuleShapeError(f"{label} has shape {array.shape}; {shape} is wanted")
     if array.dtype != dtype:
@@ -123,6 +127,11 @@ class Named(MutableMapping[str, T], Generic[T]):
         self._kept, self._check = kept, check
 
     def __getitem__(self, name: str) -> T:
+        if name not in self._kept:
+            there = ", ".join(self._kept) or "none"
+            raise ModuleNameError(
+                f"no tensor is called {name!r}; there is {there}{hints(ATTRIBUTES, name, self._kept)}"
+            )
         return self._kept[name]
 
     def __setitem__(self, name: str, value: T) -> None:

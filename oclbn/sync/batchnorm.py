@@ -102,7 +102,7 @@ class SyncBatchNorm:
                 name: [own[name] for own in options]
                 for name in ("scale", "bias", "running_mean", "running_var", "entered")
             }
-            numbers = {name: options[0][name] for name in ("epsilon", "factor", "init_factor", "guard")}
+            numbers = {name: options[0][name] for name in ("epsilon", "factor", "init_factor", "guard", "axis")}
             pending = group.start_train(listed, **each, **numbers, layer=self._layer)
 
         def finish(result: tuple[list[Array], GroupStatistics]) -> Any:
@@ -141,7 +141,7 @@ class SyncBatchNorm:
                     raise ModuleShapeError(f"{one}: grad has shape {grad.shape}; the data had {x.shape}")
             if statistics is None:
                 return self._constant_backward(listed, alone, updParamGrads, updGrad, scale, momentum)
-            options: dict[str, Any] = {"scale": [one.scale for one in self.modules]}
+            options: dict[str, Any] = {"scale": [one.scale for one in self.modules], "axis": self.module.axis}
             if self.module.affine and updParamGrads:
                 for name in ("scale", "bias"):
                     options[f"{name}_grad"] = [one.vars[name].grad for one in self.modules]

@@ -172,7 +172,7 @@ def test_alone_where_nothing_is_kept(queue: cl.CommandQueue, monkeypatch: pytest
             r"axis is 2; shapes\[1\] is \(2, 3\), so -2 to 1 are",
         ),
         ([(2, 3)], {"processes": 0}, ParameterError, r"processes is 0; a whole number from 1 on is wanted"),
-        ([(2, 3)], {"queue": "gpu"}, ParameterError, r"queue is of type str; a pyopencl\.CommandQueue or None"),
+        ([(2, 3)], {"queue": "gpu"}, ParameterError, r"queue is 'gpu'; a pyopencl\.CommandQueue is wanted"),
     ],
 )
 def test_wrong_arguments_are_named(shapes: Any, options: dict[str, Any], error: type[Exception], words: str) -> None:

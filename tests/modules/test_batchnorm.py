@@ -154,7 +154,7 @@ BAD_ARGUMENTS = [
     pytest.param({"minFactor": np.nan}, "minFactor is nan", id="minFactor is NaN"),
     pytest.param({"sscale": -0.01}, "sscale is -0.01", id="negative deviation"),
     pytest.param({"name": 3}, "name is 3", id="name is a number"),
-    pytest.param({"queue": "gpu"}, "queue is a str", id="queue is text"),
+    pytest.param({"queue": "gpu"}, "queue is 'gpu'", id="queue is text"),
     pytest.param({"seed": "x"}, "seed is 'x'", id="seed is text"),
     pytest.param({"seed": -1}, "seed is -1", id="negative seed"),
 ]

@@ -1,0 +1,280 @@
+"""Names that people bring from elsewhere, and what they are here: one table, for errors and for a page of the guide.
+
+Errors keep the types that Python gives them, TypeError and AttributeError, so that hasattr, copying and pickling work;
+only their words are ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+
+class Name(NamedTuple):
+    """A thing by its name here and elsewhere.
+
+    Each column has names with spaces between them, () behind those that are called. Without a name here there is no
+    such thing, and the note says what there is.
+    """
+
+    here: str
+    pytorch: str = ""
+    keras: str = ""
+    puzzlelib: str = ""  # and other libraries
+    note: str = ""
+
+    @property
+    def foreign(self) -> set[str]:
+        """The names elsewhere, as one word each."""
+        return {word.removesuffix("()") for column in self[1:4] for word in column.split()}
+
+    @property
+    def own(self) -> set[str]:
+        """The names here, as one word each."""
+        return set(re.findall(r"\w+", self.here))
+
+
+# Of constructors.
+OPTIONS = (
+    Name("maps", "num_features", "", "maps size channels num_channels", "The channels, of BatchNorm1D, 2D and 3D."),
+    Name("size", "num_features", "", "size maps channels num_channels", "The channels, of BatchNorm."),
+    Name("epsilon", "eps", "epsilon", "epsilon", "Keras's default is 1e-3."),
+    Name(
+        "minFactor",
+        "momentum",
+        "momentum",
+        "minFactor",
+        "PyTorch's momentum is the weight of the new batch: `initFactor=0, minFactor=momentum`. Keras's is that of the "
+        "old average: `initFactor=0, minFactor=1 - momentum`. PyTorch's None: `initFactor=1, minFactor=0`.",
+    ),
+    Name("affine", "affine", "center scale", "affine", "Scale and bias are trained both, or neither."),
+    Name(
+        "sscale",
+        "",
+        "gamma_initializer",
+        "sscale",
+        "The first scale is drawn from N(1, sscale): 0.01 here, 0 in PyTorch and Keras.",
+    ),
+    Name(
+        "",
+        "",
+        "beta_initializer moving_mean_initializer moving_variance_initializer",
+        "",
+        "Assign the values: `bn.bias = values`, `bn.mean = values`, `bn.var = values`.",
+    ),
+    Name(
+        "",
+        "",
+        "gamma_regularizer beta_regularizer gamma_constraint beta_constraint",
+        "",
+        'Add to `bn.vars["scale"].grad` before `updateParams`, or change `bn.scale` after it.',
+    ),
+    Name(
+        "frozen_statistics",
+        "",
+        "trainable",
+        "",
+        "Keras's `trainable=False` is `frozen_statistics=True` without calls of `updateParams`.",
+    ),
+    Name(
+        "",
+        "track_running_stats",
+        "",
+        "",
+        "Running statistics are always kept; in training mode they are not used, unless `frozen_statistics` is set.",
+    ),
+    Name("axis", "", "axis", "", "Of the channels: 1; -1 is channels last."),
+    Name("queue", "device", "", "", 'A pyopencl.CommandQueue, as `oclbn.device.queue_for("gpu")` makes it.'),
+    Name("dtype", "dtype", "dtype", "", "float32 or float64; `calcMode` changes it."),
+    Name(
+        "",
+        "",
+        "renorm synchronized virtual_batch_size",
+        "",
+        "Parts of a batch are normalised together by `oclbn.functional`: statistics, merge, normalize.",
+    ),
+)
+
+# Attributes and methods of a module.
+ATTRIBUTES = (
+    Name("scale", "weight", "gamma", "scale", 'Its gradient is `bn.vars["scale"].grad`.'),
+    Name("bias", "bias", "beta", "bias", 'Its gradient is `bn.vars["bias"].grad`.'),
+    Name("mean", "running_mean", "moving_mean", "mean", "The running mean; the last batch's is `savemean`."),
+    Name(
+        "var",
+        "running_var",
+        "moving_variance",
+        "var",
+        "The running variance, of samples (divided by m - 1) as in PyTorch; Keras's is most often the population's.",
+    ),
+    Name("savemean saveinvvar", "", "", "savemean saveinvvar", "Of the last batch: its mean, and 1/√(var + ε)."),
+    Name("maps", "num_features", "", "maps"),
+    Name("epsilon", "eps", "epsilon", "epsilon"),
+    Name(
+        "minFactor",
+        "momentum",
+        "momentum",
+        "minFactor",
+        "PyTorch's momentum is minFactor with an initFactor of 0, Keras's is 1 - minFactor.",
+    ),
+    Name("numOfProps", "num_batches_tracked", "", "numOfProps", "Training batches; writable."),
+    Name("train", "training", "", "train", "A flag, not a method; `trainMode()` and `evalMode()` set it."),
+    Name("trainMode()", "train()", "", "trainMode()", "Drops what the last call left."),
+    Name("evalMode()", "eval()", "", "evalMode()", "Drops what the last call left."),
+    Name("frozen_statistics", "track_running_stats", "trainable", "", "True: running statistics are used and stay."),
+    Name("bn(data)", "forward()", "call()", "updateData()", "The module itself is called."),
+    Name(
+        "backward(grad)",
+        "",
+        "",
+        "backward() updateGrad() accGradParams()",
+        "There is no automatic differentiation: it is called with the gradient of the output.",
+    ),
+    Name("updateParams(-rate)", "step()", "", "updateParams()", "Adds rate * gradient: descends with a negative one."),
+    Name("zeroGradParams()", "zero_grad()", "", "zeroGradParams()"),
+    Name("vars", "parameters() named_parameters()", "trainable_variables trainable_weights weights", "vars"),
+    Name("attrs", "buffers() named_buffers()", "non_trainable_variables non_trainable_weights", "attrs"),
+    Name("save(path)", "state_dict()", "save_weights() get_weights()", "save()", "As bytes without a path."),
+    Name(
+        "load(path)",
+        "load_state_dict()",
+        "load_weights() set_weights()",
+        "load()",
+        "Arrays are assigned, in any shape: `bn.scale = values`, likewise bias, mean and var.",
+    ),
+    Name("calcMode(dtype)", "float() double() half() type()", "", "calcMode()", "np.float32 or np.float64."),
+    Name("queue", "to() cuda() cpu() device", "", "", "A module stays on the queue that it was made with."),
+    Name("affine", "requires_grad_()", "center", "affine", "Or `backward(grad, updParamGrads=False)`."),
+    Name(
+        "mean, var and numOfProps",
+        "reset_running_stats()",
+        "",
+        "",
+        "Assign to begin again: `bn.mean, bn.var, bn.numOfProps = np.zeros(C), np.ones(C), 0`.",
+    ),
+    Name("numOfParams()", "", "count_params()", "numOfParams()"),
+)
+
+# Of functions and of methods.
+ARGUMENTS = (
+    Name("x", "input", "x inputs", "data", "By position."),
+    Name("dy", "grad_output grad_out", "", "grad", "By position, behind x."),
+    Name("scale", "weight", "gamma scale", "scale"),
+    Name("bias", "bias", "beta offset", "bias"),
+    Name("running_mean", "running_mean", "moving_mean", "mean", "Of training, where it moves in place."),
+    Name("running_var", "running_var", "moving_variance", "var", "Of training, where it moves in place."),
+    Name("mean", "running_mean", "moving_mean mean", "mean", "Of inference, which does not change it."),
+    Name("var", "running_var", "moving_variance variance", "var", "Of inference, which does not change it."),
+    Name("save_mean", "save_mean", "", "saveMean savemean"),
+    Name("save_invstd", "save_invstd", "", "saveInvVar saveinvvar", "1/√(var + ε), as training returns it."),
+    Name("epsilon", "eps", "variance_epsilon epsilon", "epsilon"),
+    Name(
+        "factor",
+        "momentum",
+        "momentum",
+        "factor",
+        "PyTorch's momentum is factor, the weight of the new batch; Keras's is 1 - factor.",
+    ),
+    Name(
+        "",
+        "training",
+        "training",
+        "test",
+        "batch_norm_train uses the batch's statistics, batch_norm_infer those that it is given; modules have "
+        "trainMode() and evalMode().",
+    ),
+    Name(
+        "",
+        "dtype",
+        "dtype",
+        "dtype",
+        "gpuarray.to_gpu keeps the type: give it `np.asarray(values, np.float32)`.",
+    ),
+    Name("axis", "dim", "axis data_format axes", "", "Of the channels: 1; -1 is channels last."),
+    Name("queue", "device", "device", "", 'A pyopencl.CommandQueue, as `oclbn.device.queue_for("gpu")` makes it.'),
+)
+
+# In oclbn and its modules.
+CONTENTS = (
+    Name("BatchNorm", "BatchNorm1d", "BatchNormalization", "BatchNorm", "For (N, C)."),
+    Name("BatchNorm1D", "BatchNorm1d", "BatchNormalization", "BatchNorm1D", "For (N, C, L)."),
+    Name("BatchNorm2D", "BatchNorm2d", "BatchNormalization", "BatchNorm2D", "For (N, C, H, W)."),
+    Name("BatchNorm3D", "BatchNorm3d", "BatchNormalization", "BatchNorm3D", "For (N, C, D, H, W)."),
+    Name("functional.batch_norm_train", "batch_norm", "", "batchNormNd", "With the batch's statistics."),
+    Name("functional.batch_norm_infer", "batch_norm", "batch_normalization", "batchNormNd", "With given statistics."),
+    Name("functional.batch_norm_backward", "native_batch_norm_backward", "", "batchNormNdBackward"),
+    Name("functional.moments", "var_mean", "moments"),
+    Name("functional.merge", "SyncBatchNorm", "", "", "Statistics of the parts of a batch, as those of all of it."),
+    Name("gpuarray.to_gpu", "tensor as_tensor from_numpy", "convert_to_tensor", "to_gpu array asarray"),
+    Name("gpuarray.Array", "Tensor", "Variable", "GPUArray ndarray", "pyopencl.array.Array."),
+)
+
+
+def hints(names: Sequence[Name], foreign: str, here: Collection[str] | None = None) -> str:
+    """What is said of a name that there is not, "; did you mean ...?" or nothing.
+
+    here: the names that there are; None: whatever the table knows.
+    """
+    found = [name for name in names if foreign in name.foreign and (here is None or name.here in (*here, ""))]
+    if found:
+        own = [name.here for name in found if name.here]
+        said = f"did you mean {' or '.join(own)}?" if own else "there is none here."
+        notes = [f"{name.here}: {name.note}" if len(own) > 1 else name.note for name in found if name.note]
+        return " ".join([f"; {said}", *notes]).replace("`", "")
+    near = difflib.get_close_matches(foreign, here or (), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def refuse(call: Callable[..., Any], given: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """TypeError in words of ours where `call` cannot be called so; asked only once that has failed."""
+    signature = inspect.signature(call)
+    try:
+        signature.bind(*given, **options)
+    except TypeError as error:
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        method = next(iter(signature.parameters)) == "self"
+        takes = [name for name, one in signature.parameters.items() if one.kind in kinds and name != "self"]
+        label = _label(call.__name__, given[0] if method and given else None)
+        unknown = next((name for name in options if name not in takes), None)
+        if unknown is None:
+            raise TypeError(f"{label}: {error}") from None
+        if unknown in signature.parameters:
+            raise TypeError(f"{label} takes {unknown} by position") from None
+        table = OPTIONS if call.__name__ == "__init__" else ARGUMENTS
+        known = takes if table is OPTIONS else [*signature.parameters]
+        hint = hints(table, unknown, known) or f"; it takes {', '.join(takes) or 'nothing by name'}"
+        raise TypeError(f"{label} takes no {unknown!r}{hint}") from None
+
+
+def absent(whole: str, name: str, names: Sequence[Name], more: str = "") -> AttributeError:
+    """The error of a name that `whole` has not. Where it has a hint, Python is kept from adding another one."""
+    hint = hints(names, name) or more
+    message = f"{whole} has no attribute {name!r}{hint}"
+    return AttributeError(message, name=name, obj=None) if hint else AttributeError(message)
+
+
+def lacking(module: str) -> Callable[[str], NoReturn]:
+    """A module's __getattr__, which Python asks for what is not there."""
+
+    def missing(name: str) -> NoReturn:
+        parts = [part for part in ("functional", "gpuarray", "device") if name in _public(f"oclbn.{part}")]
+        more = f"; did you mean oclbn.{parts[0]}.{name}?" if parts else ""
+        raise absent(f"module {module!r}", name, CONTENTS, more)
+
+    return missing
+
+
+def _public(module: str) -> Collection[str]:
+    return getattr(sys.modules.get(module), "__all__", ())
+
+
+def _label(name: str, self: Any) -> str:
+    """A call as its caller writes it."""
+    if self is None:
+        return f"{name}()"
+    kind = type(self).__name__
+    return {"__init__": f"{kind}()", "__call__": f"a call of a {kind}"}.get(name, f"{kind}.{name}()")

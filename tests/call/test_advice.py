@@ -1,0 +1,211 @@
+"""What errors advise is done here: each piece of code in a message runs, and leads to a result."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cla
+import pytest
+
+import oclbn
+from oclbn import BatchNorm1D, BatchNorm2D, functional, gpuarray
+from oclbn.errors import ArrayTypeError, DtypeError, ModuleDtypeError, ModuleParameterError, ParameterError
+
+CODE = r"(?:convert it with |: )(oclbn\..*?|\w+\.astype\(.*?\))(?: makes one|, or |, make |$)"
+RNG = np.random.default_rng(5)
+HOST = RNG.standard_normal((4, 3, 5))
+PER_CHANNEL = ("scale", "bias", "running_mean", "running_var", "skipped", "entered")
+
+
+def put(queue: cl.CommandQueue, host: Any) -> cla.Array:
+    return cla.to_device(queue, np.ascontiguousarray(host))
+
+
+def advised(error: Exception, pattern: str = CODE) -> str:
+    found = re.search(pattern, str(error))
+    assert found is not None, error
+    return found[1]
+
+
+def follow(error: Exception, **known: Any) -> Any:
+    return eval(advised(error), {"oclbn": oclbn, "np": np, **known})
+
+
+@pytest.mark.parametrize(
+    "value", [HOST, HOST.astype(np.float32), HOST.astype(int), HOST.tolist()], ids=lambda v: type(v).__name__
+)
+def test_a_host_array_for_x(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    monkeypatch.setattr(oclbn.device, "default_queue", lambda: queue)
+    for call in (functional.batch_norm_train, functional.moments, functional.statistics, functional.explain):
+        with pytest.raises(ArrayTypeError, match=r"^x is a ") as caught:
+            call(value)
+        call(follow(caught.value, x=value))
+
+
+@pytest.mark.parametrize("name", PER_CHANNEL)
+def test_a_host_array_per_channel(queue: cl.CommandQueue, name: str, dtype: np.dtype[Any]) -> None:
+    """Of whatever type, for x of either."""
+    x = put(queue, HOST.astype(dtype))
+    for value in (np.zeros(3), [0, 0, 0], np.zeros(3, np.float32)):
+        with pytest.raises(ArrayTypeError, match=f"^{name} is a ") as caught:
+            functional.batch_norm_train(x, **{name: value})
+        functional.batch_norm_train(x, **{name: follow(caught.value, x=x, **{name: value})})
+
+
+def test_host_arrays_for_the_others(queue: cl.CommandQueue) -> None:
+    x = put(queue, HOST.astype(np.float32))
+    zeros, ones = put(queue, np.zeros(3, np.float32)), put(queue, np.ones(3, np.float32))
+    with pytest.raises(ArrayTypeError, match=r"^dy is a ") as caught:
+        functional.batch_norm_backward(x, HOST, save_mean=zeros, save_invstd=ones)  # type: ignore[arg-type]
+    functional.batch_norm_backward(x, follow(caught.value, x=x, dy=HOST), save_mean=zeros, save_invstd=ones)
+    with pytest.raises(ArrayTypeError, match=r"^out is a ") as caught:
+        functional.batch_norm_train(x, out=HOST)  # type: ignore[arg-type]
+    functional.batch_norm_train(x, out=follow(caught.value, x=x))
+    for given in ({"into": [0.0] * 3, "new": ones}, {"into": ones, "new": [0.0] * 3}):
+        with pytest.raises(ArrayTypeError) as caught:
+            functional.accumulate(*given.values())
+        name = str(caught.value).split()[0]
+        given[name] = follow(caught.value, **given)
+        assert given[name].dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [None, "text", {"a": 1}], ids=repr)
+def test_what_is_no_array_gets_no_advice(queue: cl.CommandQueue, value: Any) -> None:
+    with pytest.raises(ArrayTypeError, match=r"pyopencl\.array\.Array is wanted$"):
+        functional.moments(value)
+    with pytest.raises(ModuleDtypeError, match=r"pyopencl\.array\.Array is wanted$"):
+        BatchNorm2D(3, queue=queue)(value)
+
+
+# --- types
+
+VIEWS: dict[str, Callable[[Any], Any]] = {
+    "as it is": lambda a: a,
+    "transposed": lambda a: a.transpose((2, 1, 0)),
+    "cut": lambda a: a[:, :, 1:4],
+    "mirrored": lambda a: a[:, :, ::-1],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("dtype", ["f8", "f2", "i4", "i8", "u1", "?"])
+def test_x_of_another_type(queue: cl.CommandQueue, dtype: str, view: str) -> None:
+    """pyopencl's astype mixes the elements of arrays in Fortran's order; what is advised gives the right ones."""
+    host = (HOST * 10).astype(dtype)
+    x, wanted = VIEWS[view](put(queue, host)), VIEWS[view](host).astype(np.float32)
+    bn = BatchNorm1D(3, queue=queue)
+    with pytest.raises(ModuleDtypeError, match="; the module computes with float32; convert it with ") as caught:
+        bn(x)
+    converted = follow(caught.value, data=x)
+    assert converted.dtype == np.float32
+    np.testing.assert_array_equal(converted.get(), wanted)
+    assert bn(converted).shape == wanted.shape
+    if dtype != "f8":
+        with pytest.raises(DtypeError, match="float32 or float64 is wanted; convert it with") as other:
+            functional.moments(x)
+        np.testing.assert_array_equal(follow(other.value, x=x).get(), wanted)
+
+
+@pytest.mark.usefixtures("needs_fp64")
+def test_arrays_of_two_types(queue: cl.CommandQueue) -> None:
+    """Either cure makes them alike."""
+    x, scale = put(queue, HOST), put(queue, np.ones(3, np.float32))
+    with pytest.raises(DtypeError, match=r"^scale is float32; float64 is wanted, as x is float64; ") as caught:
+        functional.batch_norm_train(x, scale=scale)
+    functional.batch_norm_train(x, scale=follow(caught.value, scale=scale))
+    other = advised(caught.value, r", or x: (.*)$")
+    functional.batch_norm_train(eval(other, {"np": np, "x": x}), scale=scale)
+    with pytest.raises(DtypeError, match=r"^out is float32; float64 is wanted, as x is; "):
+        functional.batch_norm_train(x, out=put(queue, HOST.astype(np.float32)))
+
+
+def test_a_device_without_float64(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is advised neither to compute there with float64 nor to convert there."""
+    limits = oclbn.device.limits(queue.device)
+    without = lambda _: limits.__class__(**{**vars(limits), "fp64": False})  # noqa: E731
+    for module in ("oclbn.call.arguments", "oclbn.modules.module"):
+        monkeypatch.setattr(f"{module}.limits", without)
+    data = put(queue, HOST[..., None])
+    with pytest.raises(ModuleDtypeError) as caught:
+        BatchNorm2D(3, queue=queue)(data)
+    assert "calcMode" not in str(caught.value)
+    assert advised(caught.value) == "oclbn.gpuarray.to_gpu(data.get().astype(np.float32), queue=data.queue)"
+    np.testing.assert_array_equal(follow(caught.value, data=data).get(), data.get().astype(np.float32))
+
+
+# --- modules
+
+
+@pytest.mark.parametrize("value", [HOST[..., None], HOST[..., None].tolist()], ids=["array", "list"])
+def test_host_data_for_a_module(queue: cl.CommandQueue, value: Any, dtype: np.dtype[Any]) -> None:
+    bn = BatchNorm2D(3, queue=queue, dtype=dtype)
+    with pytest.raises(ModuleDtypeError, match=r"^BatchNorm2D: data is a ") as caught:
+        bn(value)
+    y = bn(follow(caught.value, data=value, bn=bn))
+    with pytest.raises(ModuleDtypeError, match=r"^BatchNorm2D: grad is a ") as caught:
+        bn.backward(value)
+    bn.backward(follow(caught.value, grad=value, bn=bn))
+    assert y.dtype == dtype
+
+
+def test_values_where_an_array_is_wanted(queue: cl.CommandQueue) -> None:
+    bn = BatchNorm2D(3, queue=queue)
+    for put_in in (
+        lambda: bn.setAttr("mean", np.zeros(3)),  # type: ignore[arg-type]
+        lambda: setattr(bn.vars["scale"], "data", np.zeros(3)),
+    ):
+        with pytest.raises(
+            ModuleDtypeError, match=r"\(values alone are assigned to the module, as in bn\.scale = values\)"
+        ):
+            put_in()
+    bn.scale = np.zeros(3)  # type: ignore[assignment]
+    assert not bn.vars["scale"].data.get().any()
+
+
+# --- queues and operations
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, queue: gpuarray.to_gpu([1.0], queue=queue),
+        lambda x, queue: gpuarray.to_gpu(x, queue=queue),
+        lambda x, queue: gpuarray.pack(x, queue=queue),
+        lambda x, queue: gpuarray.empty(3, queue=queue),
+        lambda x, queue: gpuarray.zeros(3, queue=queue),
+        lambda x, queue: gpuarray.ones(3, queue=queue),
+        lambda x, queue: gpuarray.full(3, 1.0, queue=queue),
+        lambda x, queue: gpuarray.empty_like(x, queue=queue),
+        lambda x, queue: gpuarray.zeros_like(x, queue=queue),
+        lambda x, queue: gpuarray.ones_like(x, queue=queue),
+        lambda x, queue: functional.prepare([(2, 3)], queue=queue, processes=1),
+        lambda x, queue: BatchNorm2D(3, queue=queue),
+    ],
+)
+def test_what_is_no_queue(queue: cl.CommandQueue, spec: str, call: Callable[[cla.Array, Any], Any]) -> None:
+    x = put(queue, np.zeros((2, 3), np.float32))
+    with pytest.raises(ParameterError, match=f"queue is {spec!r}; a pyopencl.CommandQueue is wanted, as ") as caught:
+        call(x, spec)
+    made = eval(advised(caught.value, r"wanted, as (.*) makes it$"), {"oclbn": oclbn})
+    assert isinstance(made, cl.CommandQueue)
+    call(put(made, np.zeros((2, 3), np.float32)), made)
+    with pytest.raises(ParameterError, match=r"queue is a pyopencl\S*Device; a pyopencl.CommandQueue is wanted, as "):
+        call(x, queue.device)
+    assert issubclass(ModuleParameterError, ParameterError)
+
+
+def test_bind_wants_an_operation_first(queue: cl.CommandQueue) -> None:
+    x = put(queue, HOST.astype(np.float32))
+    for wrong, shown in (
+        (x, r"a pyopencl\.array\.Array"),
+        (functional.accumulate, "accumulate"),
+        ("moments", "'moments'"),
+    ):
+        with pytest.raises(ParameterError, match=rf"^operation is {shown}; one of batch_norm_backward, ") as caught:
+            functional.bind(wrong, x)  # type: ignore[arg-type]
+        shown = advised(caught.value, r"as in (.*)$")
+        assert eval(shown, {**vars(functional), "x": x})()[0].shape == x.shape

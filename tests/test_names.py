@@ -1,0 +1,370 @@
+"""Names of other libraries: errors say what they are here, and the guide's page has what the errors say."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import os
+import pickle
+import pydoc
+import re
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cla
+import pytest
+
+import oclbn
+from oclbn import (
+    BatchNorm,
+    BatchNorm1D,
+    BatchNorm2D,
+    BatchNorm3D,
+    BatchNormND,
+    functional,
+    gpuarray,
+    names,
+)
+from oclbn.errors import ArrayTypeError, ModuleNameError
+from oclbn.names import ARGUMENTS, ATTRIBUTES, CONTENTS, OPTIONS, Name
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "pages" / "guide" / "names.md"
+TABLES = {
+    "Options of constructors": OPTIONS,
+    "Attributes and methods": ATTRIBUTES,
+    "Arguments of functions": ARGUMENTS,
+    "Functions and classes": CONTENTS,
+}
+CLASSES = [BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND]
+
+
+def row(name: Name) -> str:
+    """As the page has it."""
+    cells = [f"`{name.here}`" if name.here else "none"]
+    cells += [", ".join(f"`{word}`" for word in column.split()) for column in name[1:4]]
+    return f"| {' | '.join([*cells, name.note])} |".replace("  ", " ")
+
+
+def table(title: str) -> list[str]:
+    """The rows below a heading of the page, without the table's own heading."""
+    section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("|")][2:]
+
+
+@pytest.mark.parametrize("title", TABLES)
+def test_the_page_has_what_errors_say(title: str) -> None:
+    assert table(title) == [row(name) for name in TABLES[title]]
+
+
+def test_names_here_are_there() -> None:
+    """Each name that an error leads to is one of ours."""
+    options = {one for cls in CLASSES for one in inspect.signature(cls).parameters}
+    assert {name.here for name in OPTIONS} - {""} <= options
+    functions = [getattr(functional, one) for one in functional.__all__ if one[0].islower()]
+    functions += [getattr(gpuarray, one) for one in gpuarray.__all__ if one != "Array"]
+    arguments = {one for call in functions for one in inspect.signature(call).parameters}
+    assert {name.here for name in ARGUMENTS} - {""} <= arguments
+    for name in CONTENTS:
+        found: object = oclbn
+        for part in name.here.split("."):
+            found = getattr(found, part)
+
+
+# --- constructors
+
+
+def refused(cls: type[BatchNormND], foreign: str) -> str:
+    sizes = (2, 4) if cls is BatchNormND else (4,)
+    if foreign in ("num_features", "maps", "size", "channels", "num_channels"):
+        sizes = ()
+    with pytest.raises(TypeError) as caught:
+        cls(*sizes, **{foreign: 1})
+    assert type(caught.value) is TypeError
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_foreign_options_are_told(cls: type[BatchNormND]) -> None:
+    takes = inspect.signature(cls).parameters
+    seen = 0
+    for name in OPTIONS:
+        for foreign in name.foreign - takes.keys():
+            if name.here in ("", *takes):
+                message = refused(cls, foreign)
+                assert message.startswith(f"{cls.__name__}() takes no {foreign!r}; ")
+                assert (name.here or "there is none here.") in message
+                assert name.note.replace("`", "") in message
+                seen += 1
+    assert seen > 20
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BatchNorm2D(), "BatchNorm2D(): missing a required argument: 'maps'"),
+        (lambda: BatchNorm(), "BatchNorm(): missing a required argument: 'size'"),
+        (lambda: BatchNorm2D(4, epsilom=1), "BatchNorm2D() takes no 'epsilom'; did you mean epsilon?"),
+        (lambda: BatchNorm2D(*range(11)), "BatchNorm2D(): too many positional arguments"),
+        (lambda: BatchNorm2D(size=4), "BatchNorm2D() takes no 'size'; did you mean maps?"),
+        (lambda: BatchNorm(maps=4), "BatchNorm() takes no 'maps'; did you mean size?"),
+        (lambda: BatchNormND(2, 4, zzz=4), "BatchNormND() takes no 'zzz'; it takes nd, maps, epsilon, initFactor, "),
+    ],
+)
+def test_wrong_constructions_name_the_class(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(TypeError, match="^" + re.escape(message)):
+        make()
+
+
+def test_momentum_is_what_the_hint_says(queue: cl.CommandQueue) -> None:
+    """PyTorch's running variance of this batch is 4.5 at its momentum of 0.1, from mean 0 and variance 1."""
+    data = cla.to_device(queue, np.arange(18, dtype=np.float32).reshape(3, 6))
+    bn = BatchNorm(6, initFactor=0, minFactor=0.1, queue=queue)
+    for mean in (0.6, 0.9 * 0.6 + 0.6):
+        bn(data)
+        assert bn.mean is not None
+        np.testing.assert_allclose(bn.mean.get().ravel()[0], mean, rtol=1e-6)
+    bn = BatchNorm(6, initFactor=0, minFactor=0.1, queue=queue)
+    bn(data)
+    assert bn.var is not None
+    np.testing.assert_allclose(bn.var.get().ravel()[0], 4.5, rtol=1e-6)
+    bn = BatchNorm(6, initFactor=1, minFactor=0, queue=queue)  # None: all batches alike
+    for _ in range(3):
+        bn(data)
+    assert bn.mean is not None
+    np.testing.assert_allclose(bn.mean.get().ravel(), np.arange(6, 12), rtol=1e-6)
+
+
+# --- attributes
+
+FOREIGN = sorted(set().union(*(name.foreign for name in ATTRIBUTES)) - set().union(*(name.own for name in ATTRIBUTES)))
+
+
+def told(foreign: str) -> list[str]:
+    return [name.here for name in ATTRIBUTES if foreign in name.foreign]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_foreign_attributes_are_told(queue: cl.CommandQueue, foreign: str) -> None:
+    """Whoever reads one or assigns to it; hasattr, and getattr with a default, say that there is none."""
+    bn = BatchNorm2D(3, queue=queue)
+    for use in (lambda: getattr(bn, foreign), lambda: setattr(bn, foreign, 1)):
+        with pytest.raises(AttributeError, match=f"^'BatchNorm2D' object has no attribute '{foreign}'") as caught:
+            use()
+        assert type(caught.value) is AttributeError
+        assert caught.value.name == foreign
+        for here in told(foreign):
+            assert here in str(caught.value)
+        shown = "".join(traceback.format_exception(caught.value)).lower()
+        assert shown.count("did you mean") == 1
+    with pytest.raises(AttributeError, match=f"^type object 'BatchNorm2D' has no attribute '{foreign}'"):
+        getattr(BatchNorm2D, foreign)
+    assert not hasattr(bn, foreign)
+    assert getattr(bn, foreign, 7) == 7
+    assert foreign not in dir(bn)
+    assert foreign not in dir(BatchNorm2D)
+
+
+def test_what_is_asked_for_first() -> None:
+    """The names that everybody tries, of attributes and methods."""
+    tried = "weight running_mean running_var eps momentum training eval num_batches_tracked state_dict gamma beta"
+    assert set(f"{tried} moving_mean moving_variance trainable load_state_dict parameters cuda to".split()) <= {
+        *FOREIGN
+    }
+
+
+def test_other_names_are_python_s_affair(queue: cl.CommandQueue) -> None:
+    bn = BatchNorm2D(3, queue=queue)
+    with pytest.raises(AttributeError, match=r"^'BatchNorm2D' object has no attribute 'epsilom'$"):
+        bn.epsilom  # type: ignore[attr-defined]  # noqa: B018
+    bn.mine = 3  # type: ignore[attr-defined]  # users may keep their own
+    assert bn.mine == 3
+    assert "mine" in dir(bn)
+
+
+@pytest.mark.once("Python's words, not a device's")
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        ("oclbn.BatchNorm2D(3).epsilom", "no attribute 'epsilom'. Did you mean: 'epsilon'?"),
+        ("oclbn.BatchNorm2D(3).evalmode()", "no attribute 'evalmode'. Did you mean: 'evalMode'?"),
+        ("oclbn.BatchNorm2D(3).eps", "no attribute 'eps'; did you mean epsilon?"),
+        ("oclbn.BatchNorm2D(3).num_props", "no attribute 'num_props'. Did you mean: 'numOfProps'?"),
+        ("oclbn.BatchNorm2d(3)", "no attribute 'BatchNorm2d'; did you mean BatchNorm2D? For (N, C, H, W)."),
+    ],
+)
+def test_what_a_user_sees(spec: str, use: str, words: str) -> None:
+    """One hint: where ours says nothing, Python looks for names that are alike; to ours it adds none."""
+    command = [sys.executable, "-c", f"import oclbn; {use}"]
+    environment = os.environ | {"OCLBN_DEVICE": spec}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert words in done.stderr
+    assert done.stderr.lower().count("did you mean") == 1
+
+
+def test_copies_and_subclasses(queue: cl.CommandQueue) -> None:
+    class Torch(BatchNorm2D):
+        """Which has one of the names for itself."""
+
+        training = True
+
+        @property
+        def weight(self) -> Any:
+            return self.scale
+
+    bn = Torch(3, queue=queue, axis=-1)
+    bn.training = False
+    assert bn.weight is bn.scale
+    assert {"weight", "training"} <= {*dir(bn)}
+    assert "weight" in dir(Torch)
+    for other in (copy.copy(bn), copy.deepcopy(bn), pickle.loads(pickle.dumps(BatchNorm2D(3, queue=queue, axis=-1)))):
+        assert other.axis == 3
+        assert not hasattr(other, "eps")
+
+
+def test_tensors_by_foreign_names(queue: cl.CommandQueue) -> None:
+    bn = BatchNorm2D(3, queue=queue)
+    for read in (lambda: bn.vars["weight"], lambda: bn.getVar("weight")):
+        with pytest.raises(ModuleNameError, match=r"'weight'; there is scale, bias; did you mean scale\?"):
+            read()
+    with pytest.raises(KeyError, match=r"'running_var'; there is mean, var; did you mean var\?"):
+        bn.attrs["running_var"]
+    assert bn.vars.get("weight") is None
+    assert "weight" not in bn.vars
+
+
+# --- functions
+
+
+@pytest.fixture
+def x(queue: cl.CommandQueue) -> cla.Array:
+    return cla.to_device(queue, np.arange(12, dtype=np.float32).reshape(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("batch_norm_train(x, weight=1)", "batch_norm_train() takes no 'weight'; did you mean scale?"),
+        ("batch_norm_train(x, eps=1)", "batch_norm_train() takes no 'eps'; did you mean epsilon?"),
+        ("batch_norm_train(x, momentum=1)", "batch_norm_train() takes no 'momentum'; did you mean factor? PyTorch's"),
+        ("batch_norm_train(x, moving_mean=1)", "batch_norm_train() takes no 'moving_mean'; did you mean running_mean?"),
+        ("batch_norm_infer(x, running_mean=1)", "batch_norm_infer() takes no 'running_mean'; did you mean mean? Of "),
+        ("batch_norm_infer(x, running_var=1)", "batch_norm_infer() takes no 'running_var'; did you mean var? Of "),
+        ("batch_norm_infer(x, momentum=1)", "batch_norm_infer() takes no 'momentum'; it takes scale, bias, mean, var"),
+        ("batch_norm_infer(x, training=1)", "batch_norm_infer() takes no 'training'; there is none here. batch_norm_"),
+        ("batch_norm_infer(input=x)", "batch_norm_infer() takes no 'input'; did you mean x? By position."),
+        ("batch_norm_infer(x=x)", "batch_norm_infer() takes x by position"),
+        ("batch_norm_infer()", "batch_norm_infer(): missing a required"),
+        ("batch_norm_backward(x, x, saveMean=x)", "batch_norm_backward() takes no 'saveMean'; did you mean save_mean?"),
+        ("bind(batch_norm_train, x, eps=1)", "batch_norm_train() takes no 'eps'; did you mean epsilon?"),
+        ("moments(x, axes=0)", "moments() takes no 'axes'; did you mean axis?"),
+        ("accumulate(x, x, scal=0)", "accumulate() takes no 'scal'; did you mean scale?"),
+        ("explain(x, op='train')", "explain() takes no 'op'; it takes axis, operation, why"),
+        ("prepare([(2, 3)], device='gpu')", "prepare() takes no 'device'; did you mean queue?"),
+        ("zeros(3, device='gpu')", "zeros() takes no 'device'; did you mean queue?"),
+        ("ones_like(x, device='gpu')", "ones_like() takes no 'device'; did you mean queue?"),
+        ("to_gpu([1], dtype='f')", "to_gpu() takes no 'dtype'; there is none here. gpuarray.to_gpu keeps the type"),
+        (
+            "bn(x, training=True)",
+            "a call of a BatchNorm takes no 'training'; there is none here. batch_norm_train uses",
+        ),
+        (
+            "bn.backward(x, scal=1)",
+            "BatchNorm.backward() takes no 'scal'; did you mean scale?",
+        ),
+    ],
+)
+def test_foreign_arguments_are_told(x: cla.Array, call: str, message: str) -> None:
+    known = {**vars(functional), **vars(gpuarray), "bn": BatchNorm(3, queue=x.queue), "x": x}
+    with pytest.raises(TypeError, match="^" + re.escape(message)) as caught:
+        eval(call, known)
+    assert type(caught.value) is TypeError
+    assert caught.value.__cause__ is None
+
+
+def test_a_type_error_of_another_kind_stays(x: cla.Array) -> None:
+    """What is raised inside of a call that fits the signature."""
+    with pytest.raises(ArrayTypeError, match=r"^scale is a builtins\.str; a pyopencl\.array\.Array is wanted$"):
+        functional.batch_norm_train(x, scale="1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^Cannot interpret 'words' as a data type|^data type 'words' not understood"):
+        gpuarray.zeros(3, "words")
+
+
+# --- the package
+
+MODULES = [(oclbn, "oclbn"), (functional, "oclbn.functional"), (gpuarray, "oclbn.gpuarray")]
+
+
+@pytest.mark.parametrize(("module", "label"), MODULES)
+def test_foreign_contents_are_told(module: Any, label: str) -> None:
+    for name in CONTENTS:
+        for foreign in name.foreign:
+            if foreign not in dir(module):
+                with pytest.raises(AttributeError, match=f"^module '{label}' has no attribute '{foreign}'") as caught:
+                    getattr(module, foreign)
+                assert name.here in str(caught.value)
+                assert not hasattr(module, foreign)
+
+
+def test_what_lies_in_a_module_of_the_package() -> None:
+    with pytest.raises(AttributeError, match=r"; did you mean oclbn\.functional\.batch_norm_train\?$"):
+        oclbn.batch_norm_train  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match=r"^module 'oclbn' has no attribute 'BatchNorm4D'$"):
+        oclbn.BatchNorm4D  # type: ignore[attr-defined]  # noqa: B018
+
+
+# --- help
+
+
+def help_of(thing: Any) -> str:
+    out = io.StringIO()
+    pydoc.Helper(output=out).help(thing)
+    return re.sub(r".\x08", "", out.getvalue())
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_help_shows_every_option_and_no_private_name(cls: type[BatchNormND]) -> None:
+    """In the signature and with its meaning; the names of other libraries, which are refused, do not stand there."""
+    shown = help_of(cls)
+    (head,) = re.findall(r"^class .*\n(?: \|  .*\n)*? \|  \n", shown, re.MULTILINE)[:1]
+    described = inspect.getdoc(cls.__init__)
+    assert described is not None
+    for option in inspect.signature(cls).parameters:
+        assert re.search(rf"\b{option}\b", head), option
+        assert re.search(rf"\b{option}\b[^:.]*: ", described), option
+    first = described.splitlines()[-1]
+    assert first in shown
+    assert not re.search(r"(?<![\w.])_[A-Za-z]\w*[(.,]", head)
+    assert "**options" not in head
+    assert not re.search(r"^ \|  (momentum|weight|training)\b", shown, re.MULTILINE)
+
+
+def test_constructors_take_the_same_options() -> None:
+    """Each spells them out, for tools that read them off the source."""
+    wanted = [*inspect.signature(BatchNormND).parameters.values()][2:]
+    for cls in CLASSES[:-1]:
+        assert [*inspect.signature(cls).parameters.values()][1:] == wanted
+
+
+@pytest.mark.parametrize("module", [functional, gpuarray])
+def test_signatures_show_no_private_names(module: Any) -> None:
+    for name in module.__all__:
+        found = getattr(module, name)
+        if inspect.isfunction(found):
+            assert not re.search(r"(?<![\w.])_\w+", str(inspect.signature(found))), name
+
+
+def test_every_function_of_the_page_is_public() -> None:
+    page = (PAGE.parent.parent / "api" / "functional.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^        - (\w+)$", page, re.MULTILINE)} == {*functional.__all__}
+
+
+def test_near_misses_only() -> None:
+    assert names.hints(OPTIONS, "qwertz", ["epsilon"]) == ""
+    assert names.hints(OPTIONS, "epslon", ["epsilon"]) == "; did you mean epsilon?"
