@@ -332,7 +332,7 @@ def help_of(thing: Any) -> str:
 def test_help_shows_every_option_and_no_private_name(cls: type[BatchNormND]) -> None:
     """In the signature and with its meaning; the names of other libraries, which are refused, do not stand there."""
     shown = help_of(cls)
-    (head,) = re.findall(r"^class .*\n(?: \|  .*\n)*? \|  \n", shown, re.MULTILINE)[:1]
+    head = re.split(r"^ \| *$", shown[shown.index("\nclass ") :], maxsplit=1, flags=re.MULTILINE)[0]
     described = inspect.getdoc(cls.__init__)
     assert described is not None
     for option in inspect.signature(cls).parameters:
