@@ -15,16 +15,14 @@ import shlex
 import statistics
 import subprocess
 import sys
-import textwrap
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import click
 import pytest
+from pages import FENCED, blocks, prints
 
 from oclbn import errors
 from oclbn.cli.group import oclbn as group
@@ -34,8 +32,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("pages/**/*.md"))]
 GUIDES = [page for page in PAGES if page.parent.name != "measurements"]
-_FENCED = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
-_DECIMAL = re.compile(r"(?<![\w.])-?\d+\.(\d+)(?![\w.])")
 _RUN = """
 import contextlib, io, json, sys
 page, blocks = json.load(sys.stdin)
@@ -48,41 +44,12 @@ print(json.dumps(printed))
 """
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, the line of its fence, its text, and whether only blank lines are before it."""
-
-    language: str
-    line: int
-    text: str
-    follows: bool
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    text, end = page.read_text(encoding="utf-8"), 0
-    for found in _FENCED.finditer(text):
-        follows = bool(end) and not text[end : found.start()].strip()
-        yield Block(found[2], text.count("\n", 0, found.start()) + 1, textwrap.dedent(found[3]), follows)
-        end = found.end()
-
-
 def title(page: Path) -> str:
     return str(page.relative_to(DOCS / "pages" if DOCS in page.parents else ROOT))
 
 
 def languages(page: Path) -> set[str]:
     return {block.language for block in blocks(page)}
-
-
-def prints(wanted: str, found: str) -> bool:
-    """Whether the page tells the truth: decimals may differ by a unit of the last digit that is shown."""
-    shown, seen = ([*_DECIMAL.finditer(text)] for text in (wanted, found))
-    near = len(shown) == len(seen) and all(
-        abs(float(a[0]) - float(b[0])) <= 1.01 * 10.0 ** -len(a[1]) for a, b in zip(shown, seen, strict=True)
-    )
-    if near:
-        wanted, found = (_DECIMAL.sub("#", text) for text in (wanted, found))
-    return OutputChecker().check_output(wanted, found, ELLIPSIS | NORMALIZE_WHITESPACE)
 
 
 # --- code
@@ -92,6 +59,10 @@ def prints(wanted: str, found: str) -> bool:
 @pytest.mark.parametrize("page", [page for page in PAGES if "python" in languages(page)], ids=title)
 def test_the_code_of_a_page_runs_and_prints_what_it_says(page: Path, spec: str, tmp_path: Path) -> None:
     given = [*blocks(page)]
+    for block in given:
+        if block.file:
+            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    given = [block for block in given if not block.file]
     code = [(block.line, block.text) for block in given if block.language == "python"]
     command = [sys.executable, "-W", "error", "-W", "ignore:Non-empty compiler output", "-c", _RUN]
     done = subprocess.run(
@@ -148,7 +119,7 @@ def commands(page: Path) -> list[str]:
     shown = [line for block in blocks(page) if block.language == "console" for line in block.text.splitlines()]
     found = [line[2:] for line in shown if line.startswith("$ ")]
     if page.name == "README.md":
-        found += [line.strip() for line in _FENCED.sub("", text).splitlines() if line.startswith("    ")]
+        found += [line.strip() for line in FENCED.sub("", text).splitlines() if line.startswith("    ")]
     return found
 
 
@@ -175,7 +146,7 @@ def _check_command(words: list[str]) -> None:
         with command.make_context(words[1], words[2:]):
             pass  # which raises where an option or a value is wrong
     for word in words:
-        if re.match(r"(tests|docs|benchmarks|\.ci)/", word):
+        if re.match(r"(tests|docs|examples|benchmarks|\.ci)/", word):
             assert (ROOT / word).exists(), f"{word}: no such file"
         if named := re.search(r"\[([\w,]+)\]$", word):
             assert set(named[1].split(",")) <= extras(), f"{word}: no such extra"
@@ -184,7 +155,7 @@ def _check_command(words: list[str]) -> None:
 @pytest.mark.parametrize("page", GUIDES, ids=title)
 def test_options_that_are_named_exist(page: Path) -> None:
     """In running text: `oclbn bench --profile`."""
-    for words in re.findall(r"`oclbn (\w+[^`\n]*)`", _FENCED.sub("", page.read_text(encoding="utf-8"))):
+    for words in re.findall(r"`oclbn (\w+[^`\n]*)`", FENCED.sub("", page.read_text(encoding="utf-8"))):
         name, *rest = words.split()
         if name.isupper():  # `oclbn COMMAND --help`
             continue
@@ -222,10 +193,16 @@ def test_names_that_are_given_exist(path: Path) -> None:
     assert {name for name in named if not resolves(name)} == set()
 
 
-@pytest.mark.parametrize("page", [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"], ids=title)
+@pytest.mark.parametrize(
+    "page",
+    [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", ROOT / "examples" / "README.md"],
+    ids=title,
+)
 def test_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named = re.findall(r"(?:^|[ `])((?:tests|oclbn|kernels|docs|benchmarks|findings|\.ci)/[\w./-]*)(?!\*)", text)
+    named = re.findall(
+        r"(?:^|[ `])((?:tests|oclbn|kernels|docs|examples|benchmarks|findings|\.ci)/[\w./-]*)(?!\*)", text
+    )
     assert {name for name in named if "DATE" not in name and not (ROOT / name.rstrip(".")).exists()} == set()
 
 
@@ -263,7 +240,7 @@ def test_the_readme_is_short_and_its_files_are_there() -> None:
 
 @pytest.mark.parametrize("page", GUIDES, ids=title)
 def test_guides_have_no_date_and_no_history(page: Path) -> None:
-    text = re.sub(r"\]\([^)]*\)", "]", _FENCED.sub("", page.read_text(encoding="utf-8")))
+    text = re.sub(r"\]\([^)]*\)", "]", FENCED.sub("", page.read_text(encoding="utf-8")))
     assert re.findall(r"20\d\d-\d\d-\d\d", text) == []
     assert re.findall(r"\b(?:now|today|yesterday|until then it|no longer|used to be)\b", text, re.IGNORECASE) == []
 
