@@ -2,7 +2,7 @@
 
 OclbnError
  ├── ShapeError            (ValueError)   rank, channel count or extent does not fit
- ├── LayoutError           (ValueError)   strides that no kernel walks
+ ├── LayoutError           (ValueError)   strides that no kernel can read
  ├── OverlapError          (ValueError)   an output shares memory with something it must not
  ├── ReadOnlyError         (ValueError)   an output that a kernel must not write
  ├── ContextError          (ValueError)   an array or queue of another OpenCL context
@@ -52,7 +52,7 @@ class ShapeError(OclbnError, ValueError):
 
 
 class LayoutError(OclbnError, ValueError):
-    """The strides of an array are none that the kernels walk."""
+    """The strides of an array are none that the kernels can read."""
 
 
 class OverlapError(OclbnError, ValueError):

@@ -198,7 +198,7 @@ def batch_norm_backward(
     variance, as batch_norm_infer takes it, and save_invstd = 1 / sqrt(var + epsilon). out: an array of x's shape for
     dx, which must overlap neither x nor dy.
 
-    scale_grad, bias_grad: C values each, or None; the same launches gather dscale and dbias in them, in place:
+    scale_grad, bias_grad: C values each, or None; the same kernels accumulate dscale and dbias in them, in place:
     scale_grad = grad_scale * dscale + grad_momentum * scale_grad, and bias_grad likewise; with grad_momentum 0 what was
     there does not count, NaN included. grad_scale, grad_momentum: finite.
 
@@ -320,7 +320,7 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train", why: bool =
     """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line.
 
     Behind it stand, with `why`, the variants that come before it, each with the reason that it declines for these sizes
-    on this device; then the forms that are not used because they did not prove right on it.
+    on this device; then the kernels that are not used because they did not prove right on it.
 
     >>> x = gpuarray.zeros((4, 3, 5, 7))
     >>> print(explain(x, operation="infer", why=True).partition("; resident declines: ")[2])

@@ -2,7 +2,7 @@
 
 Every function takes ``queue=``, a pyopencl.CommandQueue (all else is a ParameterError), to use another one than
 :func:`oclbn.device.default_queue`. What comes back is a plain C-contiguous pyopencl.array.Array. Large arrays, but
-for those of zeros, lie in large pages where oclbn.device.pages can have them.
+for those of zeros, lie in huge pages where oclbn.device.pages can have them.
 
     >>> import numpy as np
     >>> from oclbn import gpuarray

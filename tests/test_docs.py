@@ -245,6 +245,46 @@ def test_guides_have_no_date_and_no_history(page: Path) -> None:
     assert re.findall(r"\b(?:now|today|yesterday|until then it|no longer|used to be)\b", text, re.IGNORECASE) == []
 
 
+PRIVATE = {  # words of the kernels' authors, none of which means anything else in a guide; what a reader knows
+    r"walk(?:s|ed|ing)?": "read, traversed",
+    r"sheets?": "NHWC",
+    r"strips?": "tile",
+    r"astray": "in another memory order",
+    r"miniatures?": "a small tensor",
+    r"hostile": "ill-conditioned",
+    r"past the cache": "non-temporal stores",
+    r"large pages": "huge pages",
+    r"yardsticks?": "baseline",
+    r"verdicts?": "which kernels are right",
+    r"gather(?:s|ed|ing)?": "accumulate",
+    r"heap kept": "malloc keeps memory",
+    r"bound calls?": "prepared calls",
+    r"(?:out of|beyond) (?:its|their|the) bounds?": "beyond its tolerance",
+}
+READ_BY_USERS = [
+    *(page for page in GUIDES if page.parent.name not in ("develop", "api")),
+    ROOT / "CHANGELOG.md",
+    ROOT / "examples" / "README.md",
+]
+
+
+@pytest.mark.parametrize("page", READ_BY_USERS, ids=title)
+def test_guides_speak_the_words_of_the_field(page: Path) -> None:
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "", FENCED.sub("", page.read_text(encoding="utf-8")))
+    said = {word: better for word, better in PRIVATE.items() if re.search(rf"\b{word}\b", text, re.IGNORECASE)}
+    assert said == {}
+
+
+def test_the_glossary_has_the_terms_of_the_field() -> None:
+    """Those that guides, messages and commands use, in a table of their own that comes first."""
+    text = (DOCS / "pages" / "develop" / "glossary.md").read_text(encoding="utf-8")
+    _, terms, _ = text.split("## ")
+    wanted = {"work-group", "tolerance", "huge pages", "non-temporal stores", "fused", "two-kernel", "reference"}
+    wanted |= {"NCHW", "NHWC", "baseline", "preallocated", "eval mode"}
+    named = {word for cell in re.findall(r"^\| \*\*(.+?)\*\*", terms, re.MULTILINE) for word in cell.split(", ")}
+    assert wanted - named == set()
+
+
 def test_every_variable_of_the_environment_has_a_row() -> None:
     page = (DOCS / "pages" / "guide" / "environment.md").read_text(encoding="utf-8")
     read = set()

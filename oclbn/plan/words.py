@@ -26,19 +26,19 @@ class DeviceLimits:
 class Tuning:
     """What is chosen per device rather than per shape; oclbn.tuning reads it from tuning.toml."""
 
-    lanes: int = 1  # work-items per group, a power of two
+    lanes: int = 1  # work-items per work-group, a power of two
     vec: int = 8  # 4-byte elements per vector, a power of two up to 16
     unroll: int = 4  # independent sums per work-item
     blocks: int = 1  # with lanes > 1: vectors of neighbouring channels per work-item, where channels lie side by side
-    chunk_bytes: int = 16384  # what is summed in one go, but for strips; may be read twice, from the innermost cache
-    run_bytes: int = 4096  # rows up to this are walked together with their neighbours', in strips of this length
-    together_bytes: int = 12288  # the same where the channels' rows are not adjacent, and are walked one by one
-    once_bytes: int = 65536  # rows that are read but once are walked in such pieces, in the order of memory
-    near_bytes: int = 524288  # of a compute unit's own cache: what a group reads twice should fit
-    groups_per_unit: int = 16  # groups that a split aims at, per compute unit
-    stream: bool = True  # outputs go past the cache where a call moves more than it may count on there
-    fetch: bool = False  # rows are asked for a chunk ahead; only where global memory is the processor's own
-    chains: int = 4  # groups per compute unit that sum a block of channels while they write the one before; 0: none do
+    chunk_bytes: int = 16384  # what is summed in one go, but for run_bytes; may be read twice, from the innermost cache
+    run_bytes: int = 4096  # rows (H*W) up to this are read with those of neighbouring channels, this much at a time
+    together_bytes: int = 12288  # the same where the channels' rows are not adjacent, and are read one by one
+    once_bytes: int = 65536  # rows that are read but once are read in such pieces, in the order of memory
+    near_bytes: int = 524288  # of a compute unit's own cache: what a work-group reads twice should fit
+    groups_per_unit: int = 16  # work-groups that a split (two kernels) aims at, per compute unit
+    stream: bool = True  # non-temporal stores where a call moves more than it may count on in the cache
+    fetch: bool = False  # rows are prefetched, a chunk ahead; only where global memory is the processor's own
+    chains: int = 4  # work-groups per compute unit that sum some channels while they write those before; 0: none do
     most_steps: int = 0  # turns of loops that the driver lets a work-item make in all; 0: any number
     variant: str = ""  # "": the first candidate that accepts; else only this one
 
