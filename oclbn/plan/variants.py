@@ -78,7 +78,8 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
     if not operation.resident:
         return Declined("no kernel reads a channel twice for this operation")
     if problem.count > _MOST_SLICE_ELEMENTS:
-        return Declined(f"a channel has {problem.count:,} elements, a group walks {_MOST_SLICE_ELEMENTS:,} at most")
+        most = f"a work-group reads {_MOST_SLICE_ELEMENTS:,} at most"
+        return Declined(f"a channel has {problem.count:,} elements, {most}")
     shape = group_shape(operation, problem, device, tuning, near=True)
     if slices_for_steps(problem, tuning, shape) > 1:
         return Declined(f"a work-item would take more than {tuning.most_steps:,} steps (most_steps)")
@@ -89,7 +90,8 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
             return Declined(f"memory would be read in pieces of {run:,} bytes, {least_run:,} are wanted at least")
         small = SMALL_ALONE if shape.lanes == 1 else _SMALL
         if problem.tensor_bytes > small and not is_even(shape.blocks, device.compute_units):
-            return Declined(f"{shape.blocks} groups do not share out evenly among {device.compute_units} compute units")
+            units = f"{device.compute_units} compute units"
+            return Declined(f"{shape.blocks} work-groups do not share out evenly among {units}")
         again = problem.slice_bytes * operation.arrays_read * shape.channels
         again *= device.compute_units
         if device.cache_bytes and again > device.cache_bytes:  # in either form; split balances better

@@ -74,7 +74,7 @@ def test_channels_that_leave_a_core_idle_are_split() -> None:
             "train",
             Problem(32, 3, 3136, 4, columns=False),
             CPU,
-            "3 groups do not share out evenly among 2 compute units",
+            "3 work-groups do not share out evenly among 2 compute units",
             id="uneven",
         ),
         pytest.param(
@@ -88,7 +88,7 @@ def test_channels_that_leave_a_core_idle_are_split() -> None:
             "train",
             Problem(1 << 10, 2, 1 << 19, 4, columns=False),
             CPU,
-            "a channel has 536,870,912 elements, a group walks 268,435,456 at most",
+            "a channel has 536,870,912 elements, a work-group reads 268,435,456 at most",
             id="huge",
         ),
         pytest.param(
