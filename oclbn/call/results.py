@@ -40,7 +40,7 @@ def result_like(x: Array) -> Array:
 
 def fresh_result(x: Array, strides: tuple[int, ...] | None) -> Array:
     """An uninitialised array of x's shape and dtype; without strides in C order."""
-    model = x if strides == x.strides else _model(queue_of(x).context, x.shape, x.dtype, strides)
+    model = x if strides == x.strides else model_of(queue_of(x).context, x.shape, x.dtype, strides)
 
     def make() -> Array:
         made: Array = empty_like(model, x.queue, x.allocator)
@@ -58,14 +58,14 @@ def per_channel_results(x: Array, axis: int, like: Array | None, number: int = 2
         return []
     model = like
     if model is None or model.allocator is not x.allocator:
-        model = _model(queue_of(x).context, (x.shape[axis],) if like is None else like.shape, x.dtype)
+        model = model_of(queue_of(x).context, (x.shape[axis],) if like is None else like.shape, x.dtype)
     made: list[Array] = allocated(
         x, model.nbytes, lambda: [empty_like(model, x.queue, x.allocator) for _ in range(number)]
     )
     return made
 
 
-def _model(
+def model_of(
     context: cl.Context, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None = None
 ) -> Array:
     """An array without memory, to make others like: that takes an eighth of what the constructor does."""

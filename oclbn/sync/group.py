@@ -271,7 +271,7 @@ class Group(Collective):
                     for name in gathering
                 }
                 for index, (x, given) in enumerate(zip(xs, each, strict=True)):
-                    sent = Rows(x.queue, 8, shape[1], kind).write(sheet)
+                    sent = Rows(x.queue, 8, shape[1], kind, sheet)
                     for name, host in new.items():
                         rows.write(given[name], host, x.queue)
                     like = given["scale"]
@@ -330,7 +330,7 @@ class Group(Collective):
                 count, moments = whole.merge_moments([one for one, _ in told], [one for _, one in told])
                 made = []
                 for queue in self.queues:
-                    sent = Rows(queue, 4, first.size, first.dtype).write(moments)
+                    sent = Rows(queue, 4, first.size, first.dtype, moments)
                     made.append(Statistics(count, *sent.arrays))
                 return made[0] if alone else made
 
@@ -405,7 +405,7 @@ class Group(Collective):
 
     def _statistics(self, xs: Sequence[Array], count: int, moments: NDArray[Any], epsilon: float) -> GroupStatistics:
         sheet = np.concatenate([moments, whole.inverse_deviation(max(count, 1), moments, epsilon)[None]])
-        sent = [Rows(cast("cl.CommandQueue", x.queue), 5, sheet.shape[1], x.dtype).write(sheet) for x in xs]
+        sent = [Rows(cast("cl.CommandQueue", x.queue), 5, sheet.shape[1], x.dtype, sheet) for x in xs]
         parts = tuple(Statistics(count, *one.arrays[:4]) for one in sent)
         return GroupStatistics(count, moments, epsilon, parts, tuple(one.arrays[4] for one in sent))
 

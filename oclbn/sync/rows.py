@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyopencl as cl
@@ -10,28 +10,38 @@ from numpy.typing import NDArray
 from pyopencl.array import Array
 
 from oclbn.call.order import Order
+from oclbn.call.results import model_of
 
 
 class Rows:
-    """Device memory of `rows` times C numbers of one dtype, each row also an array of shape (C,)."""
+    """Device memory of `rows` times C numbers of one dtype, each row also an array of shape (C,).
 
-    def __init__(self, queue: cl.CommandQueue, rows: int, channels: int, dtype: np.dtype[Any]) -> None:
+    numbers: (rows, C) that it holds from the beginning, copied as it is allocated, which costs less than a command.
+    """
+
+    def __init__(
+        self,
+        queue: cl.CommandQueue,
+        rows: int,
+        channels: int,
+        dtype: np.dtype[Any],
+        numbers: NDArray[Any] | None = None,
+    ) -> None:
         self.queue, self.shape, self.dtype = queue, (rows, channels), dtype
-        nbytes = rows * channels * dtype.itemsize
-        self._buffer = cl.Buffer(queue.context, cl.mem_flags.READ_WRITE, max(1, nbytes))
         step = channels * dtype.itemsize
-        self.arrays = [Array(queue, (channels,), dtype, data=self._buffer, offset=row * step) for row in range(rows)]
+        if numbers is None or not numbers.size:
+            self._buffer = cl.Buffer(queue.context, cl.mem_flags.READ_WRITE, max(1, rows * step))
+        else:
+            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
+            self._buffer = cl.Buffer(queue.context, flags, hostbuf=np.ascontiguousarray(numbers, dtype))
+        model = model_of(queue.context, (channels,), dtype)
+        self.arrays = [_placed(model, queue, self._buffer, row * step) for row in range(rows)]
 
     def read(self) -> Read:
         """What the rows hold once all that was enqueued on them is done."""
         host = np.empty(self.shape, self.dtype)
         order = Order(self.queue, self.arrays)
         return Read(self.queue, host, _copy(self.queue, host, self._buffer, order.events))
-
-    def write(self, host: NDArray[Any]) -> Rows:
-        """Give them the numbers of a host array, which must stay as it is until they are there."""
-        _note(cl.enqueue_copy(self.queue, self._buffer, host, is_blocking=False), self.arrays)
-        return self
 
 
 class Read:
@@ -69,8 +79,16 @@ def write(array: Array, host: NDArray[Any], queue: cl.CommandQueue) -> None:
 
 def shaped(row: Array, shape: tuple[int, ...]) -> Array:
     """The same memory as an array of another shape."""
-    reshape: Any = row.reshape
-    made: Array = reshape(shape)
+    queue = cast("cl.CommandQueue", row.queue)
+    made = _placed(model_of(queue.context, shape, row.dtype), queue, row.base_data, row.offset)
+    made.events = row.events
+    return made
+
+
+def _placed(model: Array, queue: cl.CommandQueue, memory: Any, offset: int) -> Array:
+    """An array like the model, in memory that is there; the constructor would take ten times as long."""
+    made: Array = model.with_queue(queue)
+    made.base_data, made.offset, made.events = memory, offset, []
     return made
 
 
@@ -78,8 +96,3 @@ def _copy(queue: cl.CommandQueue, host: Any, memory: Any, events: list[cl.Event]
     copy: Any = cl.enqueue_copy
     event: cl.Event = copy(queue, host, memory, is_blocking=False, wait_for=events, **options)
     return event
-
-
-def _note(event: cl.Event, arrays: list[Array]) -> None:
-    for array in arrays:
-        array.events[:] = (event,)
