@@ -1,0 +1,156 @@
+"""What it costs to normalise over ranks: training steps by all ranks' statistics beside the same ranks' own.
+
+    mpiexec -n 2 python benchmarks/parallel.py                  # ResNet-50's layers, batch 32 per rank
+    mpiexec -n 2 python benchmarks/parallel.py --host           # the host's share, on a tensor too small to matter
+    mpiexec -n 4 python benchmarks/parallel.py --exchange       # the exchange alone, by bytes of a rank's message
+
+Needs the extras `mpi`, `cli` and `pocl`. Each rank has one core, where there are enough, and a POCL device of one
+thread. A step is a module's forward call and its backward; every round times both kinds, one after the other, in all
+ranks at once, and counts the slowest rank. Shown are medians of rounds; the total takes each shape as often as the
+network has it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+import numpy as np
+from mpi4py import MPI
+
+from oclbn.tools.bench.suites import SUITES
+
+os.environ.setdefault("POCL_MAX_PTHREAD_COUNT", "1")  # before pyopencl asks POCL for devices
+
+import oclbn.device
+from oclbn import BatchNorm2D, gpuarray
+from oclbn.sync import MPIGroup, SyncBatchNorm
+
+# How often ResNet-50 has each shape of SUITES["resnet50"]: its blocks' strides are in their 3x3 convolutions.
+TIMES = (1, 6, 4, 1, 7, 5, 1, 11, 7, 1, 5, 4)
+WORLD = MPI.COMM_WORLD
+STEADY = 20  # calls before the first that is timed: kernels are built, messages foreseen
+
+
+def slowest(seconds: float) -> float:
+    return float(WORLD.allreduce(seconds, MPI.MAX))
+
+
+def timed(call: Callable[[], Any], calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of a call, of the slowest rank."""
+    WORLD.Barrier()
+    begun = clock()
+    for _ in range(calls):
+        call()
+    return slowest(clock() - begun) / calls
+
+
+def steps(group: MPIGroup, shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
+    """A training step by the ranks' own statistics, and by those of all."""
+    rng = np.random.default_rng(group.rank)
+    x, dy = (gpuarray.to_gpu(rng.standard_normal(shape, np.float32)) for _ in range(2))
+    queue = oclbn.device.default_queue()
+
+    def step(bn: Any) -> Callable[[], None]:
+        def run() -> None:
+            bn(x)
+            bn.backward(dy)
+            queue.finish()
+
+        return run
+
+    return {
+        "own": step(BatchNorm2D(shape[1])),
+        "whole": step(SyncBatchNorm(BatchNorm2D(shape[1]), group)),
+    }
+
+
+def layers(group: MPIGroup, batch: int, rounds: int) -> Iterator[tuple[tuple[int, ...], int, float, float]]:
+    """Of each shape: how often the network has it, seconds of a step of its own, and of the whole."""
+    for (shape, _), often in zip(SUITES["resnet50"], TIMES, strict=True):
+        kinds = steps(group, (batch, *shape[1:]))
+        for call in kinds.values():
+            for _ in range(3):
+                call()
+        found: dict[str, list[float]] = {name: [] for name in kinds}
+        for turn in range(rounds):
+            for name in list(kinds)[:: 1 if turn % 2 else -1]:
+                found[name].append(timed(kinds[name], 1))
+        yield (batch, *shape[1:]), often, *(statistics.median(found[name]) for name in ("own", "whole"))
+
+
+def report_layers(group: MPIGroup, batch: int, rounds: int) -> None:
+    say(f"{'shape':>20} {'times':>6} {'own ms':>9} {'whole ms':>9} {'ratio':>6} {'more us':>8}")
+    own = whole = 0.0
+    for shape, often, one, other in layers(group, batch, rounds):
+        own, whole = own + often * one, whole + often * other
+        say(
+            f"{'x'.join(map(str, shape)):>20} {often:6} {one * 1e3:9.2f} {other * 1e3:9.2f} {other / one:6.3f} "
+            f"{(other - one) * 1e6:8.0f}"
+        )
+    say(f"{'all layers':>20} {sum(TIMES):6} {own * 1e3:9.1f} {whole * 1e3:9.1f} {whole / own:6.3f}")
+
+
+def report_host(group: MPIGroup, rounds: int) -> None:
+    """Of a step on a tiny tensor: the time from its beginning to the empty queue, and the main thread's share of it."""
+    kinds = steps(group, (2, 64, 4, 4))
+    for call in kinds.values():
+        for _ in range(STEADY):
+            call()
+    say(f"{'a step on 2x64x4x4':>20} {'elapsed us':>11} {'main thread us':>15}")
+    clocks: tuple[Callable[[], float], ...] = (time.perf_counter, time.thread_time)
+    found: dict[str, list[list[float]]] = {name: [[], []] for name in kinds}
+    for _ in range(rounds):
+        for name, call in kinds.items():
+            for times, clock in zip(found[name], clocks, strict=True):
+                times.append(timed(call, 50, clock))
+    for name, both in found.items():
+        elapsed, host = (statistics.median(times) * 1e6 for times in both)
+        say(f"{name:>20} {elapsed:11.0f} {host:15.0f}")
+
+
+def report_exchange(group: MPIGroup, rounds: int) -> None:
+    """Of group.agree, whose payload is moved and not read."""
+    say(f"{'bytes of a rank':>20} {'exchange us':>12}")
+    for power in range(6, 21, 2):
+        payload = bytes(1 << power)
+
+        def exchange(payload: bytes = payload) -> None:
+            group.agree("bytes", payload)
+
+        for _ in range(STEADY):
+            exchange()
+        times = [timed(exchange, 20) for _ in range(rounds)]
+        say(f"{1 << power:20} {statistics.median(times) * 1e6:12.1f}")
+
+
+def say(line: str) -> None:
+    if WORLD.rank == 0:
+        click.echo(line)
+
+
+@click.command(help=__doc__)
+@click.option("--batch", default=32, show_default=True, help="Samples of each rank.")
+@click.option("--rounds", default=7, show_default=True, help="Rounds of turns.")
+@click.option("--host", "kind", flag_value="host", help="A step on a tensor too small to matter.")
+@click.option("--exchange", "kind", flag_value="exchange", help="The exchange alone, by bytes.")
+def main(batch: int, rounds: int, kind: str | None) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if WORLD.size <= len(cores):
+        os.sched_setaffinity(0, {cores[WORLD.rank]})
+    with MPIGroup(WORLD) as group:
+        say(f"{WORLD.size} ranks on {len(cores)} cores, {group.queues[0].device.name.strip()}")
+        if kind == "host":
+            report_host(group, rounds)
+        elif kind == "exchange":
+            report_exchange(group, rounds)
+        else:
+            report_layers(group, batch, rounds)
+
+
+if __name__ == "__main__":
+    main()
