@@ -75,7 +75,8 @@ def _pair(other: Pair | Float64s | float) -> Pair:
 
 
 def _joined(value: Float64s, rest: Float64s) -> Pair:
-    """A pair again, of a value and a rest that is small beside it."""
+    """A pair again, of a value and a rest that is small beside it; none where finding it has left the range."""
+    rest = np.where(np.isfinite(value) & np.isfinite(rest), rest, 0.0)
     total = value + rest
     return Pair(total, rest - (total - value))
 

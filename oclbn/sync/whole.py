@@ -131,7 +131,7 @@ def gathered(new: NDArray[Any], scale: float, old: NDArray[Any] | None, momentum
     """scale new + momentum old, rounded once where the dtype is float32."""
     with np.errstate(all="ignore"):
         wide = scale * new.astype(np.float64)
-        return (wide if old is None or momentum == 0 else wide + momentum * old).astype(new.dtype)
+        return (wide if old is None or momentum == 0 else wide + momentum * old.astype(np.float64)).astype(new.dtype)
 
 
 def summed(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
