@@ -7,7 +7,8 @@ headers of the first say. So a network that repeats its layers has one gathering
 pass on, and ranks that differ still gather equally many bytes, and read in the headers that they differ.
 
 Header: 4 bytes "oclb", 1 byte state, 3 of nothing, length of the words as uint32, of the payload as uint64, 16 bytes of
-digest of the words; little-endian. The words say what the payload is, or what went wrong.
+digest of the words; little-endian. The words say what the payload is, or what went wrong; they are told only where
+ranks differ, the first 64 KiB of them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from oclbn.sync.exchange import Bytes, Exchange, Gathering
 
 _HEADER = struct.Struct("<4sB3xIQ16s")
 _MAGIC = b"oclb"
-_AGREED, _FAILED, _LEFT = range(3)
+_AGREED, _FAILED, _LEFT, _FLED = range(4)  # _FLED: failed, and left
 _FIRST = 1024  # bytes of payload in a message of which nothing is known
 _CONTEXTS = (16, 4, 1)  # how many messages before are looked at to foresee the next, the longest memory first
 _MOST_CONTEXTS = 1 << 16
-_MOST_WORDS = 4000
+_MOST_WORDS = 1 << 16  # bytes
+_MOST_TOLD = 1000  # characters of one rank's words in an error
+BETWEEN = "; "  # of the words for several things in one message
 _ROLL_CALL = 2.0  # seconds to answer in, after an exchange that timed out
 
 
@@ -39,8 +42,9 @@ class Agreement:
         self._exchange, self._timeout = exchange, timeout
         self._recent: deque[bytes] = deque(maxlen=max(_CONTEXTS))
         self._foreseen: dict[bytes, int] = {}
-        self._under_way: tuple[Gathering, bytes, str, int] | None = None
+        self._under_way: tuple[Gathering, bytes, bytes, int] | None = None
         self.broken = ""  # why there will be no exchange again
+        self.lost = False  # whether a gathering may still be under way that nobody waits for
 
     @property
     def pending(self) -> bool:
@@ -73,9 +77,12 @@ class Agreement:
             for frame, more in zip(frames, after, strict=True)
         ]
 
-    def fail(self, words: str) -> None:
-        """Tell the others, who are about to exchange or will be, that this rank cannot; it hears what they say."""
-        self._last(_FAILED, words)
+    def fail(self, words: str, *, leaving: bool = False) -> None:
+        """Tell the others, who are about to exchange or will be, that this rank cannot; it hears what they say.
+
+        leaving: and that it will never again: the group is of no more use to them.
+        """
+        self._last(_FLED if leaving else _FAILED, words)
 
     def leave(self) -> None:
         """Tell the others, who are leaving too, that this rank has no more to exchange; GroupError if they are not."""
@@ -86,28 +93,30 @@ class Agreement:
             return
         self._begin(state, words, b"")
         assert self._under_way is not None
-        frames = self._wait(self._under_way[0])
+        gathering, _, told, _ = self._under_way
+        frames = self._wait(gathering)
         self._under_way = None
         self._recent.clear()
         headers = [_HEADER.unpack(frame[: _HEADER.size].tobytes()) for frame in frames]
         if state == _LEFT and all(header[1] == _LEFT for header in headers):
             return
-        message = self._disagreement(headers, words)
+        message = self._disagreement(headers, told)
         if state == _LEFT:
             raise GroupError(message)
 
     def _begin(self, state: int, words: str, payload: bytes) -> None:
         if self.broken:
             raise GroupError(f"this group exchanges no more: {self.broken}")
-        words = words[:_MOST_WORDS]
-        digest = hashlib.blake2b(words.encode(), digest_size=16).digest()
+        own = words.encode(errors="backslashreplace")
+        digest = hashlib.blake2b(own, digest_size=16).digest()
+        own = own[:_MOST_WORDS]
         room = self._room()
         frame = np.zeros(_HEADER.size + room, np.uint8)
-        header = _HEADER.pack(_MAGIC, state, len(words.encode()), len(payload), digest)
+        header = _HEADER.pack(_MAGIC, state, len(own), len(payload), digest)
         frame[: _HEADER.size] = np.frombuffer(header, np.uint8)
         fitting = payload[:room]
         frame[_HEADER.size : _HEADER.size + len(fitting)] = np.frombuffer(fitting, np.uint8)
-        self._under_way = self._exchange.gather(frame), payload, words, room
+        self._under_way = self._exchange.gather(frame), payload, own, room
 
     def _room(self) -> int:
         """Bytes of payload that the next message has room for, alike on all ranks."""
@@ -140,32 +149,46 @@ class Agreement:
             silent = self._exchange.silent(min(_ROLL_CALL, self._timeout))
             who = f"{_ranks(silent)} not heard from since" if silent else "which rank is missing cannot be told"
             self.broken = f"no answer from all of {self._exchange.size} ranks within {self._timeout:g} s; {who}"
-            self._under_way = None
+            self._under_way, self.lost = None, True
             raise GroupTimeoutError(f"rank {self._exchange.rank}: {self.broken}") from None
         except Exception as error:
             self.broken = f"the network fails: {error}"
-            self._under_way = None
+            self._under_way, self.lost = None, True
             raise GroupError(f"rank {self._exchange.rank}: {self.broken}") from error
 
-    def _disagreement(self, headers: Sequence[tuple[bytes, int, int, int, bytes]], words: str) -> str:
-        """What everybody said, from everybody."""
+    def _disagreement(self, headers: Sequence[tuple[bytes, int, int, int, bytes]], own: bytes) -> str:
+        """What everybody said, from everybody; where one has left, there will be no exchange again."""
         longest = max(header[2] for header in headers)
         message = np.zeros(longest, np.uint8)
-        own = words.encode()
         message[: len(own)] = np.frombuffer(own, np.uint8)
         said = [
             told[: header[2]].tobytes().decode(errors="replace")
             for told, header in zip(self._gather(message), headers, strict=True)
         ]
-        failed = {rank: said[rank] for rank, header in enumerate(headers) if header[1] == _FAILED}
+        states = [header[1] for header in headers]
+        if left := [rank for rank, state in enumerate(states) if state in (_LEFT, _FLED)]:
+            self.broken = f"{_ranks(left)} left it"
+        failed = {rank: _short(said[rank]) for rank, state in enumerate(states) if state in (_FAILED, _FLED)}
         if failed:
             return "; ".join(f"{who} failed before the exchange: {one}" for who, one in _by_words(failed))
-        all_said = {
-            rank: f"{one} ({header[3]} bytes)" if header[3] else one
-            for rank, (one, header) in enumerate(zip(said, headers, strict=True))
-        }
+        lengths = [f" ({header[3]} bytes)" if header[3] else "" for header in headers]
+        all_said = {rank: f"{one}{length}" for rank, (one, length) in enumerate(zip(_from(said), lengths, strict=True))}
         told = "; ".join(f"{who}: {one}" for who, one in _by_words(all_said))
         return f"the ranks do not exchange the same: {told}"
+
+
+def _from(said: Sequence[str]) -> list[str]:
+    """What ranks say, each a list of things, from the first thing on that differs."""
+    things = [words.split(BETWEEN) for words in said]
+    same = 0
+    while all(len(own) > same + 1 for own in things) and len({own[same] for own in things}) == 1:
+        same += 1
+    before = f"after {same} alike, " if same else ""
+    return [before + _short(BETWEEN.join(own[same:])) for own in things]
+
+
+def _short(words: str) -> str:
+    return words if len(words) <= _MOST_TOLD else f"{words[:_MOST_TOLD]}..."
 
 
 def _by_words(said: Mapping[int, str]) -> list[tuple[str, str]]:

@@ -48,17 +48,20 @@ class SyncBatchNorm:
     """
 
     def __init__(self, module: BatchNormND, group: Group, *, parameters: str = "whole") -> None:
-        if not isinstance(module, BatchNormND):
-            raise ModuleParameterError(
-                f"module is {values.kind_of(module)}; one of oclbn's batch normalizations is wanted"
-            )
         if not isinstance(group, Group):
             raise ModuleParameterError(f"group is {values.kind_of(group)}; a group of oclbn.sync is wanted")
-        if parameters not in ("whole", "own"):
-            raise ModuleParameterError(f"parameters is {parameters!r}; 'whole' or 'own' is wanted")
+        with group.working(), group.telling():
+            if not isinstance(module, BatchNormND):
+                raise ModuleParameterError(
+                    f"module is {values.kind_of(module)}; one of oclbn's batch normalizations is wanted"
+                )
+            if parameters not in ("whole", "own"):
+                raise ModuleParameterError(f"parameters is {parameters!r}; 'whole' or 'own' is wanted")
         self.group, self.parameters = group, parameters
         self._layer = group.next_layer() if module.name is None else module.name
         state = self._from_rank_0(module)
+        if module.name is None:
+            group.made_layer()
         self.modules = tuple(module._copy({}, queue) for queue in group.queues)
         for one in self.modules:
             one._take_state(state)
@@ -67,6 +70,11 @@ class SyncBatchNorm:
 
     def __repr__(self) -> str:
         return f"SyncBatchNorm({self.module!r}, {self.group!r})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a SyncBatchNorm is neither pickled nor copied, as its group stands for devices and ranks; its .module is"
+        )
 
     @property
     def module(self) -> BatchNormND:
@@ -91,12 +99,12 @@ class SyncBatchNorm:
     def start(self, shards: Any) -> Pending[Any]:
         """As a call, but for the exchange: see Group.batched."""
         group = self.group
+        if not self.module.train:  # nobody waits for this rank
+            return self._by_running(shards)
         with group.working(), group.telling():
-            listed, alone = self._listed("data", shards)
             if self.module._by_running():
-                ys = [one(x) for one, x in zip(self.modules, listed, strict=True)]
-                self._shards, self._statistics = listed, None
-                return _Done(group, ys[0] if alone else ys)
+                return self._by_running(shards)
+            listed, alone = self._listed("data", shards)
             options = [one._training() for one in self.modules]
             each: dict[str, Any] = {
                 name: [own[name] for own in options]
@@ -117,6 +125,12 @@ class SyncBatchNorm:
             return ys[0] if alone else ys
 
         return pending.then(finish)
+
+    def _by_running(self, shards: Any) -> Pending[Any]:
+        listed, alone = self._listed("data", shards)
+        ys = [one(x) for one, x in zip(self.modules, listed, strict=True)]
+        self._shards, self._statistics = listed, None
+        return _Done(self.group, ys[0] if alone else ys)
 
     def backward(
         self, grads: Any, updParamGrads: bool = True, updGrad: bool = True, scale: float = 1.0, momentum: float = 0.0

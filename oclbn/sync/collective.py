@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, Self, TypeVar, cast
 
 from oclbn.call import values
+from oclbn.device import driver_errors
 from oclbn.errors import GroupError
-from oclbn.sync.agreement import Agreement
+from oclbn.sync.agreement import BETWEEN, Agreement
 from oclbn.sync.exchange import Bytes, Exchange
 
 TIMEOUT = 300.0  # seconds
@@ -41,13 +42,17 @@ class Pending(Generic[_R]):
         """What it gives; waits for the exchange, and raises what the call would have raised."""
         with self._group.working():
             if not self._result:
-                if self.received is None and self.error is None:
-                    self._group.settle(self)
-                if self.error is not None:
-                    raise self.error
-                self._result.append(self._finish(cast("list[Bytes]", self.received)))
-                self.received = None
+                self._result.append(driver_errors(self.words.partition(":")[0])(self._make)())
             return self._result[0]
+
+    def _make(self) -> _R:
+        if self.received is None and self.error is None:
+            self._group.settle(self)
+        if self.error is not None:
+            raise self.error
+        made = self._finish(cast("list[Bytes]", self.received))
+        self.received = None
+        return made
 
 
 class _Then(Pending[_S]):
@@ -55,11 +60,8 @@ class _Then(Pending[_S]):
         super().__init__(group, first.words, first.collect, lambda payloads: more(None))
         self._first, self._more = first, more
 
-    def result(self) -> _S:
-        with self._group.working():
-            if not self._result:
-                self._result.append(self._more(self._first.result()))
-            return self._result[0]
+    def _make(self) -> _S:
+        return self._more(self._first.result())
 
 
 class Collective:
@@ -86,7 +88,7 @@ class Collective:
             sending, self._started = self._started, []
             try:
                 payload = b"".join(self._collected(one) for one in sending)
-                self._agreement.begin("; ".join(one.words for one in sending), payload)
+                self._agreement.begin(BETWEEN.join(one.words for one in sending), payload)
             except BaseException as error:
                 for one in sending:
                     one.error = error
@@ -104,8 +106,16 @@ class Collective:
             with group.batched():
                 first, second = group.start_train(x1), group.start_train(x2)
             (y1, statistics1), (y2, statistics2) = first.result(), second.result()
+
+        A block that fails tells the other ranks, and what it has started is given up.
         """
-        yield
+        try:
+            yield
+        except Exception as error:
+            with self.working():
+                if not self._everybody_has(error):
+                    self._tell(error)
+            raise
         self.send()
 
     def settle(self, wanted: Pending[Any]) -> None:
@@ -124,8 +134,7 @@ class Collective:
                 self._end()
                 self._agreement.leave()
             finally:
-                if not self._agreement.broken:
-                    self._exchange.close()
+                self._free()
 
     def __enter__(self) -> Self:
         return self
@@ -134,12 +143,14 @@ class Collective:
         if error is None:
             self.close()
             return
+        if self._closed:
+            return
         self._closed = True
-        chain = [error]
-        while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
-            chain.append(before)
-        if not any(one is self._told or isinstance(one, GroupError) for one in chain):  # which everybody has
-            self._tell(error)
+        try:
+            if not self._everybody_has(error):
+                self._tell(error, leaving=True)
+        finally:
+            self._free()
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -168,10 +179,20 @@ class Collective:
 
     def next_layer(self) -> str:
         """A name for a layer that has none: the same on all ranks, as they make their layers in one order."""
-        self._layers += 1
-        return f"layer {self._layers}"
+        return f"layer {self._layers + 1}"
 
-    def _tell(self, error: BaseException) -> None:
+    def made_layer(self) -> None:
+        """All ranks have made the next layer."""
+        self._layers += 1
+
+    def _everybody_has(self, error: BaseException) -> bool:
+        """Whether the other ranks know of an error, or of one that led to it."""
+        chain = [error]
+        while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+            chain.append(before)
+        return any(one is self._told or isinstance(one, GroupError) for one in chain)
+
+    def _tell(self, error: BaseException, *, leaving: bool = False) -> None:
         """The others' exchange ends with this rank's error, as does all that was started here."""
         self._told = error
         for one in self._started:
@@ -179,9 +200,14 @@ class Collective:
         self._started = []
         try:
             self._end()
-            self._agreement.fail(f"{type(error).__name__}: {error}")
+            self._agreement.fail(f"{type(error).__name__}: {error}", leaving=leaving)
         except GroupError as told:
             error.add_note(f"the other ranks could not be told: {told}")
+
+    def _free(self) -> None:
+        """Where a gathering was given up, the network may still write to what it holds."""
+        if not self._agreement.lost:
+            self._exchange.close()
 
     def _end(self) -> None:
         """The exchange that is under way, if there is one."""

@@ -63,15 +63,26 @@ class Group(Collective):
     letting them wait for it, and frees the group at the end, which all ranks reach together.
 
     One thread at a time uses a group. GroupError: the ranks do not exchange the same thing, or one has failed: told on
-    all of them alike, and the group goes on. GroupTimeoutError: a rank does not answer; the group is of no more use.
+    all of them alike, and the group goes on, unless a rank has left it. GroupTimeoutError: a rank does not answer; the
+    group is of no more use. Making a group is collective, too: what is wrong on one rank is told on all.
     """
 
     def __init__(
         self, queues: cl.CommandQueue | Sequence[cl.CommandQueue] | None, exchange: Exchange, timeout: float = TIMEOUT
     ) -> None:
-        super().__init__(exchange, timeout)
-        self._places = Places(queues)
+        try:
+            seconds, self._places = values.number("timeout", timeout, 0.0), Places(queues)
+        except Exception as error:
+            super().__init__(exchange, TIMEOUT)
+            self.__exit__(type(error), error, None)  # the others are about to hear who is of the group
+            raise
+        super().__init__(exchange, seconds)
         self.queues = self._places.queues
+        try:
+            self.agree("a group")
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
 
     def __repr__(self) -> str:
         names = ", ".join(queue.device.name.strip() for queue in self.queues)
@@ -140,7 +151,8 @@ class Group(Collective):
             before = {name: rows.read(each[0][name], xs[0].queue) for name in moved}
             self._flush(xs)
             words = _words("train", layer, xs[0], axis)
-            words += f", epsilon {epsilon:g}, factor {factor:g}, init_factor {init_factor:g}, guard {bool(guard)}"
+            words += f", epsilon {numbers['epsilon']!r}, factor {averaging.factor!r}"
+            words += f", init_factor {averaging.init_factor!r}, guard {averaging.guard}"
             words += f", moving {', '.join(moved) or 'nothing'}"
 
             def collect() -> bytes:
@@ -160,13 +172,12 @@ class Group(Collective):
                 new = whole.averaged(count, moments, averaging, old) if count and moved else {}
                 ys = []
                 for index, (x, given) in enumerate(zip(xs, each, strict=True)):
-                    for name, host in new.items():
-                        rows.write(given[name], host, x.queue)
                     if not count:
                         ys.append(result_like(x) if given["out"] is None else given["out"])
                         continue
                     options = {"epsilon": epsilon, "axis": axis, "out": given["out"], "guard": guard}
                     ys.append(normalize(x, made.parts[index], given["scale"], given["bias"], **options))
+                _move(xs, each, new)
                 self._flush(xs)
                 return ys[0] if alone else ys, made
 
@@ -244,18 +255,25 @@ class Group(Collective):
             before = {name: rows.read(each[0][name], xs[0].queue) for name in gathering} if momentum else {}
             self._flush(xs)
             words = _words("backward", layer, xs[0], axis)
-            words += f", epsilon {statistics.epsilon:g}, {statistics.count} values, parameters {parameters}"
-            words += f", gathering {', '.join(gathering) or 'nothing'} times {grad_scale:g} and {grad_momentum:g}"
+            words += f", epsilon {statistics.epsilon!r}, {statistics.count} values, parameters {parameters}"
+            words += f", gathering {', '.join(gathering) or 'nothing'} times {numbers['grad_scale']!r} and "
+            words += repr(momentum)
             mine: list[NDArray[Any]] = []
 
             def collect() -> bytes:
                 mine.append(whole.merge_sums([one.get() for one in found]))
-                return _packed(statistics.count, mine[0])
+                return _packed(sum(count_of(x, axis) for x in xs), mine[0])
 
             def finish(payloads: list[Bytes]) -> tuple[Any, Any, Any]:
                 count, moments = statistics.count, statistics.moments
                 shape = 6, xs[0].shape[axis]
-                sums = whole.merge_sums([_unpacked(payload, shape, kind)[1] for payload in payloads])
+                told = [_unpacked(payload, shape, kind) for payload in payloads]
+                if (came := sum(one for one, _ in told)) != count:
+                    raise ParameterError(
+                        f"statistics are of {count} values per channel, and shards have {came} in all; those "
+                        "are wanted that train gave for these shards"
+                    )
+                sums = whole.merge_sums([one for _, one in told])
                 if count:
                     about = sums if parameters == "whole" else mine[0]
                     made = whole.gradients(count, moments, sums, about, statistics.epsilon)
@@ -272,8 +290,6 @@ class Group(Collective):
                 }
                 for index, (x, given) in enumerate(zip(xs, each, strict=True)):
                     sent = Rows(x.queue, 8, shape[1], kind, sheet)
-                    for name, host in new.items():
-                        rows.write(given[name], host, x.queue)
                     like = given["scale"]
                     own = [one if like is None else rows.shaped(one, like.shape) for one in sent.arrays[6:]]
                     if x.size:
@@ -287,6 +303,7 @@ class Group(Collective):
                     else:
                         dx = result_like(x) if given["out"] is None else given["out"]
                     results.append((dx, own[0], own[1]))
+                _move(xs, each, new)
                 self._flush(xs)
                 dxs, dscales, dbiases = (list(column) for column in zip(*results, strict=True))
                 return results[0] if alone else (dxs, dscales, dbiases)
@@ -431,6 +448,13 @@ class DeviceGroup(Group):
 
     def __init__(self, queues: cl.CommandQueue | Sequence[cl.CommandQueue] | None = None) -> None:
         super().__init__(queues, Alone())
+
+
+def _move(xs: Sequence[Array], each: Sequence[dict[str, Any]], new: dict[str, NDArray[Any]]) -> None:
+    """Give what is held for each shard, by name, the numbers that are the same for all."""
+    for x, given in zip(xs, each, strict=True):
+        for name, host in new.items():
+            rows.write(given[name], host, cast("cl.CommandQueue", x.queue))
 
 
 def _alike(xs: Sequence[Array], axis: Any) -> int:

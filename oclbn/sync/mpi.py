@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from oclbn.errors import MissingExtraError, ParameterError
+from oclbn.call import values
+from oclbn.errors import GroupTimeoutError, MissingExtraError, ParameterError
 from oclbn.sync.collective import TIMEOUT
 from oclbn.sync.exchange import Bytes
 from oclbn.sync.group import Group
@@ -44,13 +46,13 @@ class MPIGroup(Group):
         *,
         timeout: float = TIMEOUT,
     ) -> None:
-        super().__init__(queues, _MPIExchange(comm), timeout)
+        super().__init__(queues, _MPIExchange(comm, timeout), timeout)
 
 
 class _MPIExchange:
     """See oclbn.sync.exchange.Exchange."""
 
-    def __init__(self, comm: Any) -> None:
+    def __init__(self, comm: Any, timeout: Any) -> None:
         try:
             from mpi4py import MPI
         except ImportError as error:
@@ -63,8 +65,17 @@ class _MPIExchange:
             raise ParameterError("comm was freed, or MPI has ended; a communicator that is in use is wanted")
         if comm.Is_inter():
             raise ParameterError("comm is an intercommunicator; an intracommunicator is wanted, as comm.Merge() gives")
-        self._mpi, self._comm = MPI, comm.Dup()
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self._mpi = MPI
+        self._comm, request = comm.Idup()
+        seconds = values.real(timeout) or 0.0
+        seconds = seconds if 0.0 < seconds < math.inf else TIMEOUT  # what is wrong with it the group tells everybody
+        if not _done(request, seconds):
+            _abandoned.append((self._comm, request))
+            _abort_at_exit(MPI)
+            raise GroupTimeoutError(
+                f"rank {self.rank}: not all of {self.size} ranks have come to make the group within {seconds:g} s"
+            )
 
     def gather(self, message: Bytes) -> _MPIGathering:
         received = np.empty((self.size, message.size), np.uint8)
@@ -87,7 +98,7 @@ class _MPIExchange:
                 time.sleep(_MOST_PAUSE)
         except self._mpi.Exception:  # of a library that knows already that ranks are gone, and will not talk to them
             return ()
-        self._kept = sent, asked, byte, come  # requests that are left are MPI's until it ends
+        _abandoned.append((sent, asked, byte, come))
         return sorted(asked)
 
     def close(self) -> None:
@@ -100,17 +111,25 @@ class _MPIGathering:
         self._request, self._message, self._received = request, message, received
 
     def wait(self, seconds: float) -> Bytes:
-        begun, pause = time.monotonic(), 0.0
-        while not self._request.Test():
-            waited = time.monotonic() - begun
-            if waited > seconds:
-                raise TimeoutError
-            if waited > _BUSY:  # the others may need this core
-                pause = min(_MOST_PAUSE, pause + 1e-5)
-                time.sleep(pause)
-            else:
-                _let_others_run()
+        if not _done(self._request, seconds):
+            _abandoned.append(self)
+            raise TimeoutError
         return self._received
+
+
+def _done(request: Any, seconds: float) -> bool:
+    """Whether a request is done before so many seconds have gone by."""
+    begun, pause = time.monotonic(), 0.0
+    while not request.Test():
+        waited = time.monotonic() - begun
+        if waited > seconds:
+            return False
+        if waited > _BUSY:  # the others may need this core
+            pause = min(_MOST_PAUSE, pause + 1e-5)
+            time.sleep(pause)
+        else:
+            _let_others_run()
+    return True
 
 
 def _let_others_run() -> None:
@@ -120,6 +139,7 @@ def _let_others_run() -> None:
         time.sleep(0)
 
 
+_abandoned: list[Any] = []  # requests that were given up, and the memory that MPI may write to until it ends
 _aborting = False
 
 
