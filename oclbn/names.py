@@ -93,10 +93,11 @@ OPTIONS = (
     Name(
         "",
         "",
-        "renorm synchronized virtual_batch_size",
+        "renorm virtual_batch_size",
         "",
         "Parts of a batch are normalised together by `oclbn.functional`: statistics, merge, normalize.",
     ),
+    Name("", "", "synchronized", "", "`oclbn.sync.SyncBatchNorm` makes a module one over devices and ranks."),
 )
 
 # Attributes and methods of a module.
@@ -208,6 +209,14 @@ CONTENTS = (
     Name("functional.batch_norm_infer", "batch_norm", "batch_normalization", "batchNormNd", "With given statistics."),
     Name("functional.batch_norm_backward", "native_batch_norm_backward", "", "batchNormNdBackward"),
     Name("functional.moments", "var_mean", "moments"),
+    Name("sync.SyncBatchNorm", "SyncBatchNorm", "", "", "Made of a module and a group of devices or ranks."),
+    Name(
+        "sync.Group.sum",
+        "DistributedDataParallel all_reduce",
+        "",
+        "",
+        "Gradients of other layers, summed over a group where the program says so.",
+    ),
     Name("functional.merge", "SyncBatchNorm", "", "", "Statistics of the parts of a batch, as those of all of it."),
     Name("gpuarray.to_gpu", "tensor as_tensor from_numpy", "convert_to_tensor", "to_gpu array asarray"),
     Name("gpuarray.Array", "Tensor", "Variable", "GPUArray ndarray", "pyopencl.array.Array."),

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("pages/**/*.md"))]
 GUIDES = [page for page in PAGES if page.parent.name != "measurements"]
+EXAMPLES = sorted((ROOT / "examples").rglob("README.md"))
 _RUN = """
 import contextlib, io, json, sys
 page, blocks = json.load(sys.stdin)
@@ -195,7 +196,7 @@ def test_names_that_are_given_exist(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", ROOT / "examples" / "README.md"],
+    [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *EXAMPLES],
     ids=title,
 )
 def test_files_that_are_named_exist(page: Path) -> None:
@@ -264,7 +265,7 @@ PRIVATE = {  # words of the kernels' authors, none of which means anything else 
 READ_BY_USERS = [
     *(page for page in GUIDES if page.parent.name not in ("develop", "api")),
     ROOT / "CHANGELOG.md",
-    ROOT / "examples" / "README.md",
+    *EXAMPLES,
 ]
 
 

@@ -22,6 +22,7 @@ import pyopencl.array as cla
 import pytest
 
 import oclbn
+import oclbn.sync
 from oclbn import (
     BatchNorm,
     BatchNorm1D,
