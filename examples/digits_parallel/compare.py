@@ -22,7 +22,7 @@ from oclbn.sync import DeviceGroup
 
 RANKS, TOLERANCE = 4, 1e-5
 # One thread for each rank, not bound to a core: the ranks share the cores of one machine.
-ONE_THREAD = {"POCL_MAX_PTHREAD_COUNT": "1", "POCL_AFFINITY": "0", "OPENBLAS_NUM_THREADS": "1"}
+ONE_THREAD = {"POCL_MAX_PTHREAD_COUNT": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def two_devices():

@@ -63,6 +63,7 @@ _WIDTHS = {  # of LLVM's names for processors
 _PROMISES = {_ZMM: {"avx512f"}, _YMM: {"avx"}, _SSE: set[str]()}  # by such a width
 _lock = threading.Lock()
 _seen: dict[int, str | None] = {}
+_OF_THREADS = ("POCL_AFFINITY", "POCL_MAX_PTHREAD_COUNT", "POCL_CPU_MAX_CU_COUNT")
 _asked = False  # for platforms, within pinned_threads
 
 
@@ -71,11 +72,12 @@ def pinned_threads() -> Iterator[None]:
     """A POCL that starts within the block keeps each of its threads on a core of its own; a running one is left alone.
 
     Only the first block of a process touches the environment: what is asked for in it runs from then on.
-    Nothing is changed where the user has set POCL_AFFINITY, nor where this process may not run on every core: POCL
-    would take no notice of that.
+    Nothing is changed where the user has set POCL_AFFINITY or the number of threads: POCL pins them to the first cores,
+    which several processes with a part of the cores each would then share. Nor where this process may not run on every
+    core: POCL would take no notice of that.
     """
     global _asked
-    if _asked or "POCL_AFFINITY" in os.environ or not _may_use_every_core():
+    if _asked or any(name in os.environ for name in _OF_THREADS) or not _may_use_every_core():
         yield
         return
     _asked = True

@@ -274,6 +274,14 @@ def test_the_users_setting_stands(setting: str) -> None:
 
 @_linux
 @pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="one core: nothing to tell")
+@pytest.mark.parametrize("variable", ["POCL_MAX_PTHREAD_COUNT", "POCL_CPU_MAX_CU_COUNT"])
+def test_part_of_the_threads_go_where_there_is_room(variable: str) -> None:
+    """POCL would pin the only thread of each of several processes to the first core."""
+    assert _started(**{variable: "1"})[1] == 0
+
+
+@_linux
+@pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="one core: nothing to tell")
 def test_where_not_every_core_may_be_used_none_is_taken() -> None:
     allowed = min(os.sched_getaffinity(0))
     _, cores, setting = _started(f"os.sched_setaffinity(0, [{allowed}])")
