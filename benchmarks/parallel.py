@@ -3,6 +3,7 @@
     mpiexec -n 2 python benchmarks/parallel.py                  # ResNet-50's layers, batch 32 per rank
     mpiexec -n 2 python benchmarks/parallel.py --host           # the host's share, on a tensor too small to matter
     mpiexec -n 4 python benchmarks/parallel.py --exchange       # the exchange alone, by bytes of a rank's message
+    mpiexec -n 2 python benchmarks/parallel.py --gloo           # a layer's exchanges beside Gloo's (needs torch)
 
 Needs the extras `mpi`, `cli` and `pocl`. Each rank has one core, where there are enough, and a POCL device of one
 thread. A step is a module's forward call and its backward; every round times both kinds, one after the other, in all
@@ -13,6 +14,7 @@ network has it.
 from __future__ import annotations
 
 import os
+import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -128,6 +130,46 @@ def report_exchange(group: MPIGroup, rounds: int) -> None:
         say(f"{1 << power:20} {statistics.median(times) * 1e6:12.1f}")
 
 
+def report_gloo(group: MPIGroup, rounds: int) -> None:
+    """What a layer exchanges, forward and backward, by itself; and the collectives of PyTorch's SyncBatchNorm by Gloo.
+
+    PyTorch's layer, which refuses tensors of a processor, gathers mean, 1 / deviation and count, and sums two
+    gradients.
+    """
+    import torch
+    from torch import distributed
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = WORLD.bcast(one.getsockname()[1])
+    address = f"tcp://127.0.0.1:{port}"
+    distributed.init_process_group("gloo", init_method=address, rank=WORLD.rank, world_size=WORLD.size)
+    torch.set_num_threads(1)
+    say(f"{'channels':>20} {'oclbn us':>9} {'gloo us':>8}   (a gathering each way; all_gather and all_reduce)")
+    for channels in (64, 256, 1024, 2048):
+        forward, backward = bytes(8 + 16 * channels), bytes(8 + 24 * channels)
+        sent = torch.zeros(2 * channels + 1)
+        received, summed = [torch.zeros(2 * channels + 1) for _ in range(WORLD.size)], torch.zeros(2 * channels)
+
+        def ours(forward: bytes = forward, backward: bytes = backward) -> None:
+            group.agree("forward", forward)
+            group.agree("backward", backward)
+
+        def theirs(sent: Any = sent, received: Any = received, summed: Any = summed) -> None:
+            distributed.all_gather(received, sent)
+            distributed.all_reduce(summed)
+
+        found: list[list[float]] = [[], []]
+        for call in (ours, theirs):
+            for _ in range(STEADY):
+                call()
+        for _ in range(rounds):
+            for times, call in zip(found, (ours, theirs), strict=True):
+                times.append(timed(call, 50))
+        say(f"{channels:20} " + " ".join(f"{statistics.median(times) * 1e6:8.1f}" for times in found))
+    distributed.destroy_process_group()
+
+
 def say(line: str) -> None:
     if WORLD.rank == 0:
         click.echo(line)
@@ -138,6 +180,7 @@ def say(line: str) -> None:
 @click.option("--rounds", default=7, show_default=True, help="Rounds of turns.")
 @click.option("--host", "kind", flag_value="host", help="A step on a tensor too small to matter.")
 @click.option("--exchange", "kind", flag_value="exchange", help="The exchange alone, by bytes.")
+@click.option("--gloo", "kind", flag_value="gloo", help="A layer's exchanges beside those of PyTorch's by Gloo.")
 def main(batch: int, rounds: int, kind: str | None) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if WORLD.size <= len(cores):
@@ -148,6 +191,8 @@ def main(batch: int, rounds: int, kind: str | None) -> None:
             report_host(group, rounds)
         elif kind == "exchange":
             report_exchange(group, rounds)
+        elif kind == "gloo":
+            report_gloo(group, rounds)
         else:
             report_layers(group, batch, rounds)
 

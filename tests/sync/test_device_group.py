@@ -10,6 +10,7 @@ import pyopencl.array as cla
 import pytest
 from data import EMPTY, FEW_SHAPES, NASTY
 from faults import NO_RESOURCES, counted, failing
+from places import LAYOUTS, queues_of
 from spread import (
     CUTS,
     alone,
@@ -44,6 +45,22 @@ from oclbn.truth.expectation import EPSILON
 from oclbn.truth.hostile import Offset, Spoiled, make
 
 FAR = Offset(1e6)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def queues(request: pytest.FixtureRequest, queue: cl.CommandQueue) -> list[cl.CommandQueue]:
+    return queues_of(request.param, queue.device)
+
+
+@pytest.fixture
+def group(queues: list[cl.CommandQueue]) -> DeviceGroup:
+    return DeviceGroup(queues)
+
+
+@pytest.fixture(scope="module")
+def two(queue: cl.CommandQueue) -> list[cl.CommandQueue]:
+    """Queues of two contexts of the device, for what does not depend on devices."""
+    return [queue, *queues_on(queue.device)]
 
 
 @pytest.mark.parametrize("how", CUTS)

@@ -13,7 +13,8 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from layers import MODULES, C, Maker
-from spread import cut, hosts_of, lengths_of, put
+from places import LAYOUTS, queues_of
+from spread import cut, hosts_of, lengths_of, put, queues_on
 
 from oclbn import BatchNorm1D, BatchNorm2D, BatchNormND
 from oclbn.errors import (
@@ -27,7 +28,24 @@ from oclbn.functional import merge, statistics
 from oclbn.sync import DeviceGroup, SyncBatchNorm
 from oclbn.truth.hostile import Data, Offset, make
 
+pytestmark = pytest.mark.once(reason="modules hand their shards to a group, which is tried on each runtime")
 SHAPE = (11, C, 3, 4)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def queues(request: pytest.FixtureRequest, queue: cl.CommandQueue) -> list[cl.CommandQueue]:
+    return queues_of(request.param, queue.device)
+
+
+@pytest.fixture
+def group(queues: list[cl.CommandQueue]) -> DeviceGroup:
+    return DeviceGroup(queues)
+
+
+@pytest.fixture(scope="module")
+def two(queue: cl.CommandQueue) -> list[cl.CommandQueue]:
+    """Queues of two contexts of the device, for what does not depend on devices."""
+    return [queue, *queues_on(queue.device)]
 
 
 def batch(step: int = 0, shape: tuple[int, ...] = SHAPE, dtype: Any = np.float32) -> Data:

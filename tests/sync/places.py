@@ -7,7 +7,6 @@ import pytest
 from spread import queues_on
 
 import oclbn.device
-from oclbn.sync import DeviceGroup
 
 LAYOUTS = ("one device", "three contexts", "halves", "halves in one context", "unlike devices")
 
@@ -40,19 +39,3 @@ def queues_of(layout: str, device: cl.Device) -> list[cl.CommandQueue]:
     if not oclbn.device.limits(device).fp64:
         pytest.skip(f"needs fp64; {device.name.strip()} has none")
     return queues_on(device, *others)
-
-
-@pytest.fixture(scope="session", params=LAYOUTS)
-def queues(request: pytest.FixtureRequest, queue: cl.CommandQueue) -> list[cl.CommandQueue]:
-    return queues_of(request.param, queue.device)
-
-
-@pytest.fixture
-def group(queues: list[cl.CommandQueue]) -> DeviceGroup:
-    return DeviceGroup(queues)
-
-
-@pytest.fixture(scope="session")
-def two(queue: cl.CommandQueue) -> list[cl.CommandQueue]:
-    """Queues of two contexts of the device, for what does not depend on devices."""
-    return [queue, *queues_on(queue.device)]
