@@ -52,6 +52,7 @@ from oclbn.call.results import queue_of
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ParameterError, ShapeError
 from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.words import in_words
 from oclbn.steps import GradientSums, Statistics, gradient, gradient_sums, merge, normalize, statistics
 
 __all__ = [
@@ -323,7 +324,7 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train", why: bool =
     on this device; then the kernels that are not used because they did not prove right on it.
 
     >>> x = gpuarray.zeros((4, 3, 5, 7))
-    >>> print(explain(x, operation="infer", why=True).partition("; resident declines: ")[2])
+    >>> print(explain(x, operation="infer", why=True).partition("; fused declines: ")[2])
     no kernel reads a channel twice for this operation
     """
     arguments.tensor("x", x)
@@ -335,4 +336,4 @@ def explain(x: Array, /, *, axis: int = 1, operation: str = "train", why: bool =
     prepared = prepared_for(Request.of(operation, x, axis, {"dy": x}), queue_of(x))
     declined = (one.replace(": ", " declines: ", 1) for one in (prepared.plan.declined if why else ()))
     failed = (f"not used, as the driver fails it: {fault}" for fault in prepared.failures)
-    return "; ".join([str(prepared.plan), *declined, *failed])
+    return in_words("; ".join([str(prepared.plan), *declined, *failed]))

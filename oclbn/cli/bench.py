@@ -44,14 +44,21 @@ class _Picture(Target):
 
 _LOOK, _BUSY = 0.3, 0.5  # seconds; cores that others may use before it is worth a word
 _PROFILE = 0.4  # of the time of a comparison
-_KINDS = "\n".join(f"  {kind.name:<15}{kind.about}" for kind in PEERS.values())
+
+
+class _Bench(Once):
+    """Its help ends with a list of what --against takes."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Libraries for --against"):
+            formatter.write_dl([(kind.name, kind.about) for kind in PEERS.values()])
+        super().format_epilog(ctx, formatter)
 
 
 @click.command(
     name="bench",
-    cls=Once,
-    epilog=f"\b\nPeers for --against:\n{_KINDS}\n\n"
-    "A peer that is not installed, or does not do something, leaves a dash and a line that says why.",
+    cls=_Bench,
+    epilog="A library that is not installed, or does not do something, leaves a dash and a line that says why.",
 )
 @click.option("--device", "spec", metavar="SPEC", help="Use this device: P:D, a type, or part of a name.")
 @click.option(
@@ -74,21 +81,21 @@ _KINDS = "\n".join(f"  {kind.name:<15}{kind.about}" for kind in PEERS.values())
 @click.option(
     "--outputs",
     multiple=True,
-    type=Names(OUTPUTS, "NAMES"),
-    default=["reused,fresh"],
+    type=Names(OUTPUTS, "NAMES", formerly={"reused": "preallocated", "bound": "prepared"}),
+    default=["preallocated,fresh"],
     show_default=True,
-    help="Where results go: into preallocated memory, given with out= (reused) or to calls that functional.bind has "
-    "prepared (bound), into new memory in each call (fresh), or into that of a pyopencl MemoryPool (pool).",
+    help="Where results go: into memory given with out= (preallocated), the same by calls that functional.bind has "
+    "prepared (prepared), into new memory in each call (fresh), or into that of a pyopencl MemoryPool (pool).",
 )
 @click.option(
-    "--against", multiple=True, type=Names(tuple(PEERS), "PEERS"), help="Time these peers beside oclbn; see below."
+    "--against", multiple=True, type=Names(tuple(PEERS), "NAMES"), help="Time other libraries beside oclbn; see below."
 )
 @click.option(
     "--peer-python",
     envvar="OCLBN_PEER_PYTHON",
     default=sys.executable,
     metavar="PATH",
-    help="The Python that has the peers, if it is another one; also OCLBN_PEER_PYTHON.",
+    help="The Python that has these libraries, if it is another one; also OCLBN_PEER_PYTHON.",
 )
 @click.option("--rounds", type=click.IntRange(min=3), help="Give each so many turns, instead of about 0.25 s of them.")
 @click.option("--details", is_flag=True, help="Print a line for each time: quantiles, MB, GB/s, samples.")
@@ -110,12 +117,13 @@ def command(
     as_json: bool,
     picture: Path | None,
 ) -> None:
-    """Time batch normalization beside the fastest copy of the same tensor, and beside peers.
+    """Time batch normalization beside the fastest copy of the same tensor, and beside other
+    libraries.
 
     Everything on a tensor is timed in the same run, in turns. Times are medians, from the call to the empty queue. The
     baseline is the fastest of the device's copy command and two copy kernels; outputs that are fresh are compared with
-    a copy into fresh memory. Peers run in processes of their own, which stand still while others are timed, on as many
-    threads as the device has compute units. All results are checked against float64 first.
+    a copy into fresh memory. Other libraries run in processes of their own, which stand still while others are timed,
+    on as many threads as the device has compute units. All results are checked against float64 first.
 
     Options with NAMES or a shape may be repeated, and add up. Without --suite and --shape, the suite resnet50 is timed.
     Each shape is shown as soon as it has been timed; after Ctrl-C, what has been found is printed, written and drawn,
@@ -258,7 +266,7 @@ def _show_built(console: Console, built: builds.Builds) -> None:
 def _warn_of_others() -> None:
     """On standard error, if other programs keep the processor busy: peers with threads of their own suffer first."""
     if (busy := busy_cores(_LOOK)) > _BUSY:
-        click.echo(f"Note: other programs use {busy:.1f} cores; times are worth little while they do.", err=True)
+        click.echo(f"Note: other programs use {busy:.1f} cores, which spoils times.", err=True)
 
 
 def busy_cores(seconds: float) -> float:

@@ -18,7 +18,7 @@ RATIOS_SAY = (
     "A row is a shape; 1 is the time of the fastest copy of the same tensor, further left is faster, "
     "and a dashed line is what its operation should reach."
 )
-PEERS_SAY = "Peers: right of 1, oclbn is faster."
+PEERS_SAY = "Other libraries: right of 1, oclbn is faster."
 BANDWIDTHS_SAY = "Bandwidth counts every tensor that has to be read or written once; the copy's is what memory allows."
 _ROW = 0.235  # inches for a shape
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000)
@@ -121,7 +121,7 @@ def _peers(panel: Any, report: Report, outputs: str, operation: str, shown: list
             panel.plot(*zip(*found, strict=True), linestyle="none", markersize=5, alpha=0.85, label=peer, **style)
     panel.axvline(1.0, color="0.4", linewidth=1.0, zorder=0)
     panel.set_title(operation, fontsize=9)
-    panel.set_xlabel("peer's time / oclbn's time", fontsize=9)
+    panel.set_xlabel("library's time / oclbn's time", fontsize=9)
     _log_ticks(panel, values, _TICKS)
 
 

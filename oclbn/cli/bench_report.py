@@ -20,19 +20,19 @@ from oclbn.tools.bench.profiling import Profile
 from oclbn.tools.bench.suites import Case, Shape
 from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES
 
-SCHEMA = 2  # of the JSON: goes up when a key goes away or changes its meaning
+SCHEMA = 3  # of the JSON: goes up when a key goes away or changes its meaning
 SUMMARIES = ("geometric mean", "over plain copy", "    at most")
 LEGEND = (
     "Times are medians; /copy: times as long as the baseline, the fastest copy of the same tensor.",
     "Plain copy: the faster of the device's command and a plain kernel, without non-temporal stores.",
 )
 PROFILE_LEGEND = (
-    "Times are medians, with outputs reused: preallocated (out=). host: from the call to the empty queue.",
+    "Times are medians, with outputs preallocated (out=). host: from the call to the empty queue.",
     "device: the kernels and what is between them. other: the host's own work, enqueueing, waking up.",
 )
 OUTPUTS_ARE = {  # what stands beside each of them
-    "reused": "preallocated (out=)",
-    "bound": "preallocated, by calls prepared with functional.bind",
+    "preallocated": "memory given with out=",
+    "prepared": "the same, by calls prepared with functional.bind",
     "fresh": "new memory in each call",
     "pool": "memory from a pyopencl MemoryPool",
 }
@@ -158,7 +158,7 @@ class Shown:
                 notes.append("@: the axis of the channels, where it is not 1; @3 of four axes is the NHWC layout.")
         if report.versions:
             known = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-            notes.append(f"Peers: {known}; x: how many times as long as oclbn.")
+            notes.append(f"Beside it {known}; x: how many times as long as oclbn.")
         self._console.print()
         for note in notes:
             self._console.print(Text(note, style="dim"))
@@ -449,5 +449,5 @@ class ShownProfile:
             self._console.print(Text(note, style="dim"))
         if self._timeless:
             self._console.print("-: the events of this driver keep no time.")
-        for line in _skipped({(shape, axis, "reused"): why for (shape, axis), why in skipped.items()}):
+        for line in _skipped({(shape, axis, "preallocated"): why for (shape, axis), why in skipped.items()}):
             self._console.print(Text(line))

@@ -25,7 +25,7 @@ _LONGEST = 1e6  # seconds that the system's clocks can wait
 @click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
 @click.option("--all", "every", is_flag=True, help="Every device, simulators too, one after the other.")
 @click.option("--quick", is_flag=True, help="A few small tensors only: seconds instead of minutes.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list; errors in units of their bounds.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list; errors in units of their tolerances.")
 @click.option(
     "--repro",
     "script",
@@ -45,9 +45,10 @@ def command(
 ) -> None:
     """Build every kernel that could be chosen on a device, and hold its results against float64 NumPy.
 
-    Training, inference, backward (with the batch's statistics and with constants) and moments, on ordinary and on
-    nasty data. Errors are in units of the bound that oclbn states for them: 1 is the most that passes. Each check runs
-    in a child process, so that a driver that aborts or hangs is a failed check and the others still run.
+    Training, inference, backward (with the batch's statistics and in eval mode) and moments, on ordinary and on
+    ill-conditioned data. Errors are in units of the tolerance that oclbn states for them: 1 is the most that passes.
+    Each check runs in a child process, so that a driver that aborts or hangs is a failed check and the others still
+    run.
 
     The choices in force are checked, the user's tuning table included. Simulators are always checked quickly. The exit
     status is 0 when everything passed, and 1 when anything failed; what to do then stands below, another device that

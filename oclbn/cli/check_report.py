@@ -16,6 +16,7 @@ from oclbn import __version__
 from oclbn.cli.devices import as_size
 from oclbn.device import DeviceInfo
 from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.words import in_words
 from oclbn.tools.check.checklist import BuildCheck, NumberCheck, SpeedCheck
 from oclbn.tools.check.outcomes import Checked, Outcome
 
@@ -45,11 +46,12 @@ def print_checked(console: Console, checked: Checked) -> None:
         f"cache {as_size(limits.cache_bytes)}",
         f"allocations to {as_size(limits.max_alloc_bytes)}",
     ]
-    console.print(Text(", ".join(facts), style="dim"), soft_wrap=not console.is_terminal)
+    for line in _lines(facts, console.width):
+        console.print(Text(line, style="dim"), soft_wrap=True)
     console.print(Text(" ".join(("to use it:", selection(info)[0], "or", selection(info)[1])), style="dim"))
     console.print(_table(checked))
     for outcome in checked.faults[:_SHOWN]:
-        console.print(Text(f"failed: {outcome.check}: {outcome.fault}", style="red"), soft_wrap=True)
+        console.print(Text(f"failed: {_failed(outcome)}", style="red"), soft_wrap=not console.is_terminal)
     if len(checked.faults) > _SHOWN:
         console.print(Text(f"... and {len(checked.faults) - _SHOWN} more", style="red"))
     console.print(_verdict(checked))
@@ -72,7 +74,7 @@ def print_matrix(console: Console, all_checked: Sequence[Checked]) -> None:
 
 
 def as_dict(checked: Checked) -> dict[str, Any]:
-    """One device as JSON shows it; errors in units of their bounds, times in seconds, bandwidth in bytes per second."""
+    """One device as JSON shows it; errors in units of their tolerance, times in seconds, bandwidth in bytes/s."""
     info = checked.info
     here, everywhere = selection(info)
     return {
@@ -107,6 +109,18 @@ def _operation_as_dict(checked: Checked, operation: str) -> dict[str, Any]:
     }
 
 
+def _lines(facts: Sequence[str], width: int) -> list[str]:
+    """Facts one after the other, no line wider than that if it can be; none is broken, as "1 MiB" would be."""
+    lines = [facts[0]]
+    for fact in facts[1:]:
+        lines[-1] += ","
+        if len(lines[-1]) + len(fact) + 2 > width:  # a blank before it, a comma behind
+            lines.append(fact)
+        else:
+            lines[-1] += f" {fact}"
+    return lines
+
+
 def _table(checked: Checked) -> Table:
     """A row for each operation; what a quick check does not do has no column."""
     kinds = {type(outcome.check) for outcome in checked.outcomes}
@@ -139,6 +153,12 @@ def _table(checked: Checked) -> Table:
 
 def _place(worst: Outcome) -> str:
     return f"{worst.told['of']}, {str(worst.check).partition(' of ')[2]}"
+
+
+def _failed(outcome: Outcome) -> str:
+    """A fault, and the check in words that the glossary has."""
+    first, space, rest = str(outcome.check).partition(" ")
+    return f"{_WORDS.get(first, first)}{space}{in_words(rest)}: {outcome.fault}"
 
 
 def _count(outcomes: Sequence[Outcome], kind: type) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -35,10 +35,12 @@ _FIRST = (
     "the first call builds the kernels, or loads them from the driver's cache, and proves them: they have to be right "
     "on a small tensor before they give a result (unless OCLBN_PROVE is 0)"
 )
-Section = tuple[Table, list[str]]  # a table and the remarks below it
+Rows = list[tuple[str, list[str], str]]  # what a row is of, its numbers, its style
+Section = tuple[RenderableType, list[str]]  # a table and the remarks below it
 FAILED, UNFIT = 1, 3  # exit statuses: a result is wrong; the data are such that none can be right
 _FAR_OFF = 1000.0  # from here on, how far off a result is says nothing more
 _SQUARED_IN_FLOAT64 = 1e150
+_SHORT = 16  # letters of a name that is not broken
 CHANNELS_SHOWN = 16  # of one case; fewer when there are several cases
 
 
@@ -56,7 +58,7 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
         table, remarks = part(outcomes)
         console.print()
         console.print(Text(title, style="bold"))
-        console.print(table)
+        console.print(table, crop=False)
         for remark in remarks:
             console.print(Text(remark, style="dim"))
 
@@ -138,8 +140,11 @@ def _impossible(outcome: Outcome, info: DeviceInfo) -> list[Text]:
 
 def data(outcomes: Sequence[Outcome]) -> Section:
     table = _table()
+    whole = {"type", "layer"}
+    if all(len(outcome.case.name) <= _SHORT for outcome in outcomes):
+        whole.add("data set")  # others may be names of files, of any length
     for heading in ("data set", "shape", "type", "layer", "trained on"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in whole)
     for outcome in outcomes:
         case = outcome.case
         shape = ", ".join(map(str, case.x.shape))
@@ -168,26 +173,19 @@ def _remarks(outcome: Outcome) -> list[str]:
 
 
 def settling(outcomes: Sequence[Outcome]) -> Section:
-    table = _table()
-    table.add_column("data set", overflow="fold")
-    table.add_column("statistic")
-    for heading in ("at start", "1 batch", "halfway", "at end"):
-        table.add_column(heading, justify="right")
+    rows: list[Rows] = []
     for outcome in outcomes:
         by_batch = {settled.batch: settled for settled in outcome.settling}
         last = outcome.settling[-1].batch
         points = [by_batch[0], by_batch[1], by_batch[max(last // 2, 1)], by_batch[last]]
-        table.add_row(outcome.case.name, "mean", *(_percent(point.mean) for point in points))
-        table.add_row("", "variance", *(_percent(point.var) for point in points))
+        means, variances = [point.mean for point in points], [point.var for point in points]
+        rows.append([("mean", [*map(_percent, means)], ""), ("variance", [*map(_percent, variances)], "")])
+    table = _grouped(outcomes, "statistic", ("at start", "1 batch", "halfway", "at end"), rows)
     return table, ["root mean square over channels, relative to that of the deviations (variances)"]
 
 
 def channels(outcomes: Sequence[Outcome]) -> Section:
-    table = _table()
-    table.add_column("\nchannel", overflow="fold")
-    for heading in ("data", "normalised", "eval mode"):
-        table.add_column(f"{heading}\nmean", justify="right")
-        table.add_column("\nstd", justify="right")
+    rows: list[Rows] = []
     for outcome in outcomes:
         columns = [
             values
@@ -195,12 +193,12 @@ def channels(outcomes: Sequence[Outcome]) -> Section:
             for values in (spread.mean, spread.std)
         ]
         shown = evenly(outcome.case.channels, CHANNELS_SHOWN if len(outcomes) == 1 else 4)
-        indent = _group(table, outcomes, outcome)
-        for channel in shown:
-            table.add_row(f"{indent}{channel}", *(_number(values[channel]) for values in columns))
+        rows.append([(str(channel), [_number(values[channel]) for values in columns], "") for channel in shown])
         if len(shown) < outcome.case.channels:  # NaN sort last
-            table.add_row(f"{indent}lowest", *(_number(np.sort(values)[0]) for values in columns), style="dim")
-            table.add_row(f"{indent}highest", *(_number(-np.sort(-values)[0]) for values in columns), style="dim")
+            rows[-1].append(("lowest", [_number(np.sort(values)[0]) for values in columns], "dim"))
+            rows[-1].append(("highest", [_number(-np.sort(-values)[0]) for values in columns], "dim"))
+    headings = [heading for name in ("data", "normalised", "eval mode") for heading in (f"{name}\nmean", "\nstd")]
+    table = _grouped(outcomes, "\nchannel", headings, rows)
     return table, [
         "normalised: by all the data's own statistics, with scale 1 and bias 0",
         "eval mode: by the running statistics, with the layer's own scale and bias",
@@ -226,17 +224,47 @@ def times(outcomes: Sequence[Outcome]) -> Section:
     table = _table()
     table.add_column("operation", overflow="fold")
     table.add_column("kernels")
-    table.add_column("first", justify="right", no_wrap=True)
-    table.add_column("median", justify="right", no_wrap=True)
+    table.add_column("first\nms", justify="right", no_wrap=True)
+    table.add_column("median\nms", justify="right", no_wrap=True)
     for outcome in outcomes:
         indent = _group(table, outcomes, outcome)
         for timing in outcome.timings:
-            table.add_row(f"{indent}{timing.operation}", timing.kernels, _time(timing.first), _time(timing.median))
+            table.add_row(f"{indent}{timing.operation}", timing.kernels, _ms(timing.first), _ms(timing.median))
     return table, [_FIRST]
 
 
 def _table() -> Table:
     return Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _grouped(
+    outcomes: Sequence[Outcome], first: str, headings: Sequence[str], groups: Sequence[Rows]
+) -> RenderableType:
+    """Rows of each data set below each other, headed by its name where there are several.
+
+    A table for each, as wide as the others: a name in a cell would widen its column, or be broken to fit it.
+    """
+    several = len(outcomes) > 1
+    indent = "  " if several else ""
+    labels = [indent + label for rows in groups for label, _, _ in rows]
+    columns = [labels, *zip(*(cells for rows in groups for _, cells, _ in rows), strict=True)]
+
+    def table(rows: Rows, *, headed: bool) -> Table:
+        made = _table()
+        made.show_header = headed
+        for heading, column in zip((first, *headings), columns, strict=True):
+            width = max(map(len, [*heading.split("\n"), *column]))
+            made.add_column(heading, justify="left" if heading == first else "right", min_width=width, no_wrap=True)
+        for label, cells, style in rows:
+            made.add_row(indent + label, *cells, style=style)
+        return made
+
+    if not several:
+        return table(groups[0], headed=True)
+    parts: list[RenderableType] = [table([], headed=True)]
+    for outcome, rows in zip(outcomes, groups, strict=True):
+        parts += [Text(outcome.case.name), table(rows, headed=False)]
+    return Group(*parts)
 
 
 def _group(table: Table, outcomes: Sequence[Outcome], outcome: Outcome) -> str:
@@ -249,7 +277,7 @@ def _group(table: Table, outcomes: Sequence[Outcome], outcome: Outcome) -> str:
 
 PARTS: dict[str, Callable[[Sequence[Outcome]], Section]] = {
     "Data": data,
-    "Running statistics: distance from those of all the data": settling,
+    "Running statistics: distance from those of all data, in %": settling,
     "Channels before and after": channels,
     "Largest error against float64 NumPy, as a part of its tolerance": checks,
     "Time per call on one batch, host included": times,
@@ -261,7 +289,7 @@ def _counted(count: int, one: str, several: str = "") -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.3g} %"
+    return f"{100 * value:.3g}"
 
 
 def _number(value: float) -> str:
@@ -277,7 +305,7 @@ def _error(outcome: Outcome, name: str) -> Text:
     return Text(f"FAIL {judged.units:.2f}" if judged.units < _FAR_OFF else "FAIL", style="bold red")
 
 
-def _time(seconds: float) -> str:
-    if seconds < 1e-3:
-        return f"{1e6 * seconds:.0f} us"
-    return f"{1e3 * seconds:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
+def _ms(seconds: float) -> str:
+    """Milliseconds with three digits or so."""
+    value = 1e3 * seconds
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"

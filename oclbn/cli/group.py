@@ -27,8 +27,8 @@ SUBCOMMANDS = (
 EPILOG = """`oclbn COMMAND --help` explains a command and its options.
 
 \b
-The Tab key completes commands and options after a line in the shell,
-or in its start-up file:
+The Tab key completes commands and options
+after a line in the shell, or in its start-up file:
   bash  eval "$(_OCLBN_COMPLETE=bash_source oclbn)"
   zsh   eval "$(_OCLBN_COMPLETE=zsh_source oclbn)"
   fish  _OCLBN_COMPLETE=fish_source oclbn | source

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,10 @@ from rich.text import Text
 from oclbn import __version__
 from oclbn.cli.tune_run import Tuned
 from oclbn.device import DeviceInfo
+from oclbn.plan.words import in_words
 from oclbn.tools.tune.search import Choices, Planned
 from oclbn.tuning import Level, usertable
 
-VARIANTS = {"resident": "fused", "split": "two-kernel", "serial": "reference"}  # the field's words
 LEGEND = (
     "fused: one kernel reads a channel, sums and writes it (variant resident). two-kernel: partial sums, then their "
     "results (split). reference: one work-item per channel (serial). LANES: work-items of a work-group; VEC: elements "
@@ -61,7 +60,12 @@ def origins_as_dict(info: DeviceInfo, found: Origins, plans: Sequence[Planned]) 
     """The same for JSON."""
     choices = {name: {"value": value, "from": origin} for name, (value, origin) in found.items()}
     planned = [
-        {"case": one.case, "operation": one.operation, "plan": str(one.plan), "declined": list(one.plan.declined)}
+        {
+            "case": one.case,
+            "operation": one.operation,
+            "plan": in_words(str(one.plan)),
+            "declined": [in_words(reason) for reason in one.plan.declined],
+        }
         for one in plans
     ]
     return {"index": info.spec, **_names(info), "choices": choices, "plans": planned}
@@ -143,15 +147,15 @@ def _table(*headings: str, right: bool = False) -> Table:
     return table
 
 
-def in_words(text: str) -> str:
-    """A plan, or a reason why there is none, with the field's words for the variants."""
-    return re.sub(r"\b(resident|split|serial)\b", lambda found: VARIANTS[found[1]], text)
-
-
 def _print_hanging(console: Console, text: str, indent: str, *, style: str = "") -> None:
     """Broken at words where it is wider than the screen, the rest indented."""
     width = console.width
-    console.print(Text(textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False), style=style))
+    console.print(
+        Text(
+            textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False),
+            style=style,
+        )
+    )
 
 
 def _print_device(console: Console, info: DeviceInfo) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,19 @@ def trainable(shape: tuple[int, ...], axis: int) -> tuple[tuple[int, ...], int]:
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]
-    """Names of a few that are known, separated by commas."""
+    """Names of a few that are known, separated by commas.
 
-    def __init__(self, known: Sequence[str], name: str) -> None:
-        self.known, self.name = tuple(known), name
+    formerly: what some of them were called, which goes on being understood.
+    """
+
+    def __init__(self, known: Sequence[str], name: str, formerly: Mapping[str, str] | None = None) -> None:
+        self.known, self.name, self.formerly = tuple(known), name, formerly or {}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
-        names = tuple(part.strip() for part in str(value).split(","))
+        given = (part.strip() for part in str(value).split(","))
+        names = tuple(self.formerly.get(name, name) for name in given)
         for name in names:
             if name not in self.known:
                 self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)

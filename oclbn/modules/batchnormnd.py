@@ -96,8 +96,8 @@ class BatchNormND(Module):
         does not wait for the device, but as soon as the counters are read, by `evalMode`, `save` or `skipped`.
 
         frozen_statistics: training, too, normalises with the running statistics and leaves them alone, while gradients
-        of scale and bias are gathered, as for fine-tuning; an attribute that may be set at any time. (Evaluation mode
-        uses the running statistics as well, but `backward` gathers no parameter gradients there.)
+        of scale and bias are accumulated, as for fine-tuning; an attribute that may be set at any time. (Eval mode
+        uses the running statistics as well, but `backward` accumulates no parameter gradients there.)
 
         ModuleParameterError, ModuleDtypeError: an argument that is not wanted.
         """
@@ -154,8 +154,8 @@ class BatchNormND(Module):
     def evalMode(self) -> None:
         """Compute with the running statistics from now on; drops what the last call left.
 
-        `backward` then gives the data's gradient and gathers none of the variables'; `frozen_statistics` does. After
-        training it waits for the device, and warns if the guard has left out every channel.
+        `backward` then gives the data's gradient and accumulates none of the variables'; `frozen_statistics` does.
+        After training it waits for the device, and warns if the guard has left out every channel.
         """
         if self.train:
             self._skips()

@@ -98,7 +98,7 @@ class Module(Parameters):
     def evalMode(self) -> None:
         """Compute with the running statistics from now on; drops what the last call left.
 
-        `backward` then gives the data's gradient and gathers none of the variables'; for these, see `backward`.
+        `backward` then gives the data's gradient and accumulates none of the variables'; for these, see `backward`.
         """
         self.train = False
         self.reset()
@@ -117,7 +117,7 @@ class Module(Parameters):
 
     @abstractmethod
     def _backward(self, data: Array, grad: Array, into: Mapping[str, Array], scale: float, momentum: float) -> Array:
-        """Compute the data's gradient; by name, gather those of the variables that are trained in the arrays `into`.
+        """Compute the data's gradient; by name, accumulate those of trained variables in the arrays `into`.
 
         They become `scale * new + momentum * old`. On an error, leave the module and the arrays as they were.
         """

@@ -91,7 +91,8 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
         small = SMALL_ALONE if shape.lanes == 1 else _SMALL
         if problem.tensor_bytes > small and not is_even(shape.blocks, device.compute_units):
             units = f"{device.compute_units} compute units"
-            return Declined(f"{shape.blocks} work-groups do not share out evenly among {units}")
+            groups = "1 work-group does" if shape.blocks == 1 else f"{shape.blocks} work-groups do"
+            return Declined(f"{groups} not share out evenly among {units}")
         again = problem.slice_bytes * operation.arrays_read * shape.channels
         again *= device.compute_units
         if device.cache_bytes and again > device.cache_bytes:  # in either form; split balances better

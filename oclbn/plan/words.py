@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 
@@ -170,3 +171,11 @@ class Plan:
         cut = f", {self.geometry.slices} slices" if self.geometry.slices > 1 else ""
         cut += f", chains of {self.geometry.chain}" if self.geometry.chain > 1 else ""
         return f"{self.variant} ({' + '.join(launch.kernel for launch in self.launches)}; {walk}, {shown}{cut})"
+
+
+VARIANTS = {"resident": "fused", "split": "two-kernel", "serial": "reference"}  # what the field calls them
+
+
+def in_words(text: str) -> str:
+    """A plan, or a reason why there is none, with the field's words for the variants: as users read it."""
+    return re.sub(r"\b(resident|split|serial)\b", lambda found: VARIANTS[found[1]], text)

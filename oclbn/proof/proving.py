@@ -3,8 +3,8 @@
 Compilers of OpenCL drivers do miscompile: they pass vectors in the wrong registers, run a loop's body twice, choose
 wrongly by a mask. A network that is trained on such results gets worse, and nothing says why. So before a form, that
 is, the kernels of a plan with their builds, gives its first result on a device, it normalises a made-up tensor
-(oclbn.proof.miniature), and all that it writes is compared: outputs within the bounds of oclbn.truth.bounds, what it
-does once (running statistics, gathered gradients, counters), and that nothing beside them has changed. Verdicts are
+(oclbn.proof.miniature), and all that it writes is compared: outputs within the tolerances of oclbn.truth.bounds, what
+it does once (running statistics, gathered gradients, counters), and that nothing beside them has changed. Verdicts are
 remembered in the process and on disk (oclbn.proof.verdicts).
 
 A form that fails is not used. The planner is asked again: for the usual UNROLL, without chains, with narrower
@@ -36,7 +36,7 @@ from oclbn.errors import BuildError, DeviceError, DriverWarning, warn_caller
 from oclbn.plan import strided
 from oclbn.plan.operations import ALL
 from oclbn.plan.variants import fitting_plan
-from oclbn.plan.words import DeviceLimits, Launch, Memory, Plan, Problem, Tuning
+from oclbn.plan.words import DeviceLimits, Launch, Memory, Plan, Problem, Tuning, in_words
 from oclbn.program import building, sources
 from oclbn.proof.miniature import Paths, miniature, paths_of
 from oclbn.proof.verdicts import Verdict, Verdicts
@@ -73,7 +73,7 @@ class Failure:
     verdict: Verdict
 
     def __str__(self) -> str:
-        return f"{self.form}: {_fault(self.verdict)}"
+        return f"{in_words(self.form)}: {_fault(self.verdict)}"
 
 
 class _OfDevice:
@@ -277,7 +277,7 @@ def failures(device: cl.Device) -> tuple[str, ...]:
     """The forms that are not used on a device, as far as was found out: in this process or an earlier one."""
     with _lock:
         known = _of(device).verdicts.known
-        return tuple(f"{key.partition(' ')[2]}: {_fault(v)}" for key, v in known.items() if not v.good)
+        return tuple(f"{in_words(key.partition(' ')[2])}: {_fault(v)}" for key, v in known.items() if not v.good)
 
 
 def forget() -> None:
@@ -319,7 +319,7 @@ def _verdict(
             verdict = _prove(operation, *miniature(problem, planned), context, device)
             seconds = time.perf_counter() - start
             _log.info(
-                "proved %s %s in %.3f s: %s errs by %.3g of its bound",
+                "proved %s %s in %.3f s: %s errs by %.3g times its tolerance",
                 operation,
                 planned,
                 seconds,
@@ -592,12 +592,12 @@ def _warn(device: cl.Device, failed: Sequence[Failure], used: Plan) -> None:
     known = _of(device)
     told = "; ".join(map(str, failed))
     if known.warned:
-        _log.warning("%s: %s; %s is used instead", _named(device), told, used)
+        _log.warning("%s: %s; %s is used instead", _named(device), told, in_words(str(used)))
         return
     known.warned = True
     warn_caller(
         f"{_named(device)} gives wrong results with kernels that oclbn would choose: {told}. "
-        f"{used} is used instead, which is right. {_REPORT}",
+        f"{in_words(str(used))} is used instead, which is right. {_REPORT}",
         DriverWarning,
     )
 

@@ -1,7 +1,7 @@
 """What proofs of kernels found (oclbn.proof), kept on disk: one file for each device, driver and version of oclbn.
 
 A file is JSON in `proofs/` of oclbn's folder of the user's cache: who it speaks of, and by key of a form the worst
-error in units of its bound and of which result that is. A folder that cannot be written, and a file that is damaged
+error in units of its tolerance and of which result that is. A folder that cannot be written, and a file that is damaged
 or speaks of another device, cost time and nothing else: forms are proven again.
 """
 
@@ -27,7 +27,7 @@ _log = logging.getLogger("oclbn.proof")
 
 @dataclass(frozen=True)
 class Verdict:
-    """The worst error of a form, in units of its bound, and of which result; 1 is the most that is allowed."""
+    """The worst error of a form, in units of its tolerance, and of which result; 1 is the most that is allowed."""
 
     units: float
     of: str

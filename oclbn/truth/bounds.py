@@ -33,7 +33,7 @@ Bounds = NDArray[np.float64]
 
 
 def excess(actual: NDArray[Any], expected: ArrayLike, bound: ArrayLike) -> Bounds:
-    """The error of each element, in units of its bound: 1 is the most that is allowed.
+    """The error of each element, in units of its tolerance: 1 is the most that is allowed.
 
     0 where NaN is expected and found, where the numbers are equal, and where the bound is infinite; infinite where only
     one of them is NaN, and where there is an error and no room for one. The bound broadcasts to the expected numbers,

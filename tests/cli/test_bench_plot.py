@@ -44,7 +44,7 @@ def report(queue: cl.CommandQueue, cases: tuple[Case, ...], outputs: tuple[str, 
 
 @pytest.mark.parametrize("file_format", STARTS)
 def test_pictures_are_of_their_kind(queue: cl.CommandQueue, file_format: str) -> None:
-    picture = bench_plot.draw(report(queue, SUITES["resnet50"], ("reused", "fresh"), PEERS), file_format)
+    picture = bench_plot.draw(report(queue, SUITES["resnet50"], ("preallocated", "fresh"), PEERS), file_format)
     assert picture.startswith(STARTS[file_format])
 
 
@@ -52,8 +52,8 @@ def test_pictures_are_of_their_kind(queue: cl.CommandQueue, file_format: str) ->
     ("cases", "outputs", "peers"),
     [
         pytest.param(SUITES["resnet50"][:1], ("fresh",), (), id="one shape"),
-        pytest.param(SUITES["densenet"], ("reused",), PEERS, id="many shapes"),
-        pytest.param((), ("reused",), PEERS, id="nothing"),
+        pytest.param(SUITES["densenet"], ("preallocated",), PEERS, id="many shapes"),
+        pytest.param((), ("preallocated",), PEERS, id="nothing"),
     ],
 )
 def test_few_or_many(
@@ -64,19 +64,19 @@ def test_few_or_many(
 
 def test_every_shape_and_peer_is_named(queue: cl.CommandQueue) -> None:
     """In an SVG, texts are drawn as shapes, with the text beside them as a comment."""
-    text = bench_plot.draw(report(queue, SUITES["channels-last"], ("reused",), PEERS), "svg").decode()
-    for name in ("32x56x56x256 @3", "one", "another", "forward", "fastest copy", "outputs reused"):
+    text = bench_plot.draw(report(queue, SUITES["channels-last"], ("preallocated",), PEERS), "svg").decode()
+    for name in ("32x56x56x256 @3", "one", "another", "forward", "fastest copy", "outputs preallocated"):
         assert f"<!-- {name}" in text
 
 
 def test_no_panel_is_empty_and_a_sentence_says_how_to_read_it(queue: cl.CommandQueue) -> None:
-    """One size has no curve of bandwidths, and an operation that no peer has no panel of peers."""
-    one = bench_plot.draw(report(queue, SUITES["resnet50"][:1], ("reused",), ()), "svg").decode()
+    """One size has no curve of bandwidths, and an operation that no other library does has no panel of them."""
+    one = bench_plot.draw(report(queue, SUITES["resnet50"][:1], ("preallocated",), ()), "svg").decode()
     assert "A row is a shape" in one
     assert "bandwidth" not in one
-    assert "peer" not in one
-    several = bench_plot.draw(report(queue, SUITES["channels-last"], ("reused",), ("another",)), "svg").decode()
-    assert several.count("<!-- peer's time") == 1, "of inference alone"
+    assert "librar" not in one
+    several = bench_plot.draw(report(queue, SUITES["channels-last"], ("preallocated",), ("another",)), "svg").decode()
+    assert several.count("<!-- library's time") == 1, "of inference alone"
     assert "<!-- bandwidth, GB/s" in several
 
 

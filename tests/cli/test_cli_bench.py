@@ -17,7 +17,7 @@ from oclbn.tools.bench import benchmark, profiling
 
 pytestmark = pytest.mark.once(reason="tables, files and exit statuses are the host's")
 
-SMALL = ("--shape", "4,6,5", "--rounds", "3", "--outputs", "bound", "--operations", "inference")
+SMALL = ("--shape", "4,6,5", "--rounds", "3", "--outputs", "prepared", "--operations", "inference")
 
 
 def bench(spec: str, *given: str, width: int | None = None) -> Result:
@@ -32,7 +32,7 @@ def test_repeated_options_add_up(spec: str) -> None:
         "--outputs",
         "fresh",
         "--outputs",
-        "bound",
+        "prepared",
         "--against",
         "numpy",
         "--against",
@@ -45,11 +45,19 @@ def test_repeated_options_add_up(spec: str) -> None:
     assert timed == {
         (shape, outputs, operation)
         for shape in ((4, 6, 5), (8, 3))
-        for outputs in ("fresh", "bound")
+        for outputs in ("fresh", "prepared")
         for operation in ("forward", "inference")
     }
     assert {absence["who"] for absence in found["absences"]} == {"numpy", "torch"}
     assert found["complete"] is True
+
+
+def test_outputs_go_by_their_former_names(spec: str) -> None:
+    """Which lines in other people's scripts have; nothing tells of them."""
+    given = ["--shape", "4,6,5", "--rounds", "3", "--operations", "inference", "--json"]
+    found = json.loads(bench(spec, *given, "--outputs", "reused,bound,prepared").stdout)
+    assert list(dict.fromkeys(row["outputs"] for row in found["rows"])) == ["preallocated", "prepared"]
+    assert "reused" not in bench(spec, "--outputs", "lent").stderr
 
 
 @pytest.mark.parametrize(

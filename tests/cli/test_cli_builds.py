@@ -53,7 +53,7 @@ def test_the_line(programs: int, seconds: float, says: str) -> None:
     "arguments",
     [
         pytest.param(["demo", "--batches", "1"], id="demo"),
-        pytest.param(["bench", "--shape", "4,8", "--rounds", "3", "--outputs", "reused"], id="bench"),
+        pytest.param(["bench", "--shape", "4,8", "--rounds", "3", "--outputs", "preallocated"], id="bench"),
         pytest.param(["bench", "--shape", "4,8", "--profile"], id="profile"),
     ],
 )

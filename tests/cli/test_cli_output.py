@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,24 @@ def test_help_is_in_whole_sentences(name: str | None) -> None:
             text = (option.help or "").partition("  [default")[0]
             assert text[:1].isupper(), option.name
             assert text.endswith("."), option.name
+
+
+PRIVATE = r"peers?|reused|bound|past the cache|nasty|heap|gather\w*|resident|split|serial|hostile|yardstick"
+
+
+@pytest.mark.parametrize("name", [None, *group.SUBCOMMANDS])
+def test_help_speaks_the_words_of_the_field(name: str | None) -> None:
+    """Names of options and variables aside."""
+    printed = CliRunner().invoke(group.oclbn, [*([] if name is None else [name]), "--help"]).stdout
+    assert re.findall(rf"\b(?:{PRIVATE})\b", re.sub(r"--[\w-]+|[A-Z]+_[A-Z_]+", "", printed)) == []
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("name", [None, *group.SUBCOMMANDS])
+def test_help_fits_a_narrow_screen(name: str | None, width: int) -> None:
+    given = [*([] if name is None else [name]), "--help"]
+    printed = CliRunner().invoke(group.oclbn, given, terminal_width=width).stdout
+    assert [line for line in printed.splitlines() if len(line) > width] == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no bash")

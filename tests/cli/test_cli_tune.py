@@ -202,10 +202,9 @@ def test_show_says_what_the_choices_lead_to(spec: str, monkeypatch: pytest.Monke
         (shape, operation) for shape in shapes for operation in ("train", "backward")
     ]
     for one in told["plans"]:
-        assert one["plan"].startswith("split (")
-        assert one["declined"] == ["resident: split is asked for"]
-        plan = one["plan"].replace("split (", "two-kernel (")
-        told = f"{one['case']} {one['operation']}: {plan} not fused: two-kernel is asked for"
+        assert one["plan"].startswith("two-kernel (")
+        assert one["declined"] == ["fused: two-kernel is asked for"]
+        told = f"{one['case']} {one['operation']}: {one['plan']} not fused: two-kernel is asked for"
         assert told in " ".join(shown.split())
     assert all(len(line) <= 120 for line in shown.splitlines())
 

@@ -816,11 +816,11 @@ def test_explain_says_why_not_another_variant(queue: cl.CommandQueue) -> None:
     x = cla.zeros(queue, (9, 9, 9), np.float32)
     told = explain(x, operation="infer")
     assert "declines" not in told
-    reason = "resident declines: no kernel reads a channel twice for this operation"
+    reason = "fused declines: no kernel reads a channel twice for this operation"
     assert explain(x, operation="infer", why=True) == f"{told}; {reason}"
     with using(variant="serial"):
         asked = explain(x, why=True)
-    assert asked.endswith("; resident declines: serial is asked for; split declines: serial is asked for")
+    assert asked.endswith("; fused declines: reference is asked for; two-kernel declines: reference is asked for")
 
 
 def test_arrays_by_name_and_left_out(queue: cl.CommandQueue) -> None:

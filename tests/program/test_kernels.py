@@ -34,7 +34,7 @@ from oclbn.functional import (
 from oclbn.gpuarray import pack
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.variants import plan
-from oclbn.plan.words import DeviceLimits, Tuning
+from oclbn.plan.words import VARIANTS, DeviceLimits, Tuning
 from oclbn.program.kept import kept
 from oclbn.proof.miniature import paths_of
 from oclbn.tools.yardstick import plain_copy
@@ -143,7 +143,7 @@ def test_the_variant_asked_for_is_the_one_that_runs(queue: cl.CommandQueue, oper
     with using(variant=variant):
         told = explain(x, operation=operation)
     has_it = variant != "resident" or OPERATIONS[operation].resident
-    assert told.startswith(variant if has_it else "serial"), told
+    assert told.startswith(VARIANTS[variant if has_it else "serial"]), told
 
 
 @pytest.mark.parametrize("form", FORMS, indirect=True)

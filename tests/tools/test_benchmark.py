@@ -31,7 +31,7 @@ def work(queue: cl.CommandQueue, shape: tuple[int, ...], outputs: str, axis: int
 
 @pytest.mark.parametrize("count", [2, 7, 64, 1000, 100_003])
 def test_every_copy_copies(queue: cl.CommandQueue, count: int) -> None:
-    made = work(queue, (2, count), "reused")
+    made = work(queue, (2, count), "preallocated")
     target = made._target()
     seen = []
     for entry in made.copies():
@@ -63,7 +63,7 @@ def test_outputs_lie_where_they_should(queue: cl.CommandQueue, outputs: str) -> 
     made = work(queue, (4, 3, 5), outputs)
     call = made.calls()["inference"]
     (first,), (second,) = call(), call()
-    assert (first.base_data == second.base_data) is (outputs in ("reused", "bound"))
+    assert (first.base_data == second.base_data) is (outputs in ("preallocated", "prepared"))
     assert (first.allocator is not None) is (outputs == "pool")
     rows = benchmark.compare(queue, (4, 3, 5), rounds=3, outputs=outputs, operations=("inference",)).rows
     assert {row.outputs for row in rows} == {outputs}
@@ -83,7 +83,7 @@ def test_wrong_results_are_not_timed(queue: cl.CommandQueue, monkeypatch: pytest
     [
         ((3, 4), 1, {"rounds": 2}, "rounds is 2"),
         ((3, 4), 2, {}, "axis is 2"),
-        ((3, 4), 1, {"outputs": "lent"}, "'lent'; some of reused"),
+        ((3, 4), 1, {"outputs": "lent"}, "'lent'; some of preallocated"),
         ((3, 4), 1, {"operations": ("forward", "sideways")}, "'sideways'"),
     ],
 )
@@ -165,7 +165,7 @@ def test_the_command_prints_a_table(queue: cl.CommandQueue) -> None:
     printed = run("--shape", "4,8,6,6", "--shape", "32,10", "--rounds", "3")
     assert "4x8x6x6" in printed
     assert printed.count("geometric mean") == 2
-    assert "outputs reused" in printed
+    assert "outputs preallocated" in printed
     assert "outputs fresh" in printed
 
 
@@ -181,7 +181,7 @@ def test_means_are_over_all_copies_and_over_plain_ones(queue: cl.CommandQueue, m
 
     queued = [6e-3, 3e-3]  # of the second shape, and of the first
     monkeypatch.setattr(benchmark, "interleave", timed)
-    printed = run("--shape", "4,8,6,6", "--shape", "32,10", "--operations", "forward", "--outputs", "bound")
+    printed = run("--shape", "4,8,6,6", "--shape", "32,10", "--operations", "forward", "--outputs", "prepared")
     lines = {line.partition("  ")[0]: line.split()[-1] for line in map(str.strip, printed.splitlines()) if line}
     assert lines["geometric mean"] == "(4.24)"
     assert lines["over plain copy"] == "(2.12)"
@@ -205,15 +205,15 @@ def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
     assert printed["device"]["driver"]
     rows = printed["rows"]
     assert {row["operation"] for row in rows} == {*benchmark.TENSORS, *benchmark.COPIES}
-    assert {row["outputs"] for row in rows} == {"reused", "fresh"}
+    assert {row["outputs"] for row in rows} == {"preallocated", "fresh"}
     assert all(row["shape"] == [5, 3, 2] and row["axis"] == 2 and row["bandwidth"] > 0 for row in rows)
     assert all(row["plan"] for row in rows if row["who"] == "oclbn")
 
 
 @TOLD
 def test_a_shape_that_has_no_room_is_one_line(queue: cl.CommandQueue) -> None:
-    printed = run("--shape", "4,8", "--shape", "1048576,1048576", "--rounds", "3", "--outputs", "reused")
-    assert "1048576x1048576, outputs reused, is left out: " in printed
+    printed = run("--shape", "4,8", "--shape", "1048576,1048576", "--rounds", "3", "--outputs", "preallocated")
+    assert "1048576x1048576, outputs preallocated, is left out: " in printed
     assert "4x8 " in printed
 
 
@@ -252,7 +252,7 @@ def test_the_command_profiles(queue: cl.CommandQueue) -> None:
     assert [one["operation"] for one in found["profile"]] == list(benchmark.TENSORS)
 
 
-def test_help_names_suites_and_peers() -> None:
+def test_help_names_suites_and_libraries() -> None:
     printed = run("--help")
     for name in (*benchmark.SUITES, "onednn-blocked", "OCLBN_PEER_PYTHON"):
         assert name in printed
@@ -266,7 +266,7 @@ def test_help_names_suites_and_peers() -> None:
         (["--suite", "vgg"], 2, "resnet50"),
         (["--rounds", "2"], 2, "x>=3"),
         (["--against", "torch,caffe"], 2, "'caffe' is not one of torch, numpy"),
-        (["--outputs", "lent"], 2, "reused, bound, fresh, pool"),
+        (["--outputs", "lent"], 2, "preallocated, prepared, fresh, pool"),
         (["--plot", "bench.txt"], 2, ".png, .svg, .pdf"),
         (["--device", "no such device"], 1, "fits no device"),
         (["--shape", "4,5", "--axis", "3"], 2, "3 is no axis of shape"),

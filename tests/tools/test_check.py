@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -18,11 +19,13 @@ import numpy as np
 import pyopencl as cl
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from oclbn import device, functional
 from oclbn.call.prepared import dissect
 from oclbn.cli import check as check_command
-from oclbn.cli import check_run, remedy
+from oclbn.cli import check_report, check_run, remedy
+from oclbn.cli.devices import as_size
 from oclbn.cli.group import oclbn
 from oclbn.device import DeviceInfo, pocl
 from oclbn.plan.operations import OPERATIONS
@@ -250,6 +253,22 @@ def test_the_smallest_failure_makes_the_script(info: DeviceInfo, tmp_path: Path)
     checked.outcomes = [check_run.Outcome(check, {}, "dx is wrong") for check in (SpeedCheck((1, 1)), *tried)]
     check_command._write_repro(tmp_path / "repro.py", [checked])
     assert "backward of 3x40x5 @0" in (tmp_path / "repro.py").read_text()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_fact_is_broken_and_faults_are_in_words_of_the_field(info: DeviceInfo, width: int) -> None:
+    checked = asked_of(info)
+    check = NumberCheck("constant", (3, 7, 3, 5), 1, checklist.ORDINARY, variant="split")
+    checked.outcomes = [check_run.Outcome(check, {}, "dx is wrong")]
+    screen = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None, highlight=False)
+    check_report.print_checked(screen, checked)
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    memory = as_size(info.limits.local_bytes)
+    assert any(f"local {memory}" in line for line in lines)
+    assert [line for line in lines if len(line) > width and line != info.title] == []
+    assert "failed: backward, eval mode of 3x7x3x5, N(0,1), two-kernel: dx is wrong" in " ".join(
+        " ".join(lines).split()
+    )
 
 
 @pytest.mark.usefixtures("dying", "no_other")

@@ -103,6 +103,21 @@ def check_picture(png: bytes, rows: int) -> None:
         assert np.count_nonzero(np.abs(pixels - filled).max(axis=-1) < 0.02) > 400
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_word_is_broken_on_a_narrow_screen(spec: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    result = demo("--device", spec, "--batches", "2")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert [line for line in lines if len(line) > width] == []
+    assert "…" not in result.output
+    for table in ("Running statistics", "Channels before and after"):
+        first = next(number for number, line in enumerate(lines) if line.startswith(table))
+        assert lines[first : lines.index("", first)].count("activations") == 1, table
+    for word in ("images", "activations", "BatchNorm2D(16)", "normalised", "backward"):
+        assert re.search(rf"(^|\s){re.escape(word)}(\s|$)", result.output), word
+
+
 def test_it_runs_as_a_process_and_leaves_no_animation_in_a_pipe(spec: str) -> None:
     command = [sys.executable, "-m", "oclbn", "demo", "--device", spec, "--batches", "2", "--batch-size", "64"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -203,7 +203,7 @@ def state(pid: int) -> str:
         return ""
 
 
-@pytest.mark.parametrize("outputs", ["reused", "fresh"])
+@pytest.mark.parametrize("outputs", ["preallocated", "fresh"])
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_compute_batch_normalization(
@@ -238,7 +238,7 @@ def test_the_command_compares(queue: cl.CommandQueue, tmp_path: Path) -> None:
     forward = next(line for line in result.stdout.splitlines() if " forward " in line and "8x4x5x5" in line)
     assert forward.split()[-1] == "-", "not timed, whether it is installed or not"
     assert "- onnxruntime" in result.stdout
-    printed = json.loads(CliRunner().invoke(oclbn, [*given, "--outputs", "reused", "--json"]).stdout)
+    printed = json.loads(CliRunner().invoke(oclbn, [*given, "--outputs", "preallocated", "--json"]).stdout)
     assert printed["peers"]["numpy"]
     assert {row["operation"] for row in printed["rows"] if row["who"] == "numpy"} == set(benchmark.TENSORS)
     assert any(absence["who"] == "onnxruntime" for absence in printed["absences"])
@@ -247,12 +247,12 @@ def test_the_command_compares(queue: cl.CommandQueue, tmp_path: Path) -> None:
 def test_reasons_are_told_once() -> None:
     shapes = [((2, 3), 1), ((4, 3), 1)]
     absences = [
-        benchmark.Absence(*case, "reused", "ort", operation, "inference only")
+        benchmark.Absence(*case, "preallocated", "ort", operation, "inference only")
         for case in shapes
         for operation in ("forward", "both")
     ]
     (line,) = bench_report._absences(absences)
-    assert line == "- ort, forward, both, outputs reused (2 shapes): inference only"
+    assert line == "- ort, forward, both, outputs preallocated (2 shapes): inference only"
 
 
 # --- right or wrong

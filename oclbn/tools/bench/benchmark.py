@@ -4,10 +4,10 @@ Batch normalization moves bytes, so the copy of the tensor is the limit. In each
 one turn, in shuffled order: a call that is not timed, so that nobody starts with another's data in the cache, then a
 few that are, each until the queue is empty. What is compared are medians over all rounds. The host's work is timed too.
 
-Outputs are "reused" (out=), "bound" (reused, by calls that oclbn.functional.bind has prepared), "fresh" (allocated in
-each call and given back before the next, as without out=), or from a "pool" (pyopencl's MemoryPool as x's allocator);
-fresh ones are compared with a copy into fresh memory. Every result, oclbn's and the peers', is checked against the
-float64 reference before it is timed.
+Outputs are "preallocated" (out=), "prepared" (as these, by calls that oclbn.functional.bind has prepared), "fresh"
+(allocated in each call and given back before the next, as without out=), or from a "pool" (pyopencl's MemoryPool as
+x's allocator); fresh ones are compared with a copy into fresh memory. Every result, oclbn's and the peers', is
+checked against the float64 reference before it is timed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 TENSORS = {"forward": 2, "backward": 3, "inference": 2, "both": 5}  # that memory has to see: read or written once each
-OUTPUTS = ("reused", "bound", "fresh", "pool")
+OUTPUTS = ("preallocated", "prepared", "fresh", "pool")
 _READY = 0.4  # of the time is over, about, when everything has been made and checked and the timing begins
 PEER_SECONDS = 3.0  # to start a peer, once for each kind of outputs
 _SECONDS, _PACE = 0.5, 10e6  # of a comparison: for any shape, and bytes of the tensor in a second beyond them
@@ -72,7 +72,7 @@ class Row:
     ratio: float  # median over the median of the fastest copy
     plan: str
     who: str = "oclbn"  # or "copy", or a peer's name
-    outputs: str = "reused"
+    outputs: str = "preallocated"
     samples: int = 0
 
     @property
@@ -105,7 +105,7 @@ class Comparison:
 def measure(queue: cl.CommandQueue, shape: Shape, axis: int = 1, *, rounds: int | None = None) -> list[Row]:
     """Time forward (training), backward, inference and both of a float32 tensor, and three ways to copy it.
 
-    As `compare` without peers, outputs reused. Returns one Row per operation, copies first.
+    As `compare` without peers, outputs preallocated. Returns one Row per operation, copies first.
     """
     return compare(queue, shape, axis, rounds=rounds).rows
 
@@ -116,7 +116,7 @@ def compare(
     axis: int = 1,
     *,
     rounds: int | None = None,
-    outputs: str = "reused",
+    outputs: str = "preallocated",
     operations: Sequence[str] = tuple(TENSORS),
     peers: Sequence[PeerProcess] = (),
     advance: Callable[[float], None] = lambda part: None,
@@ -125,9 +125,9 @@ def compare(
 
     shape: of the tensor, channels on `axis`. rounds: turns of each, at least 3; None: as many as fit into about a
     quarter of a second each, fewer for peers that are slow. outputs: one of OUTPUTS. operations: some of TENSORS.
-    peers: made for the same outputs (for "bound": reused); one that is missing, declines or fails is an Absence.
-    advance: called with the part of the work that is done, up to 1, so that a bar moves while a large tensor is timed.
-    Allocates four such tensors on queue's device. SizeError: no room for them on the device or the machine.
+    peers: made for the same outputs (for "prepared": preallocated); one that is missing, declines or fails is an
+    Absence. advance: called with the part of the work that is done, up to 1, so that a bar moves while a large tensor
+    is timed. Allocates four such tensors on queue's device. SizeError: no room for them on the device or the machine.
     DeviceError: oclbn's results are wrong.
     """
     if rounds is not None and rounds < 3:
@@ -152,9 +152,7 @@ def compare(
             np.save(case.block, values)
             for number, peer in enumerate(peers):
                 if outputs == "pool":
-                    case.absent(
-                        peer.kind.name, "", "pools are timed for oclbn alone: a peer's outputs are fresh or reused"
-                    )
+                    case.absent(peer.kind.name, "", "pools are timed for oclbn alone; here take fresh or preallocated")
                 elif room is not None and number >= room:
                     case.absent(peer.kind.name, "", "no memory for it beside the others: name it first or alone")
                 else:
@@ -244,7 +242,7 @@ class _Case:
         facts, name = limits(self.queue.device), peer.kind.name
         threads = facts.compute_units if facts.kind == "cpu" else os.cpu_count() or 1
         tensor: dict[str, Any] = {"block": str(self.block), "shape": self.shape, "axis": self.axis}
-        outputs = "reused" if self.outputs == "bound" else self.outputs
+        outputs = "preallocated" if self.outputs == "prepared" else self.outputs
         numbers = {"epsilon": EPSILON, "factor": FACTOR, "outputs": outputs}
         try:
             peer.load(threads=threads, **tensor, **numbers, device=describe(self.queue.device))

@@ -30,7 +30,7 @@ class Launched:
 
 @dataclass(frozen=True)
 class Profile:
-    """One operation on one shape, outputs reused. Medians, in seconds."""
+    """One operation on one shape, outputs preallocated. Medians, in seconds."""
 
     shape: Shape
     axis: int
@@ -51,7 +51,7 @@ def profile(
     axis = checked_axis(shape, axis)
     room_for(queue, shape)
     timed = cl.CommandQueue(queue.context, queue.device, properties=cl.command_queue_properties.PROFILING_ENABLE)
-    work = Work(timed, shape, axis, "reused", contract.block(math.prod(shape)))
+    work = Work(timed, shape, axis, "preallocated", contract.block(math.prod(shape)))
     found = []
     for operation in operations:
         call = work.calls()[operation]

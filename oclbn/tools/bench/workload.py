@@ -43,16 +43,16 @@ class Work:
     """
 
     def __init__(self, queue: cl.CommandQueue, shape: Shape, axis: int, outputs: str, values: contract.Floats) -> None:
-        self.queue, self.axis, self._values, self._bound = queue, axis, values, outputs == "bound"
+        self.queue, self.axis, self._values, self._bound = queue, axis, values, outputs == "prepared"
         put = functools.partial(gpuarray.to_gpu, queue=queue)
         if outputs == "pool":
             tools: Any = cl.tools
             pool = tools.MemoryPool(tools.ImmediateAllocator(queue))
             put = functools.partial(cla.to_device, queue, allocator=pool)
         self.x, self.dy = (put(contract.tensor(values, shape, name)) for name in ("x", "dy"))
-        reused = outputs in ("reused", "bound")
-        self._out: cla.Array | None = gpuarray.empty_like(self.x) if reused else None
-        self._other_out: cla.Array | None = gpuarray.empty_like(self.x) if reused else None
+        kept = outputs in ("preallocated", "prepared")
+        self._out: cla.Array | None = gpuarray.empty_like(self.x) if kept else None
+        self._other_out: cla.Array | None = gpuarray.empty_like(self.x) if kept else None
         given = contract.parameters(values, shape[axis])
         arrays = {name: cla.to_device(queue, np.array(value)) for name, value in given.items()}
         self._scale, self._bias, self._mean, self._var = (arrays[name] for name in ("scale", "bias", "mean", "var"))

@@ -45,7 +45,7 @@ def build(queue: cl.CommandQueue, check: BuildCheck) -> dict[str, Any]:
 
 
 def numbers(queue: cl.CommandQueue, check: NumberCheck) -> dict[str, Any]:
-    """Run an operation on views with odd offsets and compare: the worst error in units of its bound, and of what."""
+    """Run an operation on views with odd offsets and compare: the worst error, over its tolerance, and of what."""
     host = check.case.make()
     arrays = _Arrays(queue, host)
     given = arrays.put(*cases.TAKES[check.operation])

@@ -18,7 +18,7 @@ from oclbn.truth.hostile import Data, along, others
 
 
 class Checks:
-    """For each result the one that was farthest off, in units of its bound.
+    """For each result the one that was farthest off, in units of its tolerance.
 
     unfit: channels, on `axis` of a tensor, in which no result can be right, whoever computes it; they are left out.
     """

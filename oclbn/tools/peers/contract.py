@@ -32,7 +32,7 @@ class Case:
     epsilon: float
     factor: float
     threads: int
-    outputs: str  # "reused": the same memory for every result; "fresh": new memory for each
+    outputs: str  # "preallocated": the same memory for every result; "fresh": new memory for each
     device: dict[str, Any]  # platform, version, device (names) and index of the OpenCL device
 
     @property

@@ -1,4 +1,4 @@
-"""NumPy, as one writes it. Reused outputs: every step writes into memory that was there before."""
+"""NumPy, as one writes it. Preallocated outputs: every step writes into memory that was there before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Peer:
         self.scale, self.bias, self.mean, self.var = map(case.column, (case.scale, case.bias, case.mean, case.var))
         self.running = [self.mean.copy(), self.var.copy()]
         self.saved = self._statistics()
-        self.reuse = case.outputs == "reused"
+        self.reuse = case.outputs == "preallocated"
         self.out: Any = np.empty_like(case.x) if self.reuse else None
         self.spare: Any = np.empty_like(case.x) if self.reuse else None
 

@@ -1,6 +1,6 @@
 """ONNX Runtime's CPU provider: inference of a graph of one node.
 
-Reused outputs: the result is bound to memory that is there; fresh: the runtime allocates it in each run.
+Preallocated outputs: the result is bound to memory that is there; fresh: the runtime allocates it in each run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Peer:
         self.binding = session.io_binding()
         self.x = runtime.OrtValue.ortvalue_from_numpy(case.x)
         self.binding.bind_ortvalue_input("x", self.x)
-        if case.outputs == "reused":
+        if case.outputs == "preallocated":
             self.y = runtime.OrtValue.ortvalue_from_shape_and_type(case.x.shape, case.x.dtype.type)
             self.binding.bind_ortvalue_output("y", self.y)
         self.session, self.fresh = session, case.outputs == "fresh"

@@ -78,10 +78,10 @@ class PeerProcess(ChildProcess):
         return lambda calls, warm: list(self.ask("time", operation=operation, calls=calls, warm=warm)["seconds"])
 
     def release(self) -> None:
-        """Let go of the tensor. A process whose heap keeps what is freed is ended instead."""
+        """Let go of the tensor. A process whose malloc keeps what is freed is ended instead."""
         if self._child is None:
             return
-        if self.outputs == "reused" and self.kind.reused:
+        if self.outputs == "preallocated" and self.kind.preallocated:
             self.close()
             return
         with contextlib.suppress(Rejected):  # it has ended: so has its memory
@@ -98,8 +98,8 @@ class PeerProcess(ChildProcess):
         environment = {"OMP_NUM_THREADS": str(self._threads), "PYTHONUNBUFFERED": "1"}
         if not _CAN_STOP:
             environment |= {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
-        if self.outputs == "reused":
-            environment |= self.kind.reused
+        if self.outputs == "preallocated":
+            environment |= self.kind.preallocated
         if self.kind.one_platform and self.library:
             self._folder = tempfile.TemporaryDirectory(prefix="oclbn-icd-")
             Path(self._folder.name, "only.icd").write_text(self.library + "\n")

@@ -1,7 +1,7 @@
 """What one writes today with pyopencl alone: a ReductionKernel per channel for the sums, ElementwiseKernels else.
 
-pyopencl.array reduces whole arrays, not axes, so that each channel takes a launch. Reused outputs: given arrays are
-written; fresh: an array is allocated for each result.
+pyopencl.array reduces whole arrays, not axes, so that each channel takes a launch. Preallocated outputs: given arrays
+are written; fresh: an array is allocated for each result.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Peer:
         self.sum_of = [self.sums[channel : channel + 1].reshape(()) for channel in range(self.channels)]
         per_channel = (self.array.empty_like(self.mean) for _ in range(4))
         self.save_mean, self.save_invstd, self.dscale, self.dbias = per_channel
-        self.out = self.array.empty_like(self.x) if case.outputs == "reused" else None
+        self.out = self.array.empty_like(self.x) if case.outputs == "preallocated" else None
         self._kernels(pairs)
 
     def _kernels(self, pairs: Any) -> None:

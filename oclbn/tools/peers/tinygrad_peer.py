@@ -2,7 +2,7 @@
 
 tinygrad takes the first platform that the OpenCL loader lists, and there a GPU before anything else; the parent shows
 it one platform (OCL_ICD_VENDORS), and what it then opens must be the device that was asked for. TinyJit keeps its
-results' memory from call to call, so that there are reused outputs only.
+results' memory from call to call, so that there are preallocated outputs only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Peer:
     """Forward and backward are each one jitted function; backward is the closed form on saved statistics."""
 
     def __init__(self, case: Case) -> None:
-        if case.outputs != "reused":
+        if case.outputs != "preallocated":
             raise Declined("tinygrad's TinyJit always reuses its outputs")
         tinygrad: Any = importlib.import_module("tinygrad")
         self.version = importlib.import_module("importlib.metadata").version("tinygrad")

@@ -1,6 +1,6 @@
 """PyTorch's CPU kernels on as many threads as the device has compute units, with autograd, as people run them.
 
-It allocates its results itself. Reused outputs: the allocator keeps its heap (see registry.py), so that memory comes
+It allocates its results itself. Preallocated outputs: malloc keeps its memory (see registry.py), so that memory comes
 back instead of being mapped anew; PyTorch's own out= variants exist for one direction only.
 """
 
