@@ -266,7 +266,7 @@ def _show_built(console: Console, built: builds.Builds) -> None:
 def _warn_of_others() -> None:
     """On standard error, if other programs keep the processor busy: peers with threads of their own suffer first."""
     if (busy := busy_cores(_LOOK)) > _BUSY:
-        click.echo(f"Note: other programs use {busy:.1f} cores, which spoils times.", err=True)
+        output.say(f"Note: other programs use {busy:.1f} cores; times are worth little while they do.")
 
 
 def busy_cores(seconds: float) -> float:

@@ -49,7 +49,8 @@ def draw(report: Report, file_format: str) -> bytes:
     figure.supxlabel("\n".join(reading) if kinds else "Nothing was timed.", fontsize=9, color="0.35")
     parts = figure.subfigures(max(1, len(heights)), 1, height_ratios=heights or [1], squeeze=False)[:, 0]
     for part, outputs in zip(parts, kinds, strict=False):
-        _shapes(part, report, outputs, compared)
+        known = {row.operation for row in report.rows if row.outputs == outputs and row.who in report.peers}
+        _shapes(part, report, outputs, [operation for operation in compared if operation in known])
     if len(sizes) > 1:
         _bandwidths(parts[-1], report, kinds)
     picture = io.BytesIO()

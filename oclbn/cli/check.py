@@ -98,9 +98,9 @@ def _write_repro(script: Path, found: list[Checked]) -> None:
                 file.write(text.encode())
         except OSError as error:
             raise click.FileError(str(script), hint=error.strerror) from error
-        click.echo(f"Wrote {script} ({as_size(len(text.encode()))}): {check}", err=True)
+        output.say(f"Wrote {script} ({as_size(len(text.encode()))}): {check_report.named(check)}")
         return
-    click.echo("Nothing failed that a script could show: none was written", err=True)
+    output.say("Nothing failed that a script could show: none was written")
 
 
 def _elements(check: BuildCheck | NumberCheck) -> int:

@@ -17,7 +17,7 @@ from oclbn.cli.devices import as_size
 from oclbn.device import DeviceInfo
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.words import in_words
-from oclbn.tools.check.checklist import BuildCheck, NumberCheck, SpeedCheck
+from oclbn.tools.check.checklist import BuildCheck, Check, NumberCheck, SpeedCheck
 from oclbn.tools.check.outcomes import Checked, Outcome
 
 _GONE_ROUND = (
@@ -51,7 +51,8 @@ def print_checked(console: Console, checked: Checked) -> None:
     console.print(Text(" ".join(("to use it:", selection(info)[0], "or", selection(info)[1])), style="dim"))
     console.print(_table(checked))
     for outcome in checked.faults[:_SHOWN]:
-        console.print(Text(f"failed: {_failed(outcome)}", style="red"), soft_wrap=not console.is_terminal)
+        failed = Text(f"failed: {named(outcome.check)}: {outcome.fault}", style="red")
+        console.print(failed, soft_wrap=not console.is_terminal)
     if len(checked.faults) > _SHOWN:
         console.print(Text(f"... and {len(checked.faults) - _SHOWN} more", style="red"))
     console.print(_verdict(checked))
@@ -155,10 +156,10 @@ def _place(worst: Outcome) -> str:
     return f"{worst.told['of']}, {str(worst.check).partition(' of ')[2]}"
 
 
-def _failed(outcome: Outcome) -> str:
-    """A fault, and the check in words that the glossary has."""
-    first, space, rest = str(outcome.check).partition(" ")
-    return f"{_WORDS.get(first, first)}{space}{in_words(rest)}: {outcome.fault}"
+def named(check: Check) -> str:
+    """A check in words that the glossary has."""
+    first, space, rest = str(check).partition(" ")
+    return f"{_WORDS.get(first, first)}{space}{in_words(rest)}"
 
 
 def _count(outcomes: Sequence[Outcome], kind: type) -> int:

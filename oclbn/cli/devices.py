@@ -56,7 +56,7 @@ def command(spec: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([as_dict(info, reason if info == default else None) for info in listed], indent=2))
         if fault:
-            click.echo(f"Note: {fault}", err=True)
+            output.say(f"Note: {fault}")
         return
     console = output.console()
     if listed:

@@ -14,9 +14,9 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         first, *rest = self.message.splitlines() or [""]
-        click.secho(f"Error: {first}", file=file, err=True, fg="red")
+        output.say(f"Error: {first}", file=file, colour="red")
         for line in rest:
-            click.echo(line, file=file, err=True)
+            output.say(line, file=file)
 
 
 class Interrupted(click.ClickException):
@@ -28,7 +28,7 @@ class Interrupted(click.ClickException):
         super().__init__(message)
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"Interrupted{': ' if self.message else ''}{self.message}", file=file, err=True)
+        output.say(f"Interrupted{': ' if self.message else ''}{self.message}", file=file)
 
 
 class Left(click.ClickException):

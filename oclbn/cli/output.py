@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import NoReturn
+import textwrap
+from typing import IO, Any, NoReturn
 
+import click
 from rich.console import Console
 
 CLOSED = 141  # the status of a program that its reader has left, as shells report it: 128 + SIGPIPE
@@ -31,6 +33,17 @@ def console(*, wide: bool = False, quiet: bool = False) -> StandardOutput:
     if wide and not made.is_terminal and not os.environ.get("COLUMNS"):
         made.width = max(made.width, _WIDE)
     return made
+
+
+def say(text: str, *, file: IO[Any] | None = None, colour: str | None = None) -> None:
+    """A line on standard error, broken at words where that is a terminal; a log has it whole."""
+    screen = Console(file=file, stderr=file is None)
+    if screen.is_terminal:
+        indent = text[: len(text) - len(text.lstrip())]
+        text = textwrap.fill(
+            text, screen.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    click.echo(click.style(text, fg=colour) if colour else text, file=file, err=True)
 
 
 def mute() -> None:

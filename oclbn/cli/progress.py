@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
+
+from oclbn.cli import output
 
 _BAR = 20  # characters, at most
 _LEAST_BAR = 6
@@ -94,4 +95,4 @@ def about(seconds: float) -> str:
 def expect(what: str, seconds: float) -> None:
     """Say on standard error how long what comes will take, unless it is soon over."""
     if seconds >= _LONG:
-        click.echo(f"{what}: {about(seconds)}.", err=True)
+        output.say(f"{what}: {about(seconds)}.")

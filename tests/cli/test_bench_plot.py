@@ -80,6 +80,15 @@ def test_no_panel_is_empty_and_a_sentence_says_how_to_read_it(queue: cl.CommandQ
     assert "<!-- bandwidth, GB/s" in several
 
 
+def test_no_panel_is_empty_where_libraries_were_timed_with_some_outputs_only(queue: cl.CommandQueue) -> None:
+    """As with a memory pool, which is oclbn's alone."""
+    made = report(queue, SUITES["channels-last"], ("preallocated", "pool"), PEERS)
+    made.rows = [row for row in made.rows if row.outputs != "pool" or row.who not in PEERS]
+    text = bench_plot.draw(made, "svg").decode()
+    assert text.count("<!-- library's time") == len(benchmark.TENSORS)
+    assert text.count("<!-- outputs pool") == 2, "ratios and bandwidths"
+
+
 def test_the_command_draws(queue: cl.CommandQueue, tmp_path: Path) -> None:
     file = tmp_path / "bench.PNG"
     given = ["bench", "--shape", "4,6,5", "--rounds", "3", "--against", "numpy", "--plot", str(file)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 import oclbn as package
-from oclbn.cli import group
+from oclbn.cli import group, output
 from oclbn.cli.grid import Column, Grid
 
 pytestmark = pytest.mark.once(reason="what is printed is the host's")
@@ -97,6 +98,21 @@ def test_help_is_in_whole_sentences(name: str | None) -> None:
             text = (option.help or "").partition("  [default")[0]
             assert text[:1].isupper(), option.name
             assert text.endswith("."), option.name
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_what_a_terminal_is_told_breaks_at_words(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is one line in a log."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = "1 device, 12 shapes, a check, 30 s of candidates at most, and then a last timing: about two minutes."
+    for terminal in (False, True):
+        file = io.StringIO()
+        if terminal:
+            monkeypatch.setattr(file, "isatty", lambda: True, raising=False)
+        output.say(text, file=file)
+        lines = re.sub(r"\x1b\[[\d;]*m", "", file.getvalue()).splitlines()
+        assert " ".join(line.strip() for line in lines) == text
+        assert [line for line in lines if len(line) > width] == ([] if terminal else [text])
 
 
 PRIVATE = r"peers?|reused|bound|past the cache|nasty|heap|gather\w*|resident|split|serial|hostile|yardstick"
