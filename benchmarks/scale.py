@@ -6,7 +6,7 @@ latency: microseconds that a message takes to another rank; bandwidth: GB/s that
 standard deviation of the ranks' times for a layer, in microseconds, of which everybody waits for the worst; merge:
 nanoseconds to merge a rank's numbers of one channel on the host. Shown is what all layers of ResNet-50 take in a step:
 
-all-gather      what oclbn does: everybody's moments to everybody, by recursive doubling: log2(p) latencies, p - 1 messages
+all-gather      what oclbn does: everybody's moments to all, by recursive doubling: log2(p) latencies, p - 1 messages
 ring            the same, handed on from neighbour to neighbour: p - 1 latencies
 merging         recursive doubling that merges on the way, as an Allreduce of moments would: log2(p) messages
 tree            merging up to one rank and sending down again: 2 log2(p) messages
