@@ -6,9 +6,10 @@
     mpiexec -n 2 python benchmarks/parallel.py --gloo           # a layer's exchanges beside Gloo's (needs torch)
 
 Needs the extras `mpi`, `cli` and `pocl`. Each rank has one core, where there are enough, and a POCL device of one
-thread. A step is a module's forward call and its backward; every round times both kinds, one after the other, in all
-ranks at once, and counts the slowest rank. Shown are medians of rounds; the total takes each shape as often as the
-network has it.
+thread. A step is a module's forward call and its backward: of a plain module ("own": one kernel reads what a cache
+holds twice), of a group of this rank alone ("alone": moments, then the rest, and no exchange), and of the group of all
+("whole"). Every round times all kinds, one after the other, in all ranks at once, and counts the slowest rank. Shown
+are medians of rounds; the total takes each shape as often as the network has it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ os.environ.setdefault("POCL_MAX_PTHREAD_COUNT", "1")  # before pyopencl asks POC
 
 import oclbn.device
 from oclbn import BatchNorm2D, gpuarray
-from oclbn.sync import MPIGroup, SyncBatchNorm
+from oclbn.sync import DeviceGroup, MPIGroup, SyncBatchNorm
 
 # How often ResNet-50 has each shape of SUITES["resnet50"]: its blocks' strides are in their 3x3 convolutions.
 TIMES = (1, 6, 4, 1, 7, 5, 1, 11, 7, 1, 5, 4)
@@ -52,7 +53,7 @@ def timed(call: Callable[[], Any], calls: int, clock: Callable[[], float] = time
 
 
 def steps(group: MPIGroup, shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
-    """A training step by the ranks' own statistics, and by those of all."""
+    """A training step by the ranks' own statistics, of a plain module and of a group, and by those of all."""
     rng = np.random.default_rng(group.rank)
     x, dy = (gpuarray.to_gpu(rng.standard_normal(shape, np.float32)) for _ in range(2))
     queue = oclbn.device.default_queue()
@@ -67,12 +68,13 @@ def steps(group: MPIGroup, shape: tuple[int, ...]) -> dict[str, Callable[[], Non
 
     return {
         "own": step(BatchNorm2D(shape[1])),
+        "alone": step(SyncBatchNorm(BatchNorm2D(shape[1]), DeviceGroup([queue]))),
         "whole": step(SyncBatchNorm(BatchNorm2D(shape[1]), group)),
     }
 
 
-def layers(group: MPIGroup, batch: int, rounds: int) -> Iterator[tuple[tuple[int, ...], int, float, float]]:
-    """Of each shape: how often the network has it, seconds of a step of its own, and of the whole."""
+def layers(group: MPIGroup, batch: int, rounds: int) -> Iterator[tuple[tuple[int, ...], int, dict[str, float]]]:
+    """Of each shape: how often the network has it, and seconds of a step of each kind."""
     for (shape, _), often in zip(SUITES["resnet50"], TIMES, strict=True):
         kinds = steps(group, (batch, *shape[1:]))
         for call in kinds.values():
@@ -82,19 +84,21 @@ def layers(group: MPIGroup, batch: int, rounds: int) -> Iterator[tuple[tuple[int
         for turn in range(rounds):
             for name in list(kinds)[:: 1 if turn % 2 else -1]:
                 found[name].append(timed(kinds[name], 1))
-        yield (batch, *shape[1:]), often, *(statistics.median(found[name]) for name in ("own", "whole"))
+        yield (batch, *shape[1:]), often, {name: statistics.median(times) for name, times in found.items()}
 
 
 def report_layers(group: MPIGroup, batch: int, rounds: int) -> None:
-    say(f"{'shape':>20} {'times':>6} {'own ms':>9} {'whole ms':>9} {'ratio':>6} {'more us':>8}")
-    own = whole = 0.0
-    for shape, often, one, other in layers(group, batch, rounds):
-        own, whole = own + often * one, whole + often * other
-        say(
-            f"{'x'.join(map(str, shape)):>20} {often:6} {one * 1e3:9.2f} {other * 1e3:9.2f} {other / one:6.3f} "
-            f"{(other - one) * 1e6:8.0f}"
-        )
-    say(f"{'all layers':>20} {sum(TIMES):6} {own * 1e3:9.1f} {whole * 1e3:9.1f} {whole / own:6.3f}")
+    say(f"{'a step, ms':>20} {'times':>6} {'own':>8} {'alone':>8} {'whole':>8} {'whole/alone':>12} {'whole/own':>10}")
+    total = dict.fromkeys(("own", "alone", "whole"), 0.0)
+
+    def row(title: str, times: int, taken: dict[str, float]) -> None:
+        own, alone, whole = (taken[name] * 1e3 for name in total)
+        say(f"{title:>20} {times:6} {own:8.2f} {alone:8.2f} {whole:8.2f} {whole / alone:12.3f} {whole / own:10.3f}")
+
+    for shape, often, taken in layers(group, batch, rounds):
+        total = {name: one + often * taken[name] for name, one in total.items()}
+        row("x".join(map(str, shape)), often, taken)
+    row("all layers", sum(TIMES), total)
 
 
 def report_host(group: MPIGroup, rounds: int) -> None:
