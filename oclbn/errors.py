@@ -27,6 +27,7 @@ OclbnError
 Warnings, beside the tree:
 DriverWarning         (UserWarning) a driver gives wrong results; oclbn goes round the kernels that it gets wrong
 SkippedBatchesWarning (UserWarning) the guard of a module left out every channel
+ParameterWarning      (UserWarning) an argument has no effect beside another one
 """
 
 from __future__ import annotations
@@ -143,3 +144,7 @@ class DriverWarning(UserWarning):
 
 class SkippedBatchesWarning(UserWarning):
     """The guard of a module has left out every channel: batches, the network or the driver give what is not finite."""
+
+
+class ParameterWarning(UserWarning):
+    """An argument has no effect beside another one, so that likely something else was meant."""

@@ -19,11 +19,13 @@ from oclbn.errors import (
     ModuleParameterError,
     ModuleShapeError,
     ModuleStateError,
+    ParameterWarning,
     SkippedBatchesWarning,
     warn_caller,
 )
 from oclbn.gpuarray import Array
 from oclbn.modules.averaging import settled_count
+from oclbn.modules.flag import Flag
 from oclbn.modules.module import Module
 from oclbn.modules.parameters import Shapes, whole
 from oclbn.modules.variable import Tensor, Variable
@@ -52,6 +54,7 @@ class BatchNormND(Module):
 
     _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad")
     scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
+    affine, inplace, guard, frozen_statistics = Flag(), Flag(), Flag(), Flag()
     _maps_argument: ClassVar[str] = "maps"
 
     @driver_errors("making a module")
@@ -80,9 +83,10 @@ class BatchNormND(Module):
         nd: number of spatial axes, of BatchNormND alone. maps: number of channels; size: what BatchNorm calls it.
         epsilon: at least 0, added to the variance. initFactor, minFactor: from 0 to 1; the batch that is number n,
         counted from 1, of those that entered a channel's running statistics has the factor max(initFactor / n,
-        minFactor) there. sscale: the initial scale is drawn from N(1, sscale). affine: scale and bias are trained; off,
-        they stay 1 and 0. name: in files and messages. empty: tensors are not created until `load`, or until values are
-        assigned. inplace: evaluation writes over its input.
+        minFactor) there; where initFactor is above 0 and below minFactor, it has no effect, and a ParameterWarning says
+        so. sscale: the initial scale is drawn from N(1, sscale). affine: scale and bias are trained; off, they stay 1
+        and 0. name: in files and messages. empty: tensors are not created until `load`, or until values are assigned.
+        inplace: evaluation writes over its input.
 
         queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
         the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator
@@ -108,10 +112,7 @@ class BatchNormND(Module):
         self.initFactor = self._real_number("initFactor", initFactor, 0.0, 1.0)
         self.minFactor = self._real_number("minFactor", minFactor, 0.0, 1.0)
         sscale = self._real_number("sscale", sscale, 0.0)
-        self.affine = bool(affine)
-        self.inplace = bool(inplace)
-        self.guard = bool(guard)
-        self.frozen_statistics = bool(frozen_statistics)
+        self.affine, self.inplace, self.guard, self.frozen_statistics = affine, inplace, guard, frozen_statistics
         self._batches = 0
         self.blueprint = {
             "nd": nd,
@@ -136,6 +137,13 @@ class BatchNormND(Module):
         self.scalegrad: Array | None = None
         self.biasgrad: Array | None = None
         draw = self._generator(seed)
+        if 0.0 < self.initFactor < self.minFactor:
+            warn_caller(
+                f"{self}: initFactor is {self.initFactor:g}, less than minFactor, {self.minFactor:g}, so that every "
+                "batch has the factor minFactor, as with initFactor=0; a momentum of PyTorch's, which stands behind "
+                "eps there, is initFactor=0, minFactor=momentum here",
+                ParameterWarning,
+            )
         if not empty:
             # Drawn in float64 and also without affine, as PuzzleLib does: a seeded script gets the same numbers.
             self._create(draw(1.0, sscale if self.affine else 0.0, self._shape))
@@ -310,10 +318,19 @@ class BatchNormND(Module):
                 advice = "; for channels on axis 1 make the module without axis"
             elif len(shape) == rank and shape[-1] == self.maps:
                 advice = "; for channels last make the module with axis=-1"
+            elif argument == "data" and len(shape) > 1 and self.maps in (shape[1], shape[-1]):
+                advice = f"; for {len(shape)} axes there is {self._other_class(shape)}"
             raise ModuleShapeError(
                 f"{self}: {argument} has shape {shape}; {rank} axes are wanted, with {self.maps} channels on axis "
                 f"{axis}{advice}"
             )
+
+    def _other_class(self, shape: tuple[int, ...]) -> str:
+        """The call that makes a module for data of this shape and rank, whose channels lie on axis 1 or last."""
+        rank = len(shape)
+        name = {2: "BatchNorm(", 3: "BatchNorm1D(", 4: "BatchNorm2D(", 5: "BatchNorm3D("}.get(rank)
+        last = ", axis=-1" if shape[1] != self.maps or (self.axis != 1 and shape[-1] == self.maps) else ""
+        return f"{name or f'BatchNormND({rank - 2}, '}{self.maps}{last})"
 
     def _shapes(self) -> tuple[Shapes, Shapes]:
         return {"scale": self._shape, "bias": self._shape}, {"mean": self._shape, "var": self._shape}

@@ -19,6 +19,7 @@ from oclbn.call.arguments import DTYPES
 from oclbn.device import driver_errors, limits
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
+from oclbn.modules.flag import Flag
 from oclbn.modules.parameters import Parameters, whole
 
 __all__ = ["Module"]
@@ -39,6 +40,7 @@ class Module(Parameters):
     """
 
     _passing: ClassVar[tuple[str, ...]] = ("inData", "data", "grad")
+    train = Flag()
 
     def __init__(
         self, name: str | None = None, *, queue: cl.CommandQueue | None = None, dtype: DTypeLike = np.float32

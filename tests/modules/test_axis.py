@@ -9,6 +9,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 
+import oclbn
 from oclbn import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND, functional
 from oclbn.errors import ModuleParameterError, ModuleShapeError
 
@@ -116,6 +117,25 @@ def test_what_helps_against_channels_elsewhere(queue: cl.CommandQueue) -> None:
     with pytest.raises(ModuleShapeError, match=r"on axis 3; for channels on axis 1 make the module without axis$"):
         bn(first)
     assert BatchNorm2D(C, queue=queue)(first).shape == first.shape
-    for shape in ((2, 3, 3, 4), (2, C), (C, 3, 4, 2), (2, 3, C)):
+    for shape in ((2, 3, 3, 4), (2, C + 1), (C, 3, 4, 2), (C,), (C, 3, 4)):
         with pytest.raises(ModuleShapeError, match=rf"4 axes are wanted, with {C} channels on axis 1$"):
             BatchNorm2D(C, queue=queue)(cla.zeros(queue, shape, np.float32))
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("rank", range(2, 8))
+@pytest.mark.parametrize("cls", [BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D])
+def test_data_of_another_rank_is_told_its_class(queue: cl.CommandQueue, cls: Any, rank: int, axis: int) -> None:
+    """And that class takes them, channels last or not."""
+    first, last = (2, C, *[3] * (rank - 2)), (2, *[3] * (rank - 2), C)
+    bn = cls(C, queue=queue, axis=axis)
+    for shape in (first, last):
+        if rank == bn._data_rank():
+            continue
+        data = cla.zeros(queue, shape, np.float32)
+        with pytest.raises(ModuleShapeError, match=rf"; for {rank} axes there is (BatchNorm.*\))$") as caught:
+            bn(data)
+        made = str(caught.value).partition("there is ")[2]
+        right = eval(made.replace(")", ", queue=queue)"), {**vars(oclbn), "queue": queue})
+        assert right(data).shape == shape
+        assert (right.axis == rank - 1) is (shape == last)

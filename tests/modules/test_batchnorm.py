@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib
 import inspect
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +28,7 @@ from oclbn.errors import (
     ModuleParameterError,
     ModuleShapeError,
     ModuleStateError,
+    ParameterWarning,
     ShapeError,
 )
 from oclbn.truth import reference
@@ -787,3 +790,39 @@ def test_data_of_another_type_and_what_helps(queue: cl.CommandQueue) -> None:
     assert bn(data).dtype == np.float64
     with pytest.raises(ModuleDtypeError, match=r"dtype int32; .*; convert it with data\.astype\(np\.float64\)$"):
         bn(cla.zeros(queue, (4, C, 3, 3), np.int32))
+
+
+# --- options that are likely meant otherwise
+
+
+@pytest.mark.parametrize("name", ["train", "affine", "inplace", "guard", "frozen_statistics"])
+def test_flags_are_true_or_false(queue: cl.CommandQueue, name: str) -> None:
+    """A plain bool; text, which would always count as true, is refused, by constructors too."""
+    bn = BatchNorm2D(3, queue=queue)
+    for value in (True, False, np.True_, np.False_, 1, 0, np.int32(1)):
+        setattr(bn, name, value)
+        assert getattr(bn, name) is bool(value)
+        assert getattr(copy.deepcopy(bn), name) is getattr(pickle.loads(pickle.dumps(bn)), name) is bool(value)
+    for wrong in ("yes", "no", "", None, 2, 1.0, [True], np.ones(1, bool)):
+        with pytest.raises(ModuleParameterError, match=rf"^BatchNorm2D: {name} is .*; True or False is wanted$"):
+            setattr(bn, name, wrong)
+        assert getattr(bn, name) is True
+        if name != "train":
+            with pytest.raises(ModuleParameterError, match=rf"^BatchNorm2D: {name} is "):
+                BatchNorm2D(3, queue=queue, **{name: wrong})  # type: ignore[arg-type]
+
+
+def test_an_initial_factor_without_effect_is_told(queue: cl.CommandQueue) -> None:
+    """As of `BatchNorm2D(3, eps, momentum)`, PyTorch's order: every batch has the factor minFactor."""
+    with pytest.warns(ParameterWarning, match="^BatchNorm2D: initFactor is 0.01, less than minFactor, 0.1") as caught:
+        bn = BatchNorm2D(3, 1e-3, 0.01, queue=queue)
+    assert caught[0].filename == __file__
+    assert (bn.epsilon, bn.initFactor, bn.minFactor) == (1e-3, 0.01, 0.1)
+    other = BatchNorm2D(3, 1e-3, initFactor=0, queue=queue)
+    data = cla.to_device(queue, np.random.default_rng(0).standard_normal((4, 3, 2, 2)).astype(np.float32))
+    for each in (bn, other):
+        each(data)
+        each(data)
+    np.testing.assert_array_equal(host_of(bn.mean), host_of(other.mean))
+    for factors in ((0, 0.1), (0.1, 0.1), (0.5, 0.1), (1, 0), (1, 1), (0, 0), (0.01, 0)):  # no warning, no error
+        BatchNorm2D(3, 1e-5, *factors, queue=queue)
