@@ -1,16 +1,18 @@
 """Names that people bring from elsewhere, and what they are here: one table, for errors and for a page of the guide.
 
-Errors keep the types that Python gives them, TypeError and AttributeError, so that hasattr, copying and pickling work;
-only their words are ours.
+Errors keep the types that Python gives them, TypeError, AttributeError and ImportError, so that hasattr, copying and
+pickling work; only their words are ours.
 """
 
 from __future__ import annotations
 
 import difflib
+import dis
 import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 
@@ -87,7 +89,7 @@ OPTIONS = (
         "",
         "Running statistics are always kept; in training mode they are not used, unless `frozen_statistics` is set.",
     ),
-    Name("axis", "", "axis", "", "Of the channels: 1; -1 is channels last."),
+    Name("axis", "", "axis data_format", "channels_last", "Of the channels: 1; -1 is channels last."),
     Name("queue", "device", "", "", 'A pyopencl.CommandQueue, as `oclbn.device.queue_for("gpu")` makes it.'),
     Name("dtype", "dtype", "dtype", "", "float32 or float64; `calcMode` changes it."),
     Name(
@@ -123,9 +125,9 @@ ATTRIBUTES = (
         "PyTorch's momentum is minFactor with an initFactor of 0, Keras's is 1 - minFactor.",
     ),
     Name("numOfProps", "num_batches_tracked", "", "numOfProps", "Training batches; writable."),
-    Name("train", "training", "", "train", "A flag, not a method; `trainMode()` and `evalMode()` set it."),
-    Name("trainMode()", "train()", "", "trainMode()", "Drops what the last call left."),
-    Name("evalMode()", "eval()", "", "evalMode()", "Drops what the last call left."),
+    Name("train", "training", "", "train", "True or False, not a method; `trainMode()` and `evalMode()` set it."),
+    Name("trainMode()", "train()", "", "trainMode()", "Switches to training; drops what the last call left."),
+    Name("evalMode()", "eval()", "", "evalMode()", "Switches to evaluation; drops what the last call left."),
     Name("frozen_statistics", "track_running_stats", "trainable", "", "True: running statistics are used and stay."),
     Name("bn(data)", "forward()", "call()", "updateData()", "The module itself is called."),
     Name(
@@ -195,7 +197,7 @@ ARGUMENTS = (
         "dtype",
         "gpuarray.to_gpu keeps the type: give it `np.asarray(values, np.float32)`.",
     ),
-    Name("axis", "dim", "axis data_format axes", "", "Of the channels: 1; -1 is channels last."),
+    Name("axis", "dim", "axis data_format axes", "channels_last", "Of the channels: 1; -1 is channels last."),
     Name("queue", "device", "device", "", 'A pyopencl.CommandQueue, as `oclbn.device.queue_for("gpu")` makes it.'),
 )
 
@@ -272,9 +274,22 @@ def lacking(module: str) -> Callable[[str], NoReturn]:
     def missing(name: str) -> NoReturn:
         parts = [part for part in ("functional", "gpuarray", "device") if name in _public(f"oclbn.{part}")]
         more = f"; did you mean oclbn.{parts[0]}.{name}?" if parts else ""
+        hint = hints(CONTENTS, name) or more
+        if hint and f"{module}.{name}" not in sys.modules and _imports(sys._getframe(1)):
+            raise ImportError(f"cannot import name {name!r} from {module!r}{hint}", name=module)
         raise absent(f"module {module!r}", name, CONTENTS, more)
 
     return missing
+
+
+def _imports(frame: FrameType) -> bool:
+    """Whether a frame is at the import of `from module import name`.
+
+    Python would put an ImportError without a hint in the place of an AttributeError there. (It has looked for a
+    submodule of that name by then, with hasattr, which wants the AttributeError.)
+    """
+    at = frame.f_lasti
+    return at >= 0 and dis.opname[frame.f_code.co_code[at]] == "IMPORT_FROM"
 
 
 def _public(module: str) -> Collection[str]:

@@ -109,6 +109,11 @@ def test_foreign_options_are_told(cls: type[BatchNormND]) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: BatchNorm2D(4, data_format="channels_last"),
+            "BatchNorm2D() takes no 'data_format'; did you mean axis?",
+        ),
+        (lambda: BatchNorm2D(4, channels_last=True), "BatchNorm2D() takes no 'channels_last'; did you mean axis? Of "),
         (lambda: BatchNorm2D(), "BatchNorm2D(): missing a required argument: 'maps'"),
         (lambda: BatchNorm(), "BatchNorm(): missing a required argument: 'size'"),
         (lambda: BatchNorm2D(4, epsilom=1), "BatchNorm2D() takes no 'epsilom'; did you mean epsilon?"),
@@ -172,6 +177,12 @@ def test_foreign_attributes_are_told(queue: cl.CommandQueue, foreign: str) -> No
     assert foreign not in dir(BatchNorm2D)
 
 
+def test_modes_say_what_they_switch_to(queue: cl.CommandQueue) -> None:
+    bn = BatchNorm2D(3, queue=queue)
+    with pytest.raises(AttributeError, match=r"did you mean evalMode\(\)\? Switches to evaluation"):
+        bn.eval()  # type: ignore[attr-defined]
+
+
 def test_what_is_asked_for_first() -> None:
     """The names that everybody tries, of attributes and methods."""
     tried = "weight running_mean running_var eps momentum training eval num_batches_tracked state_dict gamma beta"
@@ -198,6 +209,7 @@ def test_other_names_are_python_s_affair(queue: cl.CommandQueue) -> None:
         ("oclbn.BatchNorm2D(3).eps", "no attribute 'eps'; did you mean epsilon?"),
         ("oclbn.BatchNorm2D(3).num_props", "no attribute 'num_props'. Did you mean: 'numOfProps'?"),
         ("oclbn.BatchNorm2d(3)", "no attribute 'BatchNorm2d'; did you mean BatchNorm2D? For (N, C, H, W)."),
+        ("from oclbn import BatchNorm2d", "'BatchNorm2d' from 'oclbn'; did you mean BatchNorm2D? For (N, C, H, W)."),
     ],
 )
 def test_what_a_user_sees(spec: str, use: str, words: str) -> None:
@@ -318,6 +330,39 @@ def test_what_lies_in_a_module_of_the_package() -> None:
         oclbn.batch_norm_train  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(AttributeError, match=r"^module 'oclbn' has no attribute 'BatchNorm4D'$"):
         oclbn.BatchNorm4D  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("from oclbn import BatchNorm2d", "'BatchNorm2d' from 'oclbn'; did you mean BatchNorm2D? For (N, C, H, W)."),
+        ("from oclbn import BatchNorm, SyncBatchNorm as S", "'SyncBatchNorm' from 'oclbn'; did you mean sync.SyncBatc"),
+        ("from oclbn import moments", "'moments' from 'oclbn'; did you mean functional.moments?"),
+        ("from oclbn import bind", "'bind' from 'oclbn'; did you mean oclbn.functional.bind?"),
+        ("from oclbn.functional import batch_norm", "'batch_norm' from 'oclbn.functional'; did you mean functional."),
+        ("from oclbn.gpuarray import tensor", "'tensor' from 'oclbn.gpuarray'; did you mean gpuarray.to_gpu?"),
+        ("from oclbn import zzz", "'zzz' from 'oclbn' ("),  # Python's own words
+        ("from oclbn import functional, nowhere", "'nowhere' from 'oclbn' ("),
+    ],
+)
+def test_what_cannot_be_imported_is_told(statement: str, words: str) -> None:
+    """Also deep in a function of many names, where instructions have longer arguments; hasattr says no as before."""
+    many = "; ".join(f"v{number} = {number}" for number in range(300))
+    for program in (statement, f"def f():\n {many}\n {statement}\nf()", f"{many}; {statement}"):
+        with pytest.raises(ImportError, match="^cannot import name " + re.escape(words)) as caught:
+            exec(program, {})
+        assert type(caught.value) is ImportError
+    assert not hasattr(oclbn, "BatchNorm2d")
+
+
+def test_what_can_be_imported_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submodules, everything that is public, and a module that is still being imported, which only sys.modules has."""
+    known: dict[str, Any] = {}
+    exec("from oclbn import *; from oclbn import device, errors, names, sync", known)
+    assert {*oclbn.__all__, "device", "errors", "sync"} <= known.keys()
+    monkeypatch.setitem(sys.modules, "oclbn.tensor", names)
+    exec("from oclbn import tensor", known)
+    assert known["tensor"] is names
 
 
 # --- help
