@@ -1,8 +1,9 @@
 """Device arrays on the default queue, under the names that PuzzleLib's users know.
 
 Every function takes ``queue=``, a pyopencl.CommandQueue (all else is a ParameterError), to use another one than
-:func:`oclbn.device.default_queue`. What comes back is a plain C-contiguous pyopencl.array.Array. Large arrays, but
-for those of zeros, lie in huge pages where oclbn.device.pages can have them.
+:func:`oclbn.device.default_queue`. A dtype that is none is a DtypeError; something else than a device array, where one
+is the model, an ArrayTypeError. What comes back is a plain C-contiguous pyopencl.array.Array. Large arrays, but for
+those of zeros, lie in huge pages where oclbn.device.pages can have them.
 
     >>> import numpy as np
     >>> from oclbn import gpuarray
@@ -95,7 +96,8 @@ def empty(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue
 @driver_errors("zeros")
 def zeros(shape: Shape, dtype: DTypeLike = np.float32, *, queue: cl.CommandQueue | None = None) -> Array:
     """A new array of `shape`, filled with 0."""
-    return cl_array.zeros(_roomy(queue, shape, dtype), _sizes(shape), np.dtype(dtype))
+    dtype = _type_of(dtype)
+    return cl_array.zeros(_roomy(queue, shape, dtype), _sizes(shape), dtype)
 
 
 @driver_errors("ones")
@@ -110,32 +112,49 @@ def full(
 ) -> Array:
     """A new array of `shape`, filled with `fill_value`."""
     # Filled on the host: pyopencl would compile a kernel for it, once for every element type.
+    dtype = _type_of(dtype)
     queue = _roomy(queue, shape, dtype)
-    return to_gpu(np.full(shape, fill_value, np.dtype(dtype)), queue=queue)
+    return to_gpu(np.full(shape, fill_value, dtype), queue=queue)
 
 
 @driver_errors("empty_like")
 def empty_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
     """A new array with the shape, element type and (unless `queue` says otherwise) queue of `ary`."""
-    return empty(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
+    return empty(*_shape_of(ary), queue=queue or _queue_of(ary))
 
 
 @driver_errors("zeros_like")
 def zeros_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
     """As :func:`empty_like`, filled with 0."""
-    return zeros(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
+    return zeros(*_shape_of(ary), queue=queue or _queue_of(ary))
 
 
 @driver_errors("ones_like")
 def ones_like(ary: Array, *, queue: cl.CommandQueue | None = None) -> Array:
     """As :func:`empty_like`, filled with 1."""
-    return ones(ary.shape, ary.dtype, queue=queue or _queue_of(ary))
+    return ones(*_shape_of(ary), queue=queue or _queue_of(ary))
 
 
 def _empty(shape: Shape, dtype: DTypeLike, queue: cl.CommandQueue | None, order: str = "C") -> Array:
-    array = cl_array.empty(_roomy(queue, shape, dtype), _sizes(shape), np.dtype(dtype), order)
+    dtype = _type_of(dtype)
+    array = cl_array.empty(_roomy(queue, shape, dtype), _sizes(shape), dtype, order)
     pages.enlarge(array, often=False)
     return array
+
+
+def _shape_of(ary: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    ary = arguments.model("ary", ary)
+    return ary.shape, ary.dtype
+
+
+def _type_of(dtype: DTypeLike) -> np.dtype[Any]:
+    wanted = f"dtype is {dtype!r}; an element type is wanted, such as np.float32"
+    if isinstance(dtype, (int, np.integer)):  # NumPy would take the type that a number of its own has
+        raise DtypeError(f"{wanted}; several sizes are one tuple, as in (3, 3)")
+    try:
+        return np.dtype(dtype)
+    except TypeError:
+        raise DtypeError(wanted) from None
 
 
 def _sizes(shape: Shape) -> Shape:
@@ -151,9 +170,9 @@ def _queue_of(ary: Array, name: str = "ary") -> cl.CommandQueue:
     return ary.queue
 
 
-def _roomy(queue: cl.CommandQueue | None, shape: Shape, dtype: DTypeLike) -> cl.CommandQueue:
+def _roomy(queue: cl.CommandQueue | None, shape: Shape, dtype: np.dtype[Any]) -> cl.CommandQueue:
     """The queue, on a device that can hold such an array; SizeError where it cannot."""
     queue = arguments.queue("queue", queue) or device.default_queue()
-    nbytes = math.prod(np.atleast_1d(np.array(shape, dtype=object))) * np.dtype(dtype).itemsize
+    nbytes = math.prod(np.atleast_1d(np.array(shape, dtype=object))) * dtype.itemsize
     device.check_size(f"an array of shape {shape}", nbytes, queue.device)
     return queue

@@ -305,8 +305,8 @@ def test_a_type_error_of_another_kind_stays(x: cla.Array) -> None:
     """What is raised inside of a call that fits the signature."""
     with pytest.raises(ArrayTypeError, match=r"^scale is a builtins\.str; a pyopencl\.array\.Array is wanted$"):
         functional.batch_norm_train(x, scale="1")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^Cannot interpret 'words' as a data type|^data type 'words' not understood"):
-        gpuarray.zeros(3, "words")
+    with pytest.raises(TypeError, match=r"^unsupported operand"):
+        gpuarray.zeros(None)  # type: ignore[arg-type]
 
 
 # --- the package

@@ -29,6 +29,11 @@ from oclbn.errors import (
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _COUNTERS = dict.fromkeys(("skipped", "entered"), np.dtype(np.uint32))
+_ORIGINS = {
+    **dict.fromkeys(("mean", "var"), " (batch_norm_train computes the batch's own)"),
+    "save_mean": ", as batch_norm_train returns it",
+    "save_invstd": ", as batch_norm_train returns it (with epsilon: the variance)",
+}
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
 _MOST_COUNT = (1 << 63) - 1
 _BUFFER = cl.Buffer
@@ -43,13 +48,24 @@ def array(name: str, value: Any, dtype: np.dtype[Any] | None = None, queue: str 
     an expression.
     """
     if not isinstance(value, Array):
-        made = ": oclbn.gpuarray.empty_like(x) makes one"
-        advice = made if name == "out" else values.made_of(name, value, dtype, queue)
-        raise ArrayTypeError(f"{name} is {values.kind_of(value)}; a pyopencl.array.Array is wanted{advice}")
+        raise _no_array(name, value, dtype, queue)
     for event in value.events:
         if event.get_info(_STATUS) < 0:  # type: ignore[operator]
             raise _failed(name, event)
     return value
+
+
+def model(name: str, value: Any) -> Array:
+    """`value` if it is a device array, of which only shape, type and queue are asked for; else ArrayTypeError."""
+    if not isinstance(value, Array):
+        raise _no_array(name, value)
+    return value
+
+
+def _no_array(name: str, value: Any, dtype: Any = None, queue: str = "") -> ArrayTypeError:
+    made = ": oclbn.gpuarray.empty_like(x) makes one"
+    advice = made if name == "out" else values.made_of(name, value, dtype, queue)
+    return ArrayTypeError(f"{name} is {values.kind_of(value)}; a pyopencl.array.Array is wanted{advice}")
 
 
 def sound(arrays: Mapping[str, Array]) -> None:
@@ -116,13 +132,18 @@ def per_channel(
     found: dict[str, Array] = {}
     for name in names:
         value = given[name]
-        if value is None and name not in needed:
-            continue
+        if value is None:
+            if name not in needed:
+                continue
+            raise ArrayTypeError(
+                f"{name} is None and is needed; a pyopencl.array.Array with an element for each of x's {channels} "
+                f"channels is wanted{_ORIGINS.get(name, '')}"
+            )
         wanted = _COUNTERS.get(name, dtype)
         found[name] = a = array(name, value, wanted, "x.queue")
         if a.size != channels:
             came = f"{a.size} elements (shape {a.shape})"
-            raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}")
+            raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}{_other_axis(x, axis, a)}")
         if a.dtype != wanted:
             reason = "" if name in _COUNTERS else f", as x is {dtype}"
             raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted{reason}{_alike(name, a, wanted, x)}")
@@ -205,6 +226,15 @@ def converted(name: str, a: Array, dtype: Any) -> str:
     else:
         made = f"{dense}.astype(np.{wanted})"
     return f"; convert it with {made}"
+
+
+def _other_axis(x: Array, axis: int, a: Array) -> str:
+    """Advice, where a per-channel array fits x with its channels last, or on axis 1."""
+    if axis != 1 and x.shape[1] == a.size:
+        return "; for channels on axis 1 leave axis out"
+    if axis != len(x.shape) - 1 and x.shape[-1] == a.size:
+        return "; for channels last give axis=-1"
+    return ""
 
 
 def _alike(name: str, a: Array, wanted: np.dtype[Any], x: Array) -> str:

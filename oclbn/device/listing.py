@@ -78,8 +78,13 @@ def select_with_reason(spec: str | cl.Device | DeviceInfo | None = None) -> tupl
     if isinstance(spec, cl.Device):
         return _listed(spec), "argument device"
     if spec is not None and not isinstance(spec, str):
+        if isinstance(spec, int) and not isinstance(spec, bool):
+            raise ParameterError(
+                f"device is the number {spec}; an index is wanted as text, '{spec}:0' for the first device of platform "
+                f"{spec}"
+            )
         raise ParameterError(
-            f"device is of type {type(spec).__name__}; wanted a text, a pyopencl.Device or a DeviceInfo"
+            f"device is of type {type(spec).__name__}; a text, a pyopencl.Device or a DeviceInfo is wanted"
         )
     return resolve(devices(), spec, os.environ, without_devices)
 

@@ -63,10 +63,21 @@ def test_platforms_that_raise_or_are_empty_are_left_out(monkeypatch: pytest.Monk
     assert found == ((2, 0, "a"), (2, 1, "b"))
 
 
-@pytest.mark.parametrize("spec", [0, 1.0, ("0", "0"), ["0:0"]], ids=["int", "float", "tuple", "list"])
+@pytest.mark.parametrize("spec", [True, 1.0, ("0", "0"), ["0:0"]], ids=["bool", "float", "tuple", "list"])
 def test_a_selection_of_a_wrong_type(spec: Any) -> None:
-    with pytest.raises(ParameterError, match=rf"^device is of type {type(spec).__name__}; wanted "):
+    with pytest.raises(ParameterError, match=rf"^device is of type {type(spec).__name__}; a text, .* is wanted$"):
         select(spec)
+
+
+def test_an_index_that_is_a_number_is_told_as_text(chosen: DeviceInfo) -> None:
+    index = chosen.platform_index
+    for call in (select, queue_for):
+        with pytest.raises(
+            ParameterError, match=f"^device is the number {index}; an index is wanted as text, "
+        ) as caught:
+            call(index)  # type: ignore[operator]
+        advised = str(caught.value).split("'")[1]
+        assert select(advised).platform_index == index
 
 
 def test_import_makes_no_opencl_call() -> None:

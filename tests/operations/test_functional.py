@@ -29,7 +29,7 @@ from tolerances import assert_within
 
 from oclbn import device
 from oclbn.call.order import recording
-from oclbn.errors import ArrayTypeError
+from oclbn.errors import ArrayTypeError, ShapeError
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments
 from oclbn.program import building
 from oclbn.truth import reference
@@ -853,5 +853,25 @@ def test_arrays_by_name_and_left_out(queue: cl.CommandQueue) -> None:
 )
 def test_what_is_needed_is_named(queue: cl.CommandQueue, call: Any, name: str) -> None:
     x = cla.zeros(queue, (6, 4, 5), np.float32)
-    with pytest.raises(ArrayTypeError, match=rf"^{name} is None; a pyopencl\.array\.Array is wanted"):
+    wanted = r"a pyopencl\.array\.Array with an element for each of x's 4 channels is wanted"
+    with pytest.raises(ArrayTypeError, match=rf"^{name} is None and is needed; {wanted}"):
         call(x, cla.zeros(queue, 4, np.float32))
+
+
+def test_arrays_that_fit_another_axis_say_which(queue: cl.CommandQueue) -> None:
+    """Where the advice helps; it is tried."""
+    one = cla.zeros(queue, 5, np.float32) + 1
+    last, first = (cla.zeros(queue, shape, np.float32) for shape in ((6, 4, 3, 5), (6, 5, 3, 4)))
+    for call in (
+        lambda x, **options: batch_norm_infer(x, mean=one, var=one, **options),
+        lambda x, **options: batch_norm_train(x, scale=one, **options),
+        lambda x, **options: batch_norm_backward(x, x, save_mean=one, save_invstd=one, **options),
+    ):
+        with pytest.raises(ShapeError, match=r"has 4 channels on axis 1; for channels last give axis=-1$"):
+            call(last)
+        call(last, axis=-1)
+        with pytest.raises(ShapeError, match=r"has 4 channels on axis 3; for channels on axis 1 leave axis out$"):
+            call(first, axis=-1)
+        call(first)
+        with pytest.raises(ShapeError, match=r"has 7 channels on axis 1$"):
+            call(cla.zeros(queue, (5, 7), np.float32))

@@ -9,7 +9,7 @@ import pyopencl as cl
 import pytest
 
 from oclbn import device, gpuarray
-from oclbn.errors import DtypeError, ParameterError
+from oclbn.errors import ArrayTypeError, DtypeError, ParameterError
 
 
 def test_gpuarray(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +62,24 @@ def test_an_array_without_a_queue(queue: cl.CommandQueue) -> None:
     with pytest.raises(ParameterError, match="ary has no queue of its own; queue= must name one"):
         gpuarray.zeros_like(loose)
     assert gpuarray.zeros_like(loose, queue=queue).queue == queue
+
+
+@pytest.mark.parametrize("make", [gpuarray.empty_like, gpuarray.zeros_like, gpuarray.ones_like])
+def test_like_a_host_array(queue: cl.CommandQueue, make: Any) -> None:
+    with pytest.raises(
+        ArrayTypeError, match=r"^ary is a numpy\.ndarray; a pyopencl\.array\.Array is wanted: oclbn\.gpu"
+    ):
+        make(np.zeros(3))
+    with pytest.raises(ArrayTypeError, match=r"^ary is None; a pyopencl\.array\.Array is wanted$"):
+        make(None, queue=queue)
+
+
+@pytest.mark.parametrize("make", [gpuarray.empty, gpuarray.zeros, gpuarray.ones])
+def test_sizes_that_are_no_tuple(queue: cl.CommandQueue, make: Any) -> None:
+    """As NumPy's users know it from np.random.rand and PyTorch's from torch.zeros."""
+    for second in (3, np.int64(3)):
+        with pytest.raises(DtypeError, match=r"; several sizes are one tuple, as in \(3, 3\)$"):
+            make(3, second, queue=queue)
+    with pytest.raises(DtypeError, match=r"^dtype is 'words'; an element type is wanted, such as np\.float32$"):
+        make(3, "words", queue=queue)
+    assert make((3, 3), queue=queue).shape == (3, 3)
