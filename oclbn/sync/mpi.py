@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +23,7 @@ from oclbn.sync.group import Group
 _BUSY = 2e-4  # seconds for which a rank that waits asks again at once
 _MOST_PAUSE = 1e-3
 _ROLL_CALL_TAG = 1
+_LAST_WORDS = 2.0  # seconds from this rank's end to the job's
 
 
 class MPIGroup(Group):
@@ -30,7 +33,7 @@ class MPIGroup(Group):
     of other users of comm are out of its way. queues: this rank's, one or several, of different devices; None: the
     default queue. timeout: seconds that an exchange waits for the other ranks; where one does not come,
     GroupTimeoutError on all that wait says which, and the group is of no more use. As MPI's own end would wait for
-    that rank, the job is then ended by MPI_Abort when the program ends.
+    that rank, the job is then ended by MPI_Abort, 2 s after the program of the first rank that waited has ended.
 
     Each exchange is one MPI_Iallgather of bytes: a rank has its own moments or sums and receives all, and every rank
     merges them in rank order, so that all hold the same bits. (MPI_Allreduce would move less; but its order of
@@ -148,4 +151,20 @@ def _abort_at_exit(mpi: Any) -> None:
     global _aborting
     if not _aborting:
         _aborting = True
-        atexit.register(lambda: mpi.COMM_WORLD.Abort(1))
+        atexit.register(_abort, mpi)
+
+
+def _abort(mpi: Any) -> None:
+    """End the job, once the other ranks have had time to say what they have to: MPI_Abort kills them on the spot.
+
+    They hear of the rank that is missing as this one did, a little later where they were later to ask.
+    """
+    try:
+        for stream in (sys.stdout, sys.stderr):  # Python would flush them after this, in a process that is gone
+            with contextlib.suppress(
+                OSError, ValueError, AttributeError
+            ):  # closed, or None: there is nowhere to say it
+                stream.flush()
+        time.sleep(_LAST_WORDS)
+    finally:  # after Ctrl-C as well
+        mpi.COMM_WORLD.Abort(1)

@@ -202,7 +202,20 @@ def lost(network: Network, folder: Path, gone: Callable[[], None]) -> None:
             said[attempt] = f"{type(error).__name__}: {error}"
     said["seconds"] = time.monotonic() - begun
     (folder / f"{network.rank}.json").write_text(json.dumps(said))
-    time.sleep(2)  # the first one to end aborts the job: the others are to have written
+    if network.name == "torch":
+        time.sleep(2)  # rank 0 has the store by which the others ask
+
+
+def ends(network: Network) -> None:
+    """The last rank is gone, and the others ask one after the other; none catches what it is told."""
+    group = network.group(timeout=2.0)
+    x = cla.to_device(group.queues[0], np.ones((2, 3), np.float32))
+    group.train(x)
+    if network.rank == network.size - 1:
+        os._exit(3)
+    time.sleep(0.4 * network.rank)
+    print(f"rank {network.rank} has something to say")  # which is in no file yet
+    group.train(x)
 
 
 def communicators(network: Network) -> dict[str, Any]:
@@ -237,12 +250,14 @@ def main() -> None:
         (folder / f"{network.rank}.json").write_text(json.dumps(wrongs(network)))
     elif action == "communicators":
         (folder / f"{network.rank}.json").write_text(json.dumps(communicators(network)))
+    elif action == "ends":
+        ends(network)
     elif action == "dies":
         lost(network, folder, lambda: os._exit(3))
     else:
         assert action == "sleeps"
         lost(network, folder, lambda: time.sleep(8))
-    if action not in ("dies", "sleeps"):
+    if action not in ("dies", "sleeps", "ends"):
         network.all(True)  # none ends the job before all have written
         network.leave()
 
