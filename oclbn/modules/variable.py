@@ -38,6 +38,9 @@ class Variable:
         self.grad = gpuarray.zeros_like(data)
         self.name = name
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {self._data.dtype} of shape {self._data.shape}>"
+
     @property
     def data(self) -> Array:
         """The tensor itself."""

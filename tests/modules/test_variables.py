@@ -17,6 +17,7 @@ from oclbn.errors import (
     LayoutError,
     ModuleDtypeError,
     ModuleError,
+    ModuleFileError,
     ModuleNameError,
     ModuleParameterError,
     ModuleShapeError,
@@ -273,3 +274,21 @@ def test_the_table_of_variables(queue: cl.CommandQueue) -> None:
         one.vars["bias"]: ["net.one.bias"],
         two.vars["bias"]: ["net.two.bias"],
     }
+
+
+def test_variables_say_what_they_are(queue: cl.CommandQueue) -> None:
+    bn = module(queue)
+    one = f"<Variable 'scale': float32 of shape {SHAPE}>"
+    assert repr(bn.vars["scale"]) == one
+    assert repr(bn.vars).startswith(f"{{'scale': {one}, 'bias': <Variable 'bias': ")
+    assert repr(Variable(put(queue, np.zeros(3)))) == "<Variable None: float64 of shape (3,)>"
+
+
+def test_nan_that_is_assigned_is_meant(queue: cl.CommandQueue) -> None:
+    """As of an array that is put in; what a file has is not known to be meant, and is asked for."""
+    bn = module(queue)
+    bn.mean = np.full(SHAPE, np.nan)
+    assert np.isnan(host_of(bn.mean)).all()
+    with pytest.raises(ModuleFileError, match=r"NaN|not finite"):
+        bn.load(bn.save())  # type: ignore[arg-type]
+    bn.load(bn.save(), check_finite=False)  # type: ignore[arg-type]
