@@ -12,19 +12,26 @@ from rich.console import Console
 from oclbn import device
 from oclbn.cli import check_report, check_run, output, remedy
 from oclbn.cli.devices import as_size
+from oclbn.cli.progress import expect, expect_compiling
 from oclbn.cli.types import SELECTIONS, Seconds, Target, check_ending, check_free, overwriting
+from oclbn.device import DeviceInfo
 from oclbn.files import whole
 from oclbn.tools.check import repro as check_repro
 from oclbn.tools.check.checklist import BuildCheck, NumberCheck, SpeedCheck
 from oclbn.tools.check.outcomes import Checked
 
+_QUICK, _ALL = 25.0, 75.0  # seconds for a device, on a processor with two cores, kernels compiled
 _LONGEST = 1e6  # seconds that the system's clocks can wait
 
 
 @click.command()
 @click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
 @click.option("--all", "every", is_flag=True, help="Every device, simulators too, one after the other.")
-@click.option("--quick", is_flag=True, help="A few small tensors only: seconds instead of minutes.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="A few small tensors only: seconds; half a minute where kernels have to be compiled first.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list; errors in units of their tolerances.")
 @click.option(
     "--repro",
@@ -62,6 +69,7 @@ def command(
     infos = (list(device.devices()) if every else []) or [device.select(spec)]  # where there is none, it says why
     console = output.console()
     found: list[Checked] = []
+    _expect(infos, quick=quick)
     for info in infos:
         found.append(check_run.run(info, quick=quick, timeout=timeout))
         if not as_json:
@@ -76,6 +84,15 @@ def command(
         if not as_json:
             _print_remedy(console, found, script=script is None)
         raise click.exceptions.Exit(1)
+
+
+def _expect(infos: list[DeviceInfo], *, quick: bool) -> None:
+    seconds = sum(_QUICK if quick or info.simulator else _ALL for info in infos)
+    what = "1 device" if len(infos) == 1 else f"{len(infos)} devices"
+    if quick:
+        expect_compiling(what, seconds)
+    else:
+        expect(what, seconds)
 
 
 def _print_remedy(console: Console, found: list[Checked], *, script: bool) -> None:

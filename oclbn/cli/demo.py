@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,7 @@ from oclbn import device
 from oclbn.cli import builds, demo_report, plot, remedy
 from oclbn.cli import output as screen
 from oclbn.cli.failures import Failure
-from oclbn.cli.progress import Elapsed, expect, progress
+from oclbn.cli.progress import Elapsed, expect_compiling, progress
 from oclbn.cli.types import SELECTIONS, Once, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
 from oclbn.errors import BuildError, DeviceError, OclbnError
@@ -39,7 +40,8 @@ DIGITS = "scikit-learn's handwritten digits"
     "--input",
     "source",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A .npy file to use in place of the digits: float32, float64 or integers.",
+    help="A .npy file to use in place of the digits. float32 and float64 are taken as they are; float16, integers and "
+    "bool are converted to float32.",
 )
 @click.option("--axis", type=int, help="Channel axis of --input.  [default: 1]")
 @click.option(
@@ -76,21 +78,25 @@ def command(
 
     Trains on mini-batches, evaluates, goes backward, compares each result with float64 NumPy, and times the calls.
     The data are 1,797 handwritten digits (as features, as images and as activations of 16 filters) or your own array.
-    The exit status is 1 when a result is out of its tolerance, and 3 when the data are such that nothing could
-    normalise them: too large for their type, or without one finite value in a channel.
+    The exit status is 1 when a result is out of its tolerance, and 3 when the data cannot be normalised as they are:
+    too large for their type, or without one finite value in a channel.
     """
+    if quiet and as_json:
+        raise click.UsageError("--quiet and --json exclude each other: --json prints nothing else anyway")
     if axis is not None and source is None:
         raise click.BadParameter("it needs --input: the digits have their channels on axis 1", param_hint="--axis")
     _check_targets(source, output, picture, overwrite=overwrite)
     info = device.select(spec)
     console, told = screen.console(quiet=as_json), screen.console(quiet=quiet or as_json)
     cases = demo_data.digits() if source is None else (_own(source, 1 if axis is None else axis, info),)
+    schedule = Schedule(batch_size, epochs, batches)
+    _check_schedule(schedule, cases)
     demo_report.print_device(told, info)
     if not quiet and not as_json:
-        expect(f"{_counted(len(cases))}, a first run compiles kernels", _FIRST * len(cases))
+        expect_compiling(_counted(len(cases)), _FIRST * len(cases))
     with builds.counted() as built:
         try:
-            outcomes = _run_all(told, cases, device.queue_for(info), Schedule(batch_size, epochs, batches))
+            outcomes = _run_all(told, cases, device.queue_for(info), schedule)
         except (BuildError, DeviceError) as error:
             raise Failure("\n".join([str(error), remedy.HEADING, *_remedy(info)])) from error
     demo_report.print_outcomes(told, outcomes)
@@ -151,10 +157,27 @@ def _check_targets(source: Path | None, output: Path | None, picture: Path | Non
 
 
 def _own(source: Path, axis: int, info: DeviceInfo) -> Case:
+    with _blamed_on("--input"):
+        given = demo_data.read(source)
+    with _blamed_on("--axis"):
+        demo_data.check_axis(given, source, axis)
+    with _blamed_on("--input"):
+        return demo_data.taken(given, source, axis, fp64=info.limits.fp64)
+
+
+def _check_schedule(schedule: Schedule, cases: Sequence[Case]) -> None:
+    for case in cases:
+        with _blamed_on("--batch-size" if schedule.size(case) < case.samples else "--input"):
+            schedule.check(case)
+
+
+@contextlib.contextmanager
+def _blamed_on(option: str) -> Iterator[None]:
+    """What oclbn does not accept is told as what is wrong with that option."""
     try:
-        return demo_data.from_file(source, axis, fp64=info.limits.fp64)
+        yield
     except OclbnError as error:
-        raise click.BadParameter(str(error), param_hint="--input") from error
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def _run_all(console: Console, cases: Sequence[Case], queue: cl.CommandQueue, schedule: Schedule) -> list[Outcome]:

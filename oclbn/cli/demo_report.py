@@ -16,6 +16,7 @@ from rich.text import Text
 from oclbn import __version__
 from oclbn.cli.plot import evenly
 from oclbn.device import DeviceInfo
+from oclbn.plan.words import in_brief
 from oclbn.tools.demo.layers import EPSILON
 from oclbn.tools.demo.run import Outcome
 
@@ -34,6 +35,11 @@ LABELS = {
 _FIRST = (
     "the first call builds the kernels, or loads them from the driver's cache, and proves them: they have to be right "
     "on a small tensor before they give a result (unless OCLBN_PROVE is 0)"
+)
+_TOLERANCE = "1 is the most that rounding may take from a result; the guide has how it is counted (Accuracy, Numbers)"
+_KERNELS = (
+    "fused: one kernel reads a channel, sums and writes it; two-kernel: partial sums first, then results; behind that "
+    "how memory is walked. The guide has more (Speed), and so has oclbn.functional.explain"
 )
 Rows = list[tuple[str, list[str], str]]  # what a row is of, its numbers, its style
 Section = tuple[RenderableType, list[str]]  # a table and the remarks below it
@@ -73,7 +79,18 @@ def verdict(outcomes: Sequence[Outcome], info: DeviceInfo) -> tuple[int, list[Te
     unfit = [outcome for outcome in outcomes if outcome.unfit.channels.any()]
     if unfit:
         return UNFIT, [line for outcome in unfit for line in _impossible(outcome, info)]
-    return 0, [Text(f"PASS  all {number} checks", style="bold green")]
+    return 0, [Text(f"PASS  all {number} checks{_beside(outcomes)}", style="bold green")]
+
+
+def _beside(outcomes: Sequence[Outcome]) -> str:
+    """What a reader of the verdict alone has to know of the data."""
+    told = []
+    for outcome in outcomes:
+        case, bad = outcome.case, np.count_nonzero(outcome.not_finite)
+        if bad:
+            named = f"{bad} of {_counted(case.channels, 'channel')} of {case.name}"
+            told.append(f"; {named} {'has' if bad == 1 else 'have'} values that are NaN or infinite")
+    return "".join(told)
 
 
 def as_dict(info: DeviceInfo, outcomes: Sequence[Outcome], status: int) -> dict[str, Any]:
@@ -125,7 +142,7 @@ def _impossible(outcome: Outcome, info: DeviceInfo) -> list[Text]:
     case, unfit = outcome.case, outcome.unfit
     some = np.count_nonzero(unfit.channels)
     rest = "" if some == case.channels else "; in the others all checks passed"
-    text = f"IMPOSSIBLE  {some} of {_counted(case.channels, 'channel')} of {case.name} cannot be normalised by anything"
+    text = f"IMPOSSIBLE  {some} of {_counted(case.channels, 'channel')} of {case.name} cannot be normalised as they are"
     lines = [Text(f"{text}, in {case.x.dtype}{rest}", style="bold yellow")]
     if unfit.too_large.any():
         wider = (
@@ -217,7 +234,7 @@ def checks(outcomes: Sequence[Outcome]) -> Section:
         for told in outcomes
         for name in told.checks.failed
     ]
-    return table, ["1 is the most that rounding may take from a result, as oclbn.truth.bounds counts it", *failed]
+    return table, [_TOLERANCE, *failed]
 
 
 def times(outcomes: Sequence[Outcome]) -> Section:
@@ -229,8 +246,10 @@ def times(outcomes: Sequence[Outcome]) -> Section:
     for outcome in outcomes:
         indent = _group(table, outcomes, outcome)
         for timing in outcome.timings:
-            table.add_row(f"{indent}{timing.operation}", timing.kernels, _ms(timing.first), _ms(timing.median))
-    return table, [_FIRST]
+            table.add_row(
+                f"{indent}{timing.operation}", in_brief(timing.kernels), _ms(timing.first), _ms(timing.median)
+            )
+    return table, [_KERNELS, _FIRST]
 
 
 def _table() -> Table:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from oclbn import device
 from oclbn.cli import output, tables
-from oclbn.cli.types import SELECTIONS
+from oclbn.cli.types import SELECTIONS, as_option
 from oclbn.device import DeviceInfo
 from oclbn.device.selection import WITHOUT_DEVICES
 from oclbn.errors import DeviceNotFoundError
@@ -80,7 +80,7 @@ def _print_one(spec: str, as_json: bool) -> None:
     _print_table(console, [info], None)
     console.print()
     _print_failures(console, [info])
-    console.print(Text(f"selected by {reason}; for a whole program: OCLBN_DEVICE={info.spec}"))
+    console.print(Text(f"selected by {as_option(reason)}; for a whole program: OCLBN_DEVICE={info.spec}"))
 
 
 def _print_table(console: Console, listed: Sequence[DeviceInfo], default: DeviceInfo | None) -> None:

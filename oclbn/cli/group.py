@@ -13,6 +13,7 @@ import click
 
 from oclbn.cli import output
 from oclbn.cli.failures import Failure, Interrupted, Left
+from oclbn.cli.types import as_option
 from oclbn.errors import OclbnError
 
 SUBCOMMANDS = (
@@ -64,7 +65,7 @@ class LazyGroup(click.Group):
             with _written():
                 return super().invoke(ctx)
         except OclbnError as error:
-            raise Failure(str(error)) from error
+            raise Failure(as_option(str(error))) from error
         except KeyboardInterrupt:
             raise Interrupted from None
 

@@ -16,7 +16,8 @@ MOST_CHANNELS = 16
 BINS = 90
 READING = (
     "A row is a channel; the height is the square root of the number of values, relative to the panel's highest. "
-    "On the left each channel has {}. On the right all should be centred on 0, most of it between the dotted lines."
+    "On the left each channel has {}. On the right all should be centred on 0, most of it between the dotted lines. "
+    "Up to a thousandth of the values, the outermost, may lie beyond a panel's ends."
 )
 _UNLIKE = 4.0  # times as spread out, or as far apart: one range would make a line of a channel
 BEFORE, AFTER = "#3b6ea5", "#c8641b"

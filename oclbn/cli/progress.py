@@ -96,3 +96,9 @@ def expect(what: str, seconds: float) -> None:
     """Say on standard error how long what comes will take, unless it is soon over."""
     if seconds >= _LONG:
         output.say(f"{what}: {about(seconds)}.")
+
+
+def expect_compiling(what: str, seconds: float) -> None:
+    """Say it of what takes that long where kernels have to be compiled first; which they are, only the driver knows."""
+    if seconds >= _LONG:
+        output.say(f"{what}: {about(seconds)} where kernels have to be compiled, less where the driver has kept them.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ import click
 
 from oclbn.files import whole
 
+_ARGUMENT = re.compile(r"\bargument device=(['\"].*?['\"])(?= |$)")  # how oclbn.device tells where a selection is from
 SELECTIONS = "gpu, cpu, accelerator, or an index, name or runtime that `oclbn devices` prints, or a part of one."
+
+
+def as_option(text: str) -> str:
+    """A message, or a reason, of oclbn.device in words of the command line."""
+    return _ARGUMENT.sub(r"--device \1", text)
 
 
 class ShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only

@@ -71,4 +71,16 @@ def _text(path: Path, head: bytes) -> str:
     if not all(letter.isprintable() or letter.isspace() for letter in text):
         return ""
     comma = ", delimiter=','" if "," in text else ""
-    return f"it is text: np.save('x.npy', np.loadtxt({str(path)!r}{comma})) makes one of a table of numbers"
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    numbers = [_are_numbers(line, "," if comma else None) for line in lines[:2]]
+    if not any(numbers):
+        return "it is text, and no table of numbers: wanted is what np.save writes"
+    heading = "" if numbers[0] else ", skiprows=1"
+    return f"it is text: np.save('x.npy', np.loadtxt({str(path)!r}{comma}{heading})) makes one of a table of numbers"
+
+
+def _are_numbers(line: str, between: str | None) -> bool:
+    try:
+        return bool([float(part) for part in line.split("#")[0].split(between)])
+    except ValueError:
+        return False

@@ -150,7 +150,7 @@ def test_a_wrong_device_is_an_error_that_lists_all(options: list[str]) -> None:
     result = run("devices", "--device", "geforce", *options)
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert result.stderr.startswith("Error: argument device='geforce' fits no device\n")
+    assert result.stderr.startswith("Error: --device 'geforce' fits no device\n")
     assert all(info.name in result.stderr and info.runtime in result.stderr for info in LISTED)
 
 

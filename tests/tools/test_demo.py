@@ -80,7 +80,7 @@ def test_the_digits_pass_and_are_written_and_drawn(spec: str, tmp_path: Path) ->
         "42 batches of 128",
     ):
         assert shown in result.output
-    assert all(len(line) <= 80 for line in result.output.splitlines() if str(tmp_path) not in line)
+    assert all(len(line) <= 80 for line in result.stdout.splitlines() if str(tmp_path) not in line)
 
     y = np.load(output)
     assert y.dtype == np.float32
@@ -108,7 +108,7 @@ def test_no_word_is_broken_on_a_narrow_screen(spec: str, width: int, monkeypatch
     monkeypatch.setenv("COLUMNS", str(width))
     result = demo("--device", spec, "--batches", "2")
     assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
+    lines = result.stdout.splitlines()
     assert [line for line in lines if len(line) > width] == []
     assert "…" not in result.output
     for table in ("Running statistics", "Channels before and after"):
@@ -151,7 +151,7 @@ def test_a_result_out_of_its_bound_fails_the_run(spec: str, tmp_path: Path, monk
     assert "What to do: " in words(result)
     assert "No other device here passes `oclbn check --quick`" in words(result)
     assert f"`oclbn check --device {spec} --repro report.py` writes a script." in words(result)
-    assert ("OCLBN_PROVE is 0" in result.output) == (not proving.switched_on())
+    assert ("OCLBN_PROVE is 0: without it" in words(result)) == (not proving.switched_on())
     assert re.search(r"x\.npy: eval mode errs by \S+ times its tolerance: \S+ instead of \S+ at", words(result))
     assert "PASS" not in result.output
 
@@ -295,7 +295,7 @@ def test_data_whose_variance_is_out_of_range_are_told(
     assert ("too large" in result.output) == (channels > 0)
     assert result.exit_code == (3 if channels else 0), result.output
     assert "FAIL" not in result.output
-    told = "IMPOSSIBLE 2 of 3 channels of x.npy cannot be normalised by anything, in float32; in the others all checks"
+    told = "IMPOSSIBLE 2 of 3 channels of x.npy cannot be normalised as they are, in float32; in the others all checks"
     assert (told in words(result)) == (channels > 0)
 
 
@@ -396,7 +396,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 BAD_FILES = [
     pytest.param(lambda p: saved(p, np.array([[1, "a"]], dtype=object)), ParameterError, "pickled", id="objects"),
     pytest.param(lambda p: saved(p, np.zeros((2, 2), complex)), DtypeError, "complex128; wanted", id="complex"),
-    pytest.param(lambda p: saved(p, np.array([["a"]])), DtypeError, "wanted float32, float64 or integers", id="text"),
+    pytest.param(lambda p: saved(p, np.array([["a"]])), DtypeError, "wanted numbers: float16, float32", id="text"),
     pytest.param(lambda p: saved(p, np.zeros(5)), ShapeError, r"shape \(5,\).*at least 2 axes", id="one axis"),
     pytest.param(lambda p: saved(p, np.array(1.0)), ShapeError, r"shape \(\).*at least 2 axes", id="a scalar"),
     pytest.param(lambda p: saved(p, np.zeros((0, 3))), ShapeError, "nothing in it", id="empty"),
@@ -408,6 +408,7 @@ BAD_FILES = [
         id="text file",
     ),
     pytest.param(lambda p: written(p, "größe\n".encode() * 999), ParameterError, "it is text", id="a letter is cut"),
+    pytest.param(lambda p: written(p, b"not one\nnumber 7\n"), ParameterError, "no table of numbers", id="words"),
     pytest.param(lambda p: written(p, b"\x89PNG\r\n"), ParameterError, "a PNG picture.*--axis -1", id="a picture"),
     pytest.param(lambda p: written(p, b"\x89HDF\r\n\x1a\n"), ParameterError, "an HDF5 file", id="HDF5"),
     pytest.param(lambda p: written(p, b"\x1f\x8b\x08"), ParameterError, "packed with gzip", id="gzip"),
@@ -463,6 +464,8 @@ def hdf5(path: Path) -> Path:
         pytest.param(npz, (2, 2), id="npz"),
         pytest.param(lambda p: written(p, b"1 2\n3 4\n5 6\n"), (3, 2), id="blanks"),
         pytest.param(lambda p: written(p, b"1,2\n3,4\n"), (2, 2), id="commas"),
+        pytest.param(lambda p: written(p, b"red,blue\n1,2\n3,4\n5,6\n"), (3, 2), id="a heading"),
+        pytest.param(lambda p: written(p, b"# red blue\n1 2\n3 4\n"), (2, 2), id="a comment"),
         pytest.param(png, (5, 7, 4), id="a picture"),
         pytest.param(hdf5, (3, 2), id="HDF5"),
     ],
@@ -485,7 +488,7 @@ def test_bad_options(spec: str, tmp_path: Path) -> None:
     for arguments, message in (
         (["--input", tmp_path / "absent.npy"], "does not exist"),
         (["--input", tmp_path], "is a directory"),
-        (["--input", source, "--axis", 2], "axis 2 is not one of the 2 axes"),
+        (["--input", source, "--axis", 2], "Invalid value for --axis: axis 2 is not one of the 2 axes"),
         (["--input", source, "--axis", -3], "axis -3 is not one of the 2 axes"),
         (["--axis", 0], "needs --input"),
         (["--output", tmp_path / "absent" / "y.npy"], "is not a folder"),
@@ -560,8 +563,11 @@ def test_only_regular_files_are_written_over(spec: str, tmp_path: Path) -> None:
 def test_one_value_per_channel_cannot_be_trained_on(spec: str, tmp_path: Path) -> None:
     source = saved(tmp_path / "x.npy", drawn((8, 3)))
     result = demo("--device", spec, "--input", source, "--batch-size", 1)
-    assert result.exit_code == 1
-    assert "batches of 1 have one value per channel of x.npy" in words(result)
+    assert result.exit_code == 2
+    assert "for --batch-size: batches of 1 have one value per channel of x.npy" in words(result)
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", drawn((1, 3))))
+    assert result.exit_code == 2
+    assert "for --input: batches of 1 have one value per channel of x.npy" in words(result)
 
 
 def test_an_unknown_device_is_an_error_that_lists_what_there_is(spec: str) -> None:
@@ -642,8 +648,14 @@ def test_a_picture_says_how_to_read_it_and_what_is_not_there() -> None:
     x = np.full((10, 2), np.nan, np.float32)
     x[:, 0] = np.arange(10)
     drawn = plot.histograms(x, x, 1, "nothing finite", file_format="svg").decode()
-    for text in ("no finite value", "A row is a channel", "value of x", "normalised value, y"):
+    for text in (
+        "no finite value",
+        "A row is a channel",
+        "value of x",
+        "normalised value, y",
+    ):
         assert f"<!-- {text}" in drawn
+    assert "Up to a thousandth of the values" in drawn
 
 
 def test_a_plot_of_one_constant_channel_is_drawn() -> None:
@@ -659,6 +671,32 @@ def test_quiet_is_the_verdict_alone(spec: str, tmp_path: Path) -> None:
     result = demo("--device", spec, "--quiet", "--input", saved(tmp_path / "x.npy", drawn((64, 5))), "--output", output)
     assert (result.exit_code, result.output) == (0, "PASS  all 10 checks\n")
     assert output.exists()
+
+
+def test_quiet_tells_of_values_that_are_not_finite(spec: str, tmp_path: Path) -> None:
+    x = drawn((64, 5))
+    x[3, 2] = np.nan
+    result = demo("--device", spec, "--quiet", "--input", saved(tmp_path / "x.npy", x))
+    assert result.exit_code == 0
+    told = "PASS all 10 checks; 1 of 5 channels of x.npy has values that are NaN or infinite"
+    assert words(result).strip() == told
+
+
+def test_quiet_and_json_exclude_each_other(spec: str) -> None:
+    result = demo("--device", spec, "--quiet", "--json")
+    assert result.exit_code == 2
+    assert "--quiet and --json exclude each other" in words(result)
+
+
+def test_of_kernels_variant_and_walk_are_shown_and_json_has_all(spec: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "x.npy", drawn((64, 5)))
+    shown = demo("--device", spec, "--input", source)
+    table = shown.output[shown.output.index("Time per call") :]
+    assert "LANES" not in table
+    assert re.search(r"train +(fused|two-kernel|reference), (columns|rows|runs) ", table), table
+    assert re.search(r"infer +(one kernel|reference), (columns|rows|runs) ", table), table
+    times = json.loads(demo("--device", spec, "--json", "--input", source).output)["data_sets"][0]["times"]
+    assert all("LANES" in timing["kernels"] for timing in times)
 
 
 def test_json_has_every_check(spec: str, tmp_path: Path) -> None:

@@ -78,9 +78,16 @@ def activations(images: NDArray[np.float32]) -> NDArray[np.float32]:
 def from_file(path: Path, axis: int, *, fp64: bool) -> Case:
     """The array in a .npy file, with its channels on `axis`; converted to float32 where it must be, with a note.
 
-    Pickled objects are never loaded. ParameterError: not a readable .npy file (what it is instead is told, where that
-    is known, with what to do), or no such axis; DtypeError: neither floating point nor integers; ShapeError: fewer than
-    two axes, or nothing in it.
+    Errors as in `read` and `taken`.
+    """
+    return taken(read(path), path, axis, fp64=fp64)
+
+
+def read(path: Path) -> NDArray[Any]:
+    """The array in a .npy file. Pickled objects are never loaded.
+
+    ParameterError: not a readable .npy file (what it is instead is told, where that is known, with what to do);
+    ShapeError: fewer than two axes, or nothing in it.
     """
     try:
         with path.open("rb") as file:
@@ -96,10 +103,23 @@ def from_file(path: Path, axis: int, *, fp64: bool) -> Case:
             f"{path} has shape {given.shape}; batch normalization needs at least 2 axes, samples and channels: "
             "x.reshape(-1, 1) makes one channel of all"
         )
-    if not -given.ndim <= axis < given.ndim:
-        raise ParameterError(f"axis {axis} is not one of the {given.ndim} axes of {path}, shape {given.shape}")
     if given.size == 0:
         raise ShapeError(f"{path} has shape {given.shape}: there is nothing in it")
+    return given
+
+
+def check_axis(given: NDArray[Any], path: Path, axis: int) -> None:
+    """ParameterError: the array that was read from that file has no such axis."""
+    if not -given.ndim <= axis < given.ndim:
+        raise ParameterError(f"axis {axis} is not one of the {given.ndim} axes of {path}, shape {given.shape}")
+
+
+def taken(given: NDArray[Any], path: Path, axis: int, *, fp64: bool) -> Case:
+    """What was read from that file, to be normalised; converted to float32 where it must be, with a note.
+
+    ParameterError: no such axis; DtypeError: neither floating point nor integers.
+    """
+    check_axis(given, path, axis)
     x, note = _as_computed(given, path, fp64)
     return Case(path.name, x, axis % given.ndim, note)
 
@@ -122,7 +142,7 @@ def _as_computed(given: NDArray[Any], path: Path, fp64: bool) -> tuple[NDArray[A
     if kept == np.float32 or (kept == np.float64 and fp64):
         return np.ascontiguousarray(given, dtype=kept), ""
     if kept != np.float64 and kept != np.float16 and given.dtype.kind not in "iub":
-        raise DtypeError(f"{path} holds {given.dtype}; wanted float32, float64 or integers")
+        raise DtypeError(f"{path} holds {given.dtype}; wanted numbers: float16, float32, float64, integers or bool")
     with np.errstate(over="ignore"):
         x = np.ascontiguousarray(given, dtype=np.float32)
     note = f"{kept} converted to float32"

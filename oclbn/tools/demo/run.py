@@ -37,6 +37,14 @@ class Schedule:
         whole = self.epochs * (case.samples // self.size(case))
         return whole if self.batches is None else min(whole, self.batches)
 
+    def check(self, case: Case) -> None:
+        """ParameterError: a batch has one value per channel."""
+        size = self.size(case)
+        if case.x.size // case.samples // case.channels * size < 2:
+            raise ParameterError(
+                f"batches of {size} have one value per channel of {case.name}: training needs at least 2"
+            )
+
 
 @dataclass(frozen=True)
 class Settling:
@@ -90,6 +98,7 @@ class Outcome:
     settling: tuple[Settling, ...]
     checks: Checks
     unfit: Unfit
+    not_finite: NDArray[np.bool_]  # channels with a value that is NaN or infinite, (C,)
     before: Spread
     normalised: Spread  # by their own statistics, scale 1 and bias 0
     evaluated: Spread  # by the running statistics, with the layer's scale and bias
@@ -99,10 +108,8 @@ class Outcome:
 
 def run(case: Case, queue: cl.CommandQueue, schedule: Schedule, advance: Callable[[], None]) -> Outcome:
     """Run one case; `advance` is called after each batch. ParameterError: one value per channel in a batch."""
+    schedule.check(case)
     size, total = schedule.size(case), schedule.total(case)
-    per_channel = case.x.size // case.samples // case.channels * size
-    if per_channel < 2:
-        raise ParameterError(f"batches of {size} have one value per channel of {case.name}: training needs at least 2")
     layer = layer_for(case, queue)
     whole = _moments(case.x, case.axis)
     unfit = Unfit.of(case, whole)
@@ -132,6 +139,7 @@ def run(case: Case, queue: cl.CommandQueue, schedule: Schedule, advance: Callabl
         settling=tuple(settling),
         checks=checks,
         unfit=unfit,
+        not_finite=~np.isfinite(case.x).all(axis=others(case.x.shape, case.axis)),
         before=whole,
         normalised=_moments(y, case.axis),
         evaluated=_moments(evaluated, case.axis),
