@@ -85,6 +85,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """What tests counted: faults injected, bad inputs tried, and how they ended."""
     if config.stash[TALLY]:
         terminalreporter.section("faults and bad inputs")
+        terminalreporter.write_line("How often tests made something fail or gave bad input, and what came of it:")
     for what, count in sorted(config.stash[TALLY].items()):
         terminalreporter.write_line(f"{count:10,}  {what}")
 

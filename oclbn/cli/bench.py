@@ -22,7 +22,7 @@ from oclbn.cli import bench_report, builds, output, plot
 from oclbn.cli.bench_report import Report, Shown, ShownProfile
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import Left, above, expect, progress
-from oclbn.cli.types import Names, Once, ShapeType, Target, together, trainable
+from oclbn.cli.types import SELECTIONS, Names, Once, ShapeType, Target, check_free, overwriting, together, trainable
 from oclbn.errors import SizeError
 from oclbn.files import whole
 from oclbn.tools.bench import benchmark, profiling
@@ -60,7 +60,7 @@ class _Bench(Once):
     cls=_Bench,
     epilog="A library that is not installed, or does not do something, leaves a dash and a line that says why.",
 )
-@click.option("--device", "spec", metavar="SPEC", help="Use this device: P:D, a type, or part of a name.")
+@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
 @click.option(
     "--suite",
     "suites",
@@ -102,6 +102,7 @@ class _Bench(Once):
 @click.option("--profile", is_flag=True, help="Show the device's clock beside the host's, and compare nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in the end, and nothing else.")
 @click.option("--plot", "picture", type=_Picture(), metavar="FILE", help="Draw it as well: .png, .svg or .pdf.")
+@overwriting
 def command(
     spec: str | None,
     suites: tuple[tuple[str, ...], ...],
@@ -116,6 +117,7 @@ def command(
     profile: bool,
     as_json: bool,
     picture: Path | None,
+    overwrite: bool,
 ) -> None:
     """Time batch normalization beside the fastest copy of the same tensor, and beside other
     libraries.
@@ -132,6 +134,7 @@ def command(
     if profile and (picture or against):
         raise click.UsageError("--profile compares nothing and draws nothing: leave out --against and --plot")
     if picture:
+        check_free(picture, "--plot", overwrite=overwrite)
         plot.require_matplotlib()
     info = device.select(spec)
     queue = device.queue_for(info)
@@ -252,6 +255,7 @@ def _draw(report: Report, picture: Path) -> None:
             file.write(bench_plot.draw(report, picture.suffix.lower().lstrip(".")))
     except OSError as error:
         raise click.FileError(str(picture), hint=error.strerror) from error
+    output.say(f"Wrote {picture}")
 
 
 def _counted(number: int, what: str) -> str:

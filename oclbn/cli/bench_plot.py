@@ -16,7 +16,7 @@ PEER_COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf"
 PEER_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 RATIOS_SAY = (
     "A row is a shape; 1 is the time of the fastest copy of the same tensor, further left is faster, "
-    "and a dashed line is what its operation should reach."
+    "and a dashed line is oclbn's aim for its operation on large tensors (development guide, Kernels)."
 )
 PEERS_SAY = "Other libraries: right of 1, oclbn is faster."
 BANDWIDTHS_SAY = "Bandwidth counts every tensor that has to be read or written once; the copy's is what memory allows."

@@ -21,10 +21,12 @@ from oclbn.tools.bench.suites import Case, Shape
 from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES
 
 SCHEMA = 3  # of the JSON: goes up when a key goes away or changes its meaning
-SUMMARIES = ("geometric mean", "over plain copy", "    at most")
+SUMMARIES = ("geometric mean", "over plain copy", "worst over plain")
+MEDIANS = "Times are medians."
 LEGEND = (
     "Times are medians; /copy: times as long as the baseline, the fastest copy of the same tensor.",
     "Plain copy: the faster of the device's command and a plain kernel, without non-temporal stores.",
+    "over plain copy: means of ratios to that one's time; worst over plain: the largest of these ratios.",
 )
 PROFILE_LEGEND = (
     "Times are medians, with outputs preallocated (out=). host: from the call to the empty queue.",
@@ -121,6 +123,7 @@ class Shown:
         self._console, self._report, self._details = console, report, details
         self._grid: Grid | None = None
         self._outputs = ""
+        self._missing: list[str] = []  # columns that the screen had no room for
         self._print(heading(report.info))
 
     def case(self, case: Case, outputs: str) -> None:
@@ -143,7 +146,9 @@ class Shown:
             means = _stacked_means if self._stacks else _means
             self._print(*(self._grid.row(*row) for row in means(self._report, self._outputs)))
         elif self._grid.missing:
-            self._print(Text(f"Not shown in {self._console.width} columns: {', '.join(self._grid.missing)}.", "dim"))
+            self._missing = self._grid.missing
+            told = f"Not shown in {self._console.width} columns: {', '.join(self._missing)}."
+            self._console.print(Text(told, style="dim"))
         if self._report.peers:
             self._print(Text(""), *_peers(self._report, self._outputs, self._console.width))
         self._grid = None
@@ -154,6 +159,8 @@ class Shown:
         report, notes = self._report, []
         if report.rows:
             notes = list(LEGEND)
+            if self._details:  # which has no means
+                notes = [MEDIANS] if "ratio (/copy)" in self._missing else notes[:1]
             if any(axis != 1 for _, axis in report.cases):
                 notes.append("@: the axis of the channels, where it is not 1; @3 of four axes is the NHWC layout.")
         if report.versions:

@@ -33,10 +33,10 @@ class Grid:
 
     def __init__(self, columns: Sequence[Column], width: int) -> None:
         self.columns = list(columns)
-        self.missing: list[str] = []  # names of those left out
+        self.missing: list[str] = []  # those left out, with their units
         while self.width > width and (spare := max(self.columns, key=lambda column: column.spare)).spare:
             self.columns.remove(spare)
-            self.missing.append(spare.name)
+            self.missing.append(f"{spare.name} ({spare.unit})" if spare.unit else spare.name)
 
     @property
     def width(self) -> int:

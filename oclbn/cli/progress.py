@@ -5,20 +5,38 @@ One line, in which a narrow terminal cuts the end of the text and not the number
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
 from oclbn.cli import output
 
 _BAR = 20  # characters, at most
 _LEAST_BAR = 6
+_ECHO = len("^C") + 1
 _LONG = 5.0  # seconds; below, nobody wants to be told
 _KNOWN = 0.05  # of the work, after which its own pace says more than what was expected before
+
+
+class _Bar(Progress):
+    """A bar that ends before the last columns.
+
+    A terminal echoes Ctrl-C as two letters where the cursor is; in the last column these would begin another line, and
+    the bar's own would not be found any more when it is to go away.
+    """
+
+    def __init__(self, *columns: ProgressColumn, console: Console, **options: Any) -> None:
+        self._screen = console  # Progress asks for a table before it has its own
+        super().__init__(*columns, console=console, **options)
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        made = super().make_tasks_table(tasks)
+        made.width = max(1, self._screen.width - _ECHO)
+        return made
 
 
 class Elapsed(ProgressColumn):
@@ -53,7 +71,7 @@ def progress(console: Console, *numbers: Callable[..., ProgressColumn]) -> Progr
     width = max(_LEAST_BAR, min(_BAR, console.width // 8))
     columns = [TextColumn("{task.description}", markup=False, table_column=cut), BarColumn(bar_width=width)]
     columns += [make(table_column=Column(no_wrap=True)) for make in numbers]
-    return Progress(
+    return _Bar(
         *columns,
         console=console,
         transient=True,

@@ -14,7 +14,7 @@ from oclbn.cli import tune_report, tune_run
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import expect
 from oclbn.cli.tune_run import Shapes, Tuned
-from oclbn.cli.types import Names, Once, Seconds, ShapeType, together, trainable
+from oclbn.cli.types import SELECTIONS, Names, Once, Seconds, ShapeType, together, trainable
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError
 from oclbn.files import whole
@@ -29,7 +29,7 @@ _BESIDE = 15.0  # seconds of the check before the search and the last timing, on
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help="P:D, part of a name, or gpu, cpu, accelerator.")
+@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
 @click.option("--all", "every", is_flag=True, help="Every device that is no simulator, one after the other.")
 @click.option("--seconds", type=Seconds(min=0), help=f"Stop looking after so long.  [default: {SECONDS:g}]")
 @click.option("--quick", is_flag=True, help=f"Fewer and smaller shapes, and {QUICK_SECONDS:g} seconds.")
@@ -42,7 +42,9 @@ _BESIDE = 15.0  # seconds of the check before the search and the last timing, on
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
 @click.option("--keep", is_flag=True, help="Keep what has been found when interrupted with Ctrl-C.")
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this table instead of the user's own."
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this table instead of the user's own; what it holds of other devices is kept.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else; times in seconds.")
 def command(

@@ -88,9 +88,9 @@ def print_tuned(console: Console, tuned: Tuned, entry: Choices, written: Path | 
         if reason:
             console.print(Text(f"rejected {candidate}: {reason}", style="yellow"), soft_wrap=True)
     end = "" if tuned.found.complete else ", then the time was over" if tuned.rows else ", then interrupted"
-    counted = f"{len(tuned.tried)} candidates{end}"
+    counted = f"{len(tuned.tried)} candidate{'' if len(tuned.tried) == 1 else 's'}{end}"
     if not tuned.worthwhile:
-        left = "with what was found no faster in the last timing" if changed else "with no candidate faster"
+        left = "what was found is no faster in the last timing" if changed else "none of them faster"
         console.print(Text(f"Nothing gained: the table was left as it was ({counted}, {left})"))
         return
     gained = Text(f"{100 * (tuned.gain - 1):.1f} % faster ({counted})", style="bold green")

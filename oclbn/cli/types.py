@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from oclbn.files import whole
 
@@ -110,6 +111,16 @@ class Names(click.ParamType):  # type: ignore[type-arg]
             if name not in self.known:
                 self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)
         return names
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names that the last one may become, behind those that are there already."""
+        before, comma, last = incomplete.rpartition(",")
+        given = before.split(",")
+        return [
+            CompletionItem(f"{before}{comma}{name}")
+            for name in self.known
+            if name.startswith(last) and name not in given
+        ]
 
 
 def together(given: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -101,7 +101,30 @@ def test_ctrl_c_keeps_what_was_timed(spec: str, tmp_path: Path, monkeypatch: pyt
     assert "/copy: times as long as the baseline" in done.stdout
     assert "8x3x2" not in done.stdout
     assert done.stderr.splitlines()[-1] == "Interrupted: what had been timed until then is above"
+    assert f"Wrote {picture}" in done.stderr
     assert "<!-- 4x6x5 -->" in picture.read_text()
+
+
+def test_a_picture_that_is_there_is_kept(spec: str, tmp_path: Path) -> None:
+    picture = tmp_path / "kept.svg"
+    picture.write_text("mine")
+    done = bench(spec, *SMALL, "--plot", str(picture))
+    assert done.exit_code == 2
+    assert "is there already: give another name, or --overwrite" in " ".join(done.stderr.split())
+    assert picture.read_text() == "mine"
+    done = bench(spec, *SMALL, "--plot", str(picture), "--overwrite")
+    assert done.exit_code == 0, done.output
+    assert f"Wrote {picture}" in done.stderr
+    assert "<!-- 4x6x5 -->" in picture.read_text()
+
+
+def test_a_legend_tells_of_what_is_shown(spec: str) -> None:
+    narrow, wide = (bench(spec, *SMALL, "--details", width=width).stdout for width in (60, 140))
+    assert "ratio (/copy)" in narrow
+    assert "/copy: " not in narrow
+    assert "Times are medians." in narrow
+    assert "/copy: " in wide
+    assert "over plain" not in narrow + wide, "there is no such row"
 
 
 def test_ctrl_c_prints_json_of_what_was_timed(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_numbers_are_whole(width: int, text: str) -> None:
         bar.update(bar.add_task("[bold]"), total=1632, completed=1215, description=LONG)
     last = shown(console)[-1]
     assert re.search(r"1215/1632 checks \d:\d\d:\d\d$", last), last
-    assert len(last) <= width
+    assert len(last) <= width - len("^C"), "or Ctrl-C, as a terminal echoes it, begins another line"
     assert text in last
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -73,3 +74,18 @@ def test_a_shape_that_the_device_cannot_hold(spec: str) -> None:
     said = refused(spec, "tune", "--dry-run", "--shape", f"{info.limits.max_alloc_bytes},2", status=1)
     assert f"{info.limits.max_alloc_bytes}x2 needs" in said
     assert f"{info.name} allocates at most {info.limits.max_alloc_bytes:,} at once" in said
+
+
+@pytest.mark.parametrize(
+    ("begun", "ends"),
+    [
+        pytest.param("f", ["fresh"], id="a name"),
+        pytest.param("fresh,p", ["fresh,preallocated", "fresh,prepared", "fresh,pool"], id="the next one"),
+        pytest.param("fresh,f", [], id="none twice"),
+    ],
+)
+def test_names_are_completed(begun: str, ends: list[str]) -> None:
+    bench = command.get_command(click.Context(command), "bench")
+    assert bench is not None
+    outputs = next(param for param in bench.params if param.name == "outputs")
+    assert [item.value for item in outputs.shell_complete(click.Context(bench), begun)] == ends
