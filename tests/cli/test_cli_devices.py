@@ -365,3 +365,16 @@ def test_what_is_printed_of_each_device_selects_it(queue: cl.CommandQueue) -> No
     done = python("-c", script, *wanted, **switched_on)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == wanted
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_what_a_narrow_screen_leaves_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "Not shown" not in run("devices").stdout
+    monkeypatch.setenv("COLUMNS", "50")
+    shown = run("devices").stdout
+    told = shown.partition("Not shown in 50 columns: ")[2].partition(";")[0].split()
+    left_out = [heading.strip(",") for heading in told]
+    assert {"fp16", "Alloc"} <= set(left_out)
+    headings = shown.splitlines()[0].split()
+    assert not set(left_out) & set(headings)
