@@ -31,6 +31,7 @@ class Pending(Generic[_R]):
         self._group, self.words = group, words
         self.collect, self._finish = collect, finish
         self.received: list[Bytes] | None = None
+        self.size = 0  # bytes of what was collected
         self.error: BaseException | None = None
         self._result: list[_R] = []
 
@@ -74,7 +75,6 @@ class Collective:
         self._lock = threading.RLock()
         self._started: list[Pending[Any]] = []
         self._sent: list[Pending[Any]] = []
-        self._sizes: dict[int, int] = {}
         self._layers = 0
         self._closed, self._depth = False, 0
         self._told: BaseException | None = None
@@ -87,8 +87,10 @@ class Collective:
                 return
             sending, self._started = self._started, []
             try:
-                payload = b"".join(self._collected(one) for one in sending)
-                self._agreement.begin(BETWEEN.join(one.words for one in sending), payload)
+                payloads = [one.collect() for one in sending]
+                for one, payload in zip(sending, payloads, strict=True):
+                    one.size = len(payload)
+                self._agreement.begin(BETWEEN.join(one.words for one in sending), b"".join(payloads))
             except BaseException as error:
                 for one in sending:
                     one.error = error
@@ -222,14 +224,9 @@ class Collective:
             return
         start = 0
         for one in sent:
-            end = start + self._sizes.pop(id(one))
+            end = start + one.size
             one.received = [payload[start:end] for payload in payloads]
             start = end
-
-    def _collected(self, one: Pending[Any]) -> bytes:
-        payload = one.collect()
-        self._sizes[id(one)] = len(payload)
-        return payload
 
     def _start(self, words: str, collect: Callable[[], bytes], finish: Callable[[list[Bytes]], _R]) -> Pending[_R]:
         pending = Pending(self, words, collect, finish)
