@@ -34,7 +34,7 @@ PROFILE_LEGEND = (
 )
 OUTPUTS_ARE = {  # what stands beside each of them
     "preallocated": "memory given with out=",
-    "prepared": "the same, by calls prepared with functional.bind",
+    "prepared": "by calls prepared with functional.bind",
     "fresh": "new memory in each call",
     "pool": "memory from a pyopencl MemoryPool",
 }

@@ -25,6 +25,7 @@ from oclbn.proof import proving
 
 FACTS = ("Kind", "CU", "fp16", "fp64", "Local", "Alloc")
 _UNWRAPPED = "a runtime on one line"
+_SHOWN = 8  # kernels that a driver gets wrong
 _LEFT_OUT_FIRST = (_UNWRAPPED, "fp16", "Alloc", "Local", "CU", "fp64", "Kind")
 _RUNTIME = 35  # characters, in which AMD's platform has its name; a longer runtime is wrapped at a blank
 RANKING = "first in the ranking GPU, accelerator, CPU, simulator"
@@ -99,8 +100,10 @@ def _print_failures(console: Console, listed: Sequence[DeviceInfo]) -> None:
             continue
         what = "kernel is" if len(told) == 1 else "kernels are"
         console.print(Text(f"{info.title}: {len(told)} {what} wrong with this driver, and not used:"))
-        for one in told:
+        for one in told[:_SHOWN]:
             console.print(Padding(Text(one, style="dim"), (0, 0, 0, 2)))
+        if len(told) > _SHOWN:
+            console.print(Text(f"  ... and {len(told) - _SHOWN} more; --json has all", style="dim"))
         console.print(Text(f"`oclbn check --device {info.spec} --repro report.py` shows it to the driver's maker."))
         console.print()
 

@@ -378,3 +378,13 @@ def test_what_a_narrow_screen_leaves_out_is_named(monkeypatch: pytest.MonkeyPatc
     assert {"fp16", "Alloc"} <= set(left_out)
     headings = shown.splitlines()[0].split()
     assert not set(left_out) & set(headings)
+
+
+def test_many_kernels_that_a_driver_gets_wrong_are_counted(two_devices: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tuple(f"kernel {number}" for number in range(12))
+    monkeypatch.setattr(proving, "failures", lambda device: told)
+    shown = run("devices").output
+    assert "kernel 7" in shown
+    assert "kernel 8" not in shown
+    assert "... and 4 more; --json has all" in shown
+    assert all(info["not_used"] == [*told] for info in json.loads(run("devices", "--json").stdout))
