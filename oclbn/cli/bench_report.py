@@ -225,7 +225,7 @@ def _side_by_side(report: Report, case: Case, outputs: str) -> Rows:
     cells["rate"] = f"{best.bandwidth / 1e9:.1f}"
     for operation in report.operations:
         if row := report.row(case, outputs, "oclbn", operation):
-            cells[operation] = Text(f"{_ms(row.median)} ({row.ratio:.2f})", style=_style(operation, row.ratio))
+            cells[operation] = Text(f"{_ms(row.median)} ({_ratio(row.ratio)})", style=_style(operation, row.ratio))
     yield cells, ""
 
 
@@ -234,7 +234,7 @@ def _stacked(report: Report, case: Case, outputs: str) -> Rows:
     yield {"shape": label(*case), "operation": "copy", "time": _ms(best.median) if best else "-"}, ""
     for operation in report.operations:
         if row := report.row(case, outputs, "oclbn", operation):
-            ratio = Text(f"{row.ratio:.2f}", style=_style(operation, row.ratio))
+            ratio = Text(_ratio(row.ratio), style=_style(operation, row.ratio))
             yield {"operation": operation, "time": _ms(row.median), "ratio": ratio}, ""
 
 
@@ -256,7 +256,7 @@ def _summaries(report: Report, outputs: str) -> Iterator[tuple[str, dict[str, Te
     )
     for name, (summary, ratios) in zip(SUMMARIES, each, strict=True):
         numbers = {operation: summary(values) for operation, values in ratios.items() if values}
-        yield name, {operation: Text(f"{value:.2f}", _style(operation, value)) for operation, value in numbers.items()}
+        yield name, {operation: Text(_ratio(value), _style(operation, value)) for operation, value in numbers.items()}
 
 
 def _means(report: Report, outputs: str) -> Rows:
@@ -300,7 +300,7 @@ def _detailed(report: Report, case: Case, outputs: str) -> Rows:
             cells["operation"] = row.operation.removeprefix("copy ") if row.who == "copy" else row.operation
             cells |= {"median": _ms(row.median), "10 %": _ms(row.low), "90 %": _ms(row.high)}
             cells |= {"bytes": f"{row.nbytes / 1e6:.4g}", "rate": f"{row.bandwidth / 1e9:.1f}"}
-            yield cells | {"ratio": f"{row.ratio:.2f}", "times": str(row.samples)}, ""
+            yield cells | {"ratio": _ratio(row.ratio), "times": str(row.samples)}, ""
             first = ""
 
 
@@ -373,6 +373,13 @@ def _ms(seconds: float) -> str:
     """Milliseconds with three digits or so."""
     value = seconds * 1e3
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _ratio(value: float) -> str:
+    """In four characters at most, so that columns are as wide as they were thought to be."""
+    if value >= 999.5:
+        return f"{value:.0e}".replace("e+0", "e")
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
 def _times(factor: float) -> str:

@@ -217,3 +217,9 @@ def test_the_bar_moves_within_a_shape(queue: cl.CommandQueue) -> None:
     assert parts[0] < 0.5
     assert parts[-1] == pytest.approx(1.0)
     assert len({round(part, 6) for part in parts}) > 10
+
+
+def test_ratios_are_never_wider_than_their_column() -> None:
+    for value in (0.004, 0.5, 9.994, 9.996, 10.33, 99.94, 99.96, 1234.5, 1e6):
+        assert len(bench_report._ratio(value)) <= 4
+    assert [bench_report._ratio(value) for value in (1.0, 10.33, 123.4)] == ["1.00", "10.3", "123"]
