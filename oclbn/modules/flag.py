@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,26 +14,16 @@ __all__ = ["Flag"]
 class Flag:
     """Of a module's class: a bool, kept as a plain attribute is; what is neither True, False, 1 nor 0 is refused.
 
-    Text is what it is there for: `bn.train = "no"` would count as true.
+    Text is what it is there for: `bn.train = "no"` would count as true. Reading is none of its business (there is no
+    __get__): every call of a module reads several, at what a plain attribute costs.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    @overload
-    def __get__(self, module: None, owner: type) -> Flag: ...
+    if TYPE_CHECKING:  # what reading gives
 
-    @overload
-    def __get__(self, module: object, owner: type) -> bool: ...
-
-    def __get__(self, module: object | None, owner: type) -> Flag | bool:
-        if module is None:
-            return self
-        try:
-            value: bool = vars(module)[self._name]
-        except KeyError:
-            raise AttributeError(f"{type(module).__name__!r} object has no attribute {self._name!r} yet") from None
-        return value
+        def __get__(self, module: object | None, owner: type) -> bool: ...
 
     def __set__(self, module: object, value: bool) -> None:
         if not isinstance(value, (int, np.bool_, np.integer)) or value not in (0, 1):

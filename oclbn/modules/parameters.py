@@ -91,8 +91,6 @@ class Parameters(metaclass=Contract):
         self._vars: dict[str, Variable] = {}
         self._attrs: dict[str, Array] = {}
 
-    @driver_errors("copying a module")
-    @whole
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A module of its own in the same state, on the same queue; without what the last call left.
 

@@ -136,13 +136,7 @@ class Group(Collective):
             numbers = training_numbers(xs[0], epsilon, factor, init_factor, guard)
             for index, (x, given) in enumerate(zip(xs, each, strict=True)):
                 with self._places.of_shard(index):
-                    check(
-                        "normalize",
-                        x,
-                        axis,
-                        {name: array for name, array in given.items() if name != "out"},
-                        given["out"],
-                    )
+                    check("normalize", x, axis, given, given["out"])
             averaging = whole.Averaging(numbers["factor"], numbers["init_factor"], bool(guard))
             kind = xs[0].dtype
             counts = [count_of(x, axis) for x in xs]
@@ -233,13 +227,7 @@ class Group(Collective):
             for index, (x, given) in enumerate(zip(xs, each, strict=True)):
                 with self._places.of_shard(index):
                     own = {"save_mean": statistics.parts[index].mean, "save_invstd": statistics.invstd[index]}
-                    check(
-                        "gradient",
-                        x,
-                        axis,
-                        {name: array for name, array in given.items() if name != "out"} | own,
-                        given["out"],
-                    )
+                    check("gradient", x, axis, given | own, given["out"])
                     if count_of(x, axis) > statistics.count:
                         raise ParameterError(
                             f"statistics are of {statistics.count} values per channel, and x has {count_of(x, axis)}"

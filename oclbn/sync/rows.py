@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import numpy as np
@@ -39,9 +40,7 @@ class Rows:
 
     def read(self) -> Read:
         """What the rows hold once all that was enqueued on them is done."""
-        host = np.empty(self.shape, self.dtype)
-        order = Order(self.queue, self.arrays)
-        return Read(self.queue, host, _copy(self.queue, host, self._buffer, order.events))
+        return _read(self.queue, np.empty(self.shape, self.dtype), self._buffer, self.arrays)
 
 
 class Read:
@@ -62,8 +61,7 @@ def read(array: Array, queue: cl.CommandQueue) -> Read:
     host = np.empty(array.shape, array.dtype)
     if not array.size:
         return Read(queue, host, None)
-    order = Order(queue, (array,))
-    return Read(queue, host, _copy(queue, host, array.base_data, order.events, src_offset=array.offset))
+    return _read(queue, host, array.base_data, (array,), src_offset=array.offset)
 
 
 def write(array: Array, host: NDArray[Any], queue: cl.CommandQueue) -> None:
@@ -71,10 +69,8 @@ def write(array: Array, host: NDArray[Any], queue: cl.CommandQueue) -> None:
     if not array.size:
         return
     order = Order(queue, (array,))
-    copy: Any = cl.enqueue_copy
     packed = np.ascontiguousarray(host)
-    event = copy(queue, array.base_data, packed, dst_offset=array.offset, is_blocking=False, wait_for=order.events)
-    order.note(event, (array,))
+    order.note(_copy(queue, array.base_data, packed, order.events, dst_offset=array.offset), (array,))
 
 
 def shaped(row: Array, shape: tuple[int, ...]) -> Array:
@@ -92,7 +88,12 @@ def _placed(model: Array, queue: cl.CommandQueue, memory: Any, offset: int) -> A
     return made
 
 
-def _copy(queue: cl.CommandQueue, host: Any, memory: Any, events: list[cl.Event], **options: Any) -> cl.Event:
+def _read(queue: cl.CommandQueue, host: NDArray[Any], memory: Any, arrays: Collection[Array], **options: Any) -> Read:
+    """Begin to read what these arrays hold, once all that was enqueued on them is done."""
+    return Read(queue, host, _copy(queue, host, memory, Order(queue, arrays).events, **options))
+
+
+def _copy(queue: cl.CommandQueue, target: Any, source: Any, events: list[cl.Event], **options: Any) -> cl.Event:
     copy: Any = cl.enqueue_copy
-    event: cl.Event = copy(queue, host, memory, is_blocking=False, wait_for=events, **options)
+    event: cl.Event = copy(queue, target, source, is_blocking=False, wait_for=events, **options)
     return event
