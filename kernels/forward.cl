@@ -15,8 +15,8 @@
 #include "numbers/finish.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
-    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
-    __global STORE *restrict TENSOR_ARGUMENTS(y),                   // [outer][channels][inner], by its strides
+    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
+    __global STORE(to) *restrict TENSOR_ARGUMENTS(y),               // [outer][channels][inner], by its strides
     TRAIN_ARRAY_ARGUMENTS,
     CUT_ARGUMENTS, const int chain,
     TRAIN_NUMBER_ARGUMENTS)
@@ -43,8 +43,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
-    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
-    __global STORE *restrict TENSOR_ARGUMENTS(y),                   // [outer][channels][inner], by its strides
+    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
+    __global STORE(to) *restrict TENSOR_ARGUMENTS(y),               // [outer][channels][inner], by its strides
     MOMENTS_ARGUMENTS,
     TRAIN_ARRAY_ARGUMENTS,
     CUT_ARGUMENTS,
@@ -66,8 +66,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
-    const __global STORE *TENSOR_ARGUMENTS(x),                      // [outer][channels][inner], by its strides
-    __global STORE *TENSOR_ARGUMENTS(y),                            // [outer][channels][inner], by its strides; may be x itself
+    const __global STORE(x) *TENSOR_ARGUMENTS(x),                   // [outer][channels][inner], by its strides
+    __global STORE(to) *TENSOR_ARGUMENTS(y),                        // [outer][channels][inner], by its strides; may be x itself
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
     const __global ACC *ARRAY_ARGUMENTS(bias),                      // [channels], or null: 0
     const __global ACC *ARRAY_ARGUMENTS(mean),                      // [channels]

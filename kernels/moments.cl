@@ -11,7 +11,7 @@
 #include "numbers/finish.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial(
-    const __global STORE *restrict TENSOR_ARGUMENTS(x),             // [outer][channels][inner], by its strides
+    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
     __global ACC *restrict ARRAY_ARGUMENTS(partial),                // [slices][4][channels]: mean and m2, each with its rest
     __global long *restrict ARRAY_ARGUMENTS(counts),                // [slices]: values of a channel
     CUT_ARGUMENTS)

@@ -26,6 +26,7 @@ from oclbn.call.making import check, gathering_numbers, make, together, training
 from oclbn.call.operating import operation
 from oclbn.call.prepared import check_fp64, count_of, prepare_vector
 from oclbn.call.results import allocated, result_like, temporary
+from oclbn.elements import numbers_of
 from oclbn.errors import ArrayTypeError, ContextError, ParameterError, ShapeError
 
 
@@ -233,7 +234,7 @@ def gradient(
     rows = _arrays(sums, GradientSums, "sums.")
     arguments.per_channel(x, axis, rows, rows, rows)
     numbers = part_numbers(x, count, epsilon, grad_scale, grad_momentum)
-    deviation = temporary(x, (x.shape[axis],))
+    deviation = temporary(x, (x.shape[axis],), numbers_of(x.dtype))
     arrays: dict[str, Array | None] = {"m2": statistics.m2, "m2_rest": statistics.m2_rest, "save_invstd": deviation}
     gathered: dict[str, Array | None] = {"scale_grad": scale_grad, "bias_grad": bias_grad}
     given = {"dy": dy, "scale": scale, "save_mean": statistics.mean, "save_invstd": deviation}
@@ -273,7 +274,7 @@ def part_numbers(x: Array, count: int, epsilon: Any, grad_scale: Any = 1.0, grad
         "epsilon": arguments.epsilon_of(epsilon, x),
         **gathering_numbers(x, grad_scale, grad_momentum),
         "count": count,
-        "count_rest": count - int(x.dtype.type(count)),
+        "count_rest": count - int(numbers_of(x.dtype).type(count)),
     }
 
 

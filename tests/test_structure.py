@@ -25,26 +25,27 @@ WALLS = {
     "errors": set(),
     "version": set(),
     "names": set(),
+    "elements": set(),
     "plan": {"errors"},
-    "truth": {"errors"},
-    "files": {"errors"},
+    "truth": {"errors", "elements"},
+    "files": {"errors", "elements"},
     "tuning": {"errors", "files", "plan"},
     "device": {"errors", "names", "plan"},
     "program": {"errors", "device", "plan"},
-    "proof": {"errors", "version", "device", "files", "plan", "program", "truth"},
-    "call": {"errors", "device", "plan", "program", "proof", "tuning"},
-    "steps": {"errors", "call"},
-    "functional": {"errors", "names", "call", "device", "plan", "steps"},
-    "gpuarray": {"errors", "names", "call", "device"},
-    "modules": {"errors", "names", "call", "device", "files", "functional", "gpuarray"},
-    "sync": {"errors", "call", "device", "gpuarray", "modules", "steps"},
+    "proof": {"errors", "version", "elements", "device", "files", "plan", "program", "truth"},
+    "call": {"errors", "elements", "device", "plan", "program", "proof", "tuning"},
+    "steps": {"errors", "elements", "call"},
+    "functional": {"errors", "names", "elements", "call", "device", "plan", "steps"},
+    "gpuarray": {"errors", "names", "elements", "call", "device"},
+    "modules": {"errors", "names", "elements", "call", "device", "files", "functional", "gpuarray"},
+    "sync": {"errors", "elements", "call", "device", "gpuarray", "modules", "steps"},
     "__init__": {"functional", "gpuarray", "modules", "names", "version"},
 }
 LIBRARY = {*WALLS}
 WALLS["tools"] = {*WALLS}
 WALLS["cli"] = {*WALLS}
 WALLS["__main__"] = {"cli"}
-WITHOUT_OPENCL = {"errors", "version", "names", "plan", "truth", "files", "tuning"}
+WITHOUT_OPENCL = {"errors", "version", "names", "elements", "plan", "truth", "files", "tuning"}
 
 
 def room_of(module: str) -> str:
@@ -141,14 +142,14 @@ print(len(sys.argv) - 1)
 def test_the_package_imports_no_extra() -> None:
     code = "import sys, oclbn; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    extras = {"click", "rich", "h5py", "matplotlib", "sklearn", "pytest", "hypothesis", "tomlkit"}
+    extras = {"click", "rich", "h5py", "matplotlib", "sklearn", "pytest", "hypothesis", "tomlkit", "ml_dtypes"}
     assert not extras & set(done.stdout.split())
 
 
 def test_what_is_imported_is_declared() -> None:
     """What any module but the command line needs is a dependency, what it imports as a whole one or of an extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {"scikit-learn": "sklearn"}  # distributions that are imported by another name
+    named = {"scikit-learn": "sklearn", "ml-dtypes": "ml_dtypes"}  # distributions that are imported by another name
 
     def packages(requirements: list[str]) -> set[str]:
         names = {re.split(r"[<>=\[; ]", text)[0] for text in requirements}

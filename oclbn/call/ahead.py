@@ -22,9 +22,9 @@ import numpy as np
 import pyopencl as cl
 
 from oclbn.call import arguments, prepared, values
-from oclbn.call.arguments import DTYPES
 from oclbn.call.request import Request
 from oclbn.device import default_queue, driver_errors, limits, queue_for, select, tuning_names
+from oclbn.elements import WANTED, dtype_of
 from oclbn.errors import DtypeError, ParameterError, ShapeError
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.variants import plan
@@ -54,8 +54,8 @@ def prepare(
     """Compile and prove the kernels of calls that are to come, so that the first ones take no longer than others.
 
     shapes: of x, (N, C, *spatial) each, channels on `axis`; arrays in C's order without gaps are meant. operations: of
-    "train", "backward", "infer", "moments" and "constant" (backward with constants), one or several. dtype: float32 or
-    float64. queue: of the device and the context that the calls will use; None: oclbn.device.default_queue().
+    "train", "backward", "infer", "moments" and "constant" (backward with constants), one or several. dtype: of x (and
+    dy and results). queue: of the device and the context that the calls will use; None: oclbn.device.default_queue().
 
     processes: how many compile at the same time, this one included; None: as many as there are cores and as are worth
     their start on a processor's driver, and this one alone on other devices. Others are of use where compiled kernels
@@ -108,7 +108,7 @@ def answer(asked: dict[str, Any]) -> None:
         raise SystemExit(f"device {asked['device']} is {queue.device.name}, and not {asked['name']}")
     with using(**asked["tuning"]):
         for operation, shape, axis, dtype in asked["requests"]:
-            prepared.prepared_for(_request(operation, tuple(shape), axis, np.dtype(dtype)), queue)
+            prepared.prepared_for(_request(operation, tuple(shape), axis, _dtype(dtype)), queue)
 
 
 def _named(operations: Any) -> tuple[str, ...]:
@@ -142,12 +142,9 @@ def _shape(index: int, shape: Any) -> tuple[int, ...]:
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
-    try:
-        found: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)
-    except TypeError:
-        found = None
-    if found not in DTYPES or found is None:
-        raise DtypeError(f"dtype is {dtype!r}; float32 or float64 is wanted")
+    found = dtype_of(dtype)
+    if found is None:
+        raise DtypeError(f"dtype is {dtype!r}; {WANTED} is wanted")
     return found
 
 
@@ -165,7 +162,7 @@ def _shares(requests: Sequence[Request], queue: cl.CommandQueue, processes: int 
     facts, tuning = limits(device), tuning_for(*tuning_names(device))
     new: dict[tuple[Build, ...], Request] = {}
     for request in requests:
-        problem = request.layout().problem(request.dtype.itemsize)
+        problem = request.problem(request.layout())
         planned = plan(request.operation, problem, facts, tuning)
         if not proving.is_proven(request.operation, problem, planned, device):
             new.setdefault(tuple(launch.build for launch in planned.launches), request)

@@ -17,6 +17,7 @@ from pyopencl.array import Array
 from oclbn.call import values
 from oclbn.call.layout import reach
 from oclbn.device import limits
+from oclbn.elements import NUMBERS, WANTED, is_narrow, kind, numbers_of
 from oclbn.errors import (
     ArrayTypeError,
     ContextError,
@@ -27,14 +28,13 @@ from oclbn.errors import (
     ShapeError,
 )
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _COUNTERS = dict.fromkeys(("skipped", "entered"), np.dtype(np.uint32))
 _ORIGINS = {
     **dict.fromkeys(("mean", "var"), " (batch_norm_train computes the batch's own)"),
     "save_mean": ", as batch_norm_train returns it",
     "save_invstd": ", as batch_norm_train returns it (with epsilon: the variance)",
 }
-_LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in DTYPES}
+_LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in NUMBERS}
 _MOST_COUNT = (1 << 63) - 1
 _BUFFER = cl.Buffer
 _SIZE = cl.mem_info.SIZE
@@ -90,10 +90,10 @@ def _failed(name: str, event: cl.Event) -> DeviceError:
 
 
 def tensor(name: str, value: Any) -> Array:
-    """A device array of rank 2 or more, of float32 or float64 (where its device has that), with a queue."""
+    """A device array of rank 2 or more, with a queue, of a type that tensors have (float64 where its device does)."""
     x = array(name, value)
-    if x.dtype not in DTYPES:
-        raise DtypeError(f"{name} is {x.dtype}; float32 or float64 is wanted{converted(name, x, np.float32)}")
+    if kind(x.dtype) is None:
+        raise DtypeError(f"{name} is {x.dtype}; {WANTED} is wanted{converted(name, x, np.float32)}")
     if len(x.shape) < 2:
         raise ShapeError(f"{name} has shape {x.shape}; 2 dimensions or more are wanted: (N, C) or (N, C, *spatial)")
     if x.queue is None:
@@ -126,9 +126,10 @@ def per_channel(
 ) -> dict[str, Array]:
     """Those of `names` whose values are not None, by name: device arrays with one element per channel of x.
 
-    Contiguous, of x's context, and of x's dtype but for counters. What is `needed` may not be None.
+    Contiguous, of x's context, and of what is computed with where x has its dtype, but for counters. What is `needed`
+    may not be None.
     """
-    channels, context, dtype = x.shape[axis], x.context, x.dtype
+    channels, context, dtype = x.shape[axis], x.context, numbers_of(x.dtype)
     found: dict[str, Array] = {}
     for name in names:
         value = given[name]
@@ -145,7 +146,7 @@ def per_channel(
             came = f"{a.size} elements (shape {a.shape})"
             raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}{_other_axis(x, axis, a)}")
         if a.dtype != wanted:
-            reason = "" if name in _COUNTERS else f", as x is {dtype}"
+            reason = "" if name in _COUNTERS else f", as x is {x.dtype}"
             raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted{reason}{_alike(name, a, wanted, x)}")
         if a.context is not context:
             _same_context(name, a, x)
@@ -154,12 +155,17 @@ def per_channel(
 
 
 def like(name: str, value: Any, x: Array) -> Array:
-    """A device array of x's shape, dtype and context."""
+    """A device array of x's shape and context, and of its dtype, or of float32 where x is narrower."""
     a = array(name, value, x.dtype, "x.queue")
     if a.shape != x.shape:
         raise ShapeError(f"{name} has shape {a.shape}; x has shape {x.shape}, and {name} must have the same")
-    if a.dtype != x.dtype:
-        raise DtypeError(f"{name} is {a.dtype}; {x.dtype} is wanted, as x is{_alike(name, a, x.dtype, x)}")
+    if a.dtype != x.dtype and not (is_narrow(x.dtype) and a.dtype == NUMBERS[0]):
+        wanted = (
+            f"{x.dtype} or float32 is wanted, as x is {x.dtype}"
+            if is_narrow(x.dtype)
+            else f"{x.dtype} is wanted, as x is"
+        )
+        raise DtypeError(f"{name} is {a.dtype}; {wanted}{_alike(name, a, x.dtype, x)}")
     if a.context is not x.context:
         _same_context(name, a, x)
     _aligned(name, a)
@@ -173,17 +179,18 @@ def count(name: str, value: Any) -> int:
 
 
 def epsilon_of(value: Any, x: Array) -> float:
-    """`value` as an epsilon that x's dtype can hold."""
-    return values.number("epsilon", value, 0.0, _LARGEST[x.dtype])
+    """`value` as an epsilon that can be computed with, where x has its dtype."""
+    return values.number("epsilon", value, 0.0, _LARGEST[numbers_of(x.dtype)])
 
 
 def finite(name: str, value: Any, x: Array) -> float:
-    """`value` as a number that x's dtype can hold."""
-    return values.number(name, value, -_LARGEST[x.dtype], _LARGEST[x.dtype])
+    """`value` as a number that can be computed with, where x has its dtype."""
+    largest = _LARGEST[numbers_of(x.dtype)]
+    return values.number(name, value, -largest, largest)
 
 
 def flat(given: Mapping[str, Any]) -> None:
-    """Device arrays, by name, of one size, one of DTYPES and one context, each with its elements side by side."""
+    """Device arrays, by name, of one size, one of NUMBERS and one context, each with its elements side by side."""
     first_name, first = next(iter(given.items()))
     for name, value in given.items():
         if not isinstance(value, Array):
@@ -192,7 +199,7 @@ def flat(given: Mapping[str, Any]) -> None:
         if a.dtype != first.dtype:
             advice = converted(name, a, first.dtype)
             raise DtypeError(f"{name} is {a.dtype}; {first.dtype} is wanted, as {first_name} is{advice}")
-        if a.dtype not in DTYPES:
+        if a.dtype not in NUMBERS:
             raise DtypeError(f"{name} is {a.dtype}; float32 or float64 is wanted{converted(name, a, np.float32)}")
         if a.size != first.size:
             raise ShapeError(f"{name} has {a.size} elements and {first_name} {first.size}; equal sizes are wanted")
@@ -240,7 +247,7 @@ def _other_axis(x: Array, axis: int, a: Array) -> str:
 def _alike(name: str, a: Array, wanted: np.dtype[Any], x: Array) -> str:
     """What makes an array and x of one type: the one that is wanted, or that of the array where x may have it."""
     advice = converted(name, a, wanted)
-    if advice and wanted == x.dtype and a.dtype in DTYPES:
+    if advice and wanted == x.dtype and kind(a.dtype) is not None:
         advice += f", or x: {converted('x', x, a.dtype).removeprefix('; convert it with ')}"
     return advice
 

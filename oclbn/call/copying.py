@@ -57,7 +57,9 @@ def in_order(
     if writes and out is None and not dense_order(x)[1]:
         out = fresh_result(x, None)
         others.add("out")
-    inner_dy, inner_out = (temporary(x) if name in others else given.get(name) for name in ("dy", "out"))
+    inner_dy, inner_out = (
+        temporary(x, dtype=given[name].dtype) if name in others else given.get(name) for name in ("dy", "out")
+    )
     calls: list[Call[Any]] = []
     if "dy" in others and inner_dy is not None:
         calls.append(copying(x, given["dy"], inner_dy))

@@ -66,6 +66,11 @@ def common_layout(
     return found
 
 
+def in_items(strides: tuple[int, ...], itemsize: int, wanted: int) -> tuple[int, ...]:
+    """Byte strides of an array with items of `itemsize` as if they had `wanted` bytes."""
+    return strides if itemsize == wanted else tuple(stride // itemsize * wanted for stride in strides)
+
+
 def dense_strides(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Byte strides of an array without gaps whose elements lie in the order of one with these strides."""
     return _dense_order(shape, strides, itemsize)[0]

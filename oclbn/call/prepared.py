@@ -198,7 +198,7 @@ def _make(request: Request, queue: cl.CommandQueue, tuning: Tuning) -> Prepared:
     def most(launch: Launch) -> int:
         return building.most_lanes(building.kernel(context, launch.build, launch.kernel), device)
 
-    problem = layout.problem(request.dtype.itemsize)
+    problem = request.problem(layout)
     planned, failures = proving.proven_plan(request.operation, problem, limits(device), tuning, most, context, device)
     constants = {**planned.numbers, **request.constants(layout)}
     return Prepared(planned, context, tuning, constants, failures)
@@ -219,7 +219,7 @@ def dissect(
     """
     request = Request.of(operation, host, axis, dict.fromkeys(ALL[operation].tensors, host))
     layout = request.layout()
-    planned = fitting_plan(operation, layout.problem(host.dtype.itemsize), facts, Tuning(**choices), most)
+    planned = fitting_plan(operation, request.problem(layout), facts, Tuning(**choices), most)
     return planned, {**planned.numbers, **request.constants(layout), **request.described.numbers}
 
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from pyopencl.array import Array
 
-from oclbn.call.layout import Layout, common_layout, dense_strides
-from oclbn.plan.operations import ALL, Operation
+from oclbn.call.layout import Layout, common_layout, dense_strides, in_items
+from oclbn.elements import kind, numbers_of
+from oclbn.plan.operations import ALL, TENSORS, Operation
+from oclbn.plan.words import Problem
 
 Strides = tuple[int, ...]
 
 
 class Request(NamedTuple):
-    """An operation (a key of OPERATIONS) on tensors of one shape and dtype, channels on `axis`, from 0 on.
+    """An operation (a key of OPERATIONS) on tensors of one shape, channels on `axis`, from 0 on.
 
     strides: bytes, of the tensors that it reads, and of its result, if it has one; None: as result_like makes it.
+    dtypes: of the same.
     """
 
     operation: str
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtypes: tuple[np.dtype[Any], ...]
     axis: int
     strides: tuple[Strides | None, ...]
 
@@ -31,11 +35,19 @@ class Request(NamedTuple):
         """From the tensors, those beside x by their names in the operation, and the array for its result."""
         wanted = ALL[operation]
         strides: tuple[Strides | None, ...] = (x.strides,)
+        dtypes: tuple[np.dtype[Any], ...] = (x.dtype,)
         for name in wanted.others:
             strides += (given[name].strides,)
+            dtypes += (given[name].dtype,)
         if wanted.result:
             strides += (None if out is None else out.strides,)
-        return cls(operation, x.shape, x.dtype, axis, strides)
+            dtypes += (x.dtype if out is None else out.dtype,)
+        return cls(operation, x.shape, dtypes, axis, strides)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of x."""
+        return self.dtypes[0]
 
     @property
     def described(self) -> Operation:
@@ -54,13 +66,22 @@ class Request(NamedTuple):
         assert x is not None
         itemsize = self.dtype.itemsize
         filled = [dense_strides(self.shape, x, itemsize) if one is None else one for one in others]
-        return common_layout(self.shape, self.axis, itemsize, (x, *filled))
+        alike = [in_items(one, dtype.itemsize, itemsize) for one, dtype in zip(filled, self.dtypes[1:], strict=True)]
+        return common_layout(self.shape, self.axis, itemsize, (x, *alike))
+
+    def problem(self, layout: Layout) -> Problem:
+        """What the planner is asked of it."""
+        wanted = self.described
+        names = ("x", *wanted.others, *(("to",) if wanted.result else ()))
+        kinds = dict(zip(names, map(kind, self.dtypes), strict=True))
+        x, dy, to = (kinds.get(name) or 0 for name in TENSORS)
+        return replace(layout.problem(self.dtype.itemsize), kinds=(x, dy, to))
 
     def constants(self, layout: Layout) -> dict[str, int]:
         """The kernels' arguments that the shapes decide, but for those of a plan."""
         count = layout.outer * layout.inner
         numbers = {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner, "count": count}
-        numbers |= {"unbiased": count - 1, "count_rest": count - int(self.dtype.type(count))}
+        numbers |= {"unbiased": count - 1, "count_rest": count - int(numbers_of(self.dtype).type(count))}
         for name, (row, channel) in zip(self.names, layout.strides, strict=True):
             numbers |= {f"{name}_row": row, f"{name}_channel": channel}
         return numbers

@@ -10,20 +10,22 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from oclbn.call.layout import dense_order
+from oclbn.call.layout import dense_order, in_items
 from oclbn.call.order import Order
 from oclbn.device import check_size, lacks_memory, pages
+from oclbn.elements import numbers_of
 from oclbn.errors import LayoutError, SizeError
 
 _MOST_MODELS = 256  # shapes remembered per object that stands for a context
 
 
-def temporary(x: Array, shape: tuple[int, ...] | None = None) -> Array:
+def temporary(x: Array, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None) -> Array:
     """An array like x, or of a shape in C order, that lives until work on it is done, whoever lets go of it."""
+    dtype = x.dtype if dtype is None else dtype
     if shape is not None:
-        return Array(x.queue, shape, x.dtype, data=scratch(x, math.prod(shape) * x.dtype.itemsize))
-    strides, _ = dense_order(x)
-    return Array(x.queue, x.shape, x.dtype, strides=strides, data=scratch(x, x.nbytes))
+        return Array(x.queue, shape, dtype, data=scratch(x, math.prod(shape) * dtype.itemsize))
+    strides = in_items(dense_order(x)[0], x.dtype.itemsize, dtype.itemsize)
+    return Array(x.queue, x.shape, dtype, strides=strides, data=scratch(x, x.size * dtype.itemsize))
 
 
 def result_like(x: Array) -> Array:
@@ -56,9 +58,9 @@ def per_channel_results(x: Array, axis: int, like: Array | None, number: int = 2
     """Uninitialised arrays of one number per channel, of the shape of `like`, or (C,)."""
     if not number:
         return []
-    model = like
-    if model is None or model.allocator is not x.allocator:
-        model = model_of(queue_of(x).context, (x.shape[axis],) if like is None else like.shape, x.dtype)
+    model, dtype = like, numbers_of(x.dtype)
+    if model is None or model.allocator is not x.allocator or model.dtype != dtype:
+        model = model_of(queue_of(x).context, (x.shape[axis],) if like is None else like.shape, dtype)
     made: list[Array] = allocated(
         x, model.nbytes, lambda: [empty_like(model, x.queue, x.allocator) for _ in range(number)]
     )

@@ -15,8 +15,8 @@ import pyopencl as cl
 from numpy.typing import DTypeLike
 
 from oclbn.call import arguments, values
-from oclbn.call.arguments import DTYPES
 from oclbn.device import driver_errors, limits
+from oclbn.elements import NUMBERS
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.modules.flag import Flag
@@ -136,7 +136,7 @@ class Module(Parameters):
     def _cures(self, argument: str, array: Array) -> str:
         """What helps against data of another type."""
         own = arguments.converted(argument, array, self.calctype)
-        if array.dtype not in DTYPES or not limits(self.queue.device).fp64:
+        if array.dtype not in NUMBERS or not limits(self.queue.device).fp64:
             return own
         others = f"make the module with dtype=np.{array.dtype}, or call calcMode(np.{array.dtype})"
         return f"{own}, {others}" if own else f"; {others}"

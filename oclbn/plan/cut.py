@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oclbn.plan.groups import EVEN, GroupShape, is_beyond_cache
-from oclbn.plan.operations import COUNTING, HEEDLESS, MERGES, SOURCES, Operation
+from oclbn.plan.operations import COUNTING, HEEDLESS, MERGES, SOURCES, TENSORS, Operation
 from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Memory, Plan, Problem, Tuning
 
 _COUNT_BYTES = 8
@@ -50,6 +50,7 @@ def assemble(
     }
     if shape.run:
         defines["RUN"] = shape.run
+    defines |= {f"KIND_{name}": kind for name, kind in zip(TENSORS, problem.kinds, strict=True) if kind}
     defines["FETCH"] = int(tuning.fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
@@ -61,12 +62,13 @@ def assemble(
         for kernel in kernels
     )
     made = Plan(variant, geometry, launches)
-    return handing_on(made, operation.partial, problem.channels, problem.itemsize)
+    return handing_on(made, operation.partial, problem.channels, problem.number)
 
 
 def _heeded(defines: dict[str, int], kernel: str) -> tuple[tuple[str, int], ...]:
     """The defines, those that change nothing in the kernel being 0: what is alike for the compiler is built once."""
-    return tuple((name, 0 if kernel in HEEDLESS.get(name, ()) else value) for name, value in defines.items())
+    heeded = {name: 0 if kernel in HEEDLESS.get(name, ()) else value for name, value in defines.items()}
+    return tuple((name, value) for name, value in heeded.items() if value or not name.startswith("KIND_"))
 
 
 def handing_on(plan: Plan, partial: tuple[str, ...], channels: int, itemsize: int) -> Plan:

@@ -22,6 +22,9 @@ _LEAST_RUN_ROWS = 8  # of strips, where channels lie side by side: fewer are not
 _RUN_ELEMENTS = {1: 90, 2: 24}  # by arrays read: rows this long, for each of them, are worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
 _LONGER = 4  # times run_bytes, past the cache where long pieces of memory are worth more than tables near at hand
+_LONGEST = 8  # times run_bytes, of runs whose channels have loops of their own, which need few numbers from the tables
+_LONG = 12  # vectors of such a channel (runs.clh)
+_SHORTER = 2  # times run_bytes, of other runs that are only written: three tables, where sums have six
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
 _PASSES = 6  # over its region that a work-item makes at most, with what loops within loops add
@@ -48,7 +51,7 @@ def group_shape(
 ) -> GroupShape:
     """The group of a plan; with `near` one whose channels fit its compute unit's own cache from end to end."""
     widest = _widest(problem, device, tuning)
-    per_lane = _NUMBERS_PER_LANE * problem.itemsize * (widest if problem.columns else 1)
+    per_lane = _NUMBERS_PER_LANE * problem.number * (widest if problem.columns else 1)
     lanes = min(tuning.lanes, floor_power(device.max_group))
     run, fold, even = 0, 1, False
     in_order = lanes == 1 and _is_walked_in_order(operation, problem, device, tuning)
@@ -70,9 +73,9 @@ def group_shape(
     elif run_shape := _run_shape(operation, problem, device, tuning, near) if lanes == 1 and not in_order else None:
         vec, channels = run_shape
         width = 1
-        longest = _LONGER if tuning.stream and not operation.partial else 1  # room for the longest: one build
+        longest = _LONGEST if tuning.stream and not operation.partial else 1  # room for the longest: one build
         blocks_per_item = -(-_MOST_TOGETHER * longest // vec)
-        run = tuning.run_bytes * longest // problem.itemsize
+        run = tuning.run_bytes * longest // problem.number
     else:
         vec = min(widest, floor_power(problem.inner))
         while lanes > 1 and problem.inner % vec:
@@ -87,7 +90,7 @@ def group_shape(
 
 def _widest(problem: Problem, device: DeviceLimits, tuning: Tuning) -> int:
     """Most elements of a vector."""
-    vec = max(1, tuning.vec * 4 // problem.itemsize)
+    vec = max(1, tuning.vec * 4 // problem.number)
     return min(vec, max(1, device.vector_bytes // _COUNT_BYTES)) if device.vector_bytes else vec
 
 
@@ -118,7 +121,7 @@ def _most_at_once(problem: Problem, tuning: Tuning, turns: int) -> int:
 
 def _strip_length(operation: Operation, problem: Problem, device: DeviceLimits, tuning: Tuning, vec: int) -> int:
     """Most elements of a strip: a whole number of vectors; of long rows, past the cache, several times as many."""
-    longest = tuning.run_bytes // problem.itemsize if tuning.run_bytes else _MOST_TOGETHER * vec
+    longest = tuning.run_bytes // problem.number if tuning.run_bytes else _MOST_TOGETHER * vec
     if tuning.run_bytes and problem.channels > longest and is_streamed(operation, problem, device, tuning):
         longest *= _LONGER
     return max(min(longest // vec, _most_at_once(problem, tuning, 1)), 1) * vec
@@ -173,8 +176,10 @@ def _run_shape(
     vec = _widest(problem, device, tuning)
     part = int(device.cache_bytes * _CACHED[operation.arrays_read]) // device.compute_units
     room = max(tuning.near_bytes, part) // operation.arrays_read if near else 0
-    times = _LONGER if not operation.partial and is_streamed(operation, problem, device, tuning) else 1
-    most = min(tuning.run_bytes * times // (problem.inner * problem.itemsize), _MOST_TOGETHER * times)
+    times = 1
+    if not operation.partial and is_streamed(operation, problem, device, tuning):
+        times = _LONGEST if problem.inner >= _LONG * vec else _SHORTER
+    most = min(tuning.run_bytes * times // (problem.inner * problem.number), _MOST_TOGETHER * times)
     most = min(most, _most_at_once(problem, tuning, -(-problem.inner // vec)))
     if most < 2 * operation.arrays_read and problem.channels > 1 and problem.inner >= _LEAST_FAR_ROW:
         return None  # long rows make up no run

@@ -144,8 +144,12 @@ STEPS = {  # what a batch in parts is normalised by: see oclbn.steps
 ALL = OPERATIONS | STEPS
 SOURCES = {"moments_partial": "moments.cl"}  # kernels that are used from another direction's file
 MERGES = {"moments_merge", "sums_merge", "constant_merge"}  # one group per block: the slices are what it merges
+TENSORS = ("x", "dy", "to")  # that have a kind of element: KIND_x and so on (numbers/io.clh); "to" is what is written
 COUNTING = {"moments_partial"}  # kernels that tell how many values a slice has
 HEEDLESS = {  # defines that change nothing in some kernels: those that write no tensor, those that sum none
     "STREAM": {"moments_partial", "backward_partial", *MERGES},
     "FETCH": {"infer", "train_apply", "backward_apply", *MERGES},
+    "KIND_x": MERGES,
+    "KIND_dy": MERGES,
+    "KIND_to": {"moments_partial", "backward_partial", *MERGES},
 }

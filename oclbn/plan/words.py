@@ -51,9 +51,15 @@ class Problem:
     outer: int
     channels: int
     inner: int
-    itemsize: int  # 4 or 8 bytes per element
+    itemsize: int  # bytes per element of x: 2, 4 or 8
     columns: bool  # channels lie side by side: inner is 1
     adjacent: bool = False  # in every array rows follow each other without a gap: the next channel's; columns: the next
+    kinds: tuple[int, int, int] = (0, 0, 0)  # how elements of x, dy and the result lie in memory (numbers/io.clh)
+
+    @property
+    def number(self) -> int:
+        """Bytes of what is computed with, and of what there is one of per channel."""
+        return max(4, self.itemsize)
 
     @property
     def count(self) -> int:
@@ -168,6 +174,7 @@ class Plan:
         defines = dict(first.build.defines)
         shown = ", ".join(f"{name}={defines[name]}" for name in ("LANES", "VEC", "UNROLL", "BLOCKS") if name in defines)
         walk = "columns" if defines["COLUMNS"] else "runs" if defines.get("RUN") else "rows"
+        shown += "".join(f", {name}={defines[name]}" for name in sorted(defines) if name.startswith("KIND_"))
         cut = f", {self.geometry.slices} slices" if self.geometry.slices > 1 else ""
         cut += f", chains of {self.geometry.chain}" if self.geometry.chain > 1 else ""
         return f"{self.variant} ({' + '.join(launch.kernel for launch in self.launches)}; {walk}, {shown}{cut})"

@@ -32,6 +32,7 @@ import numpy as np
 import pyopencl as cl
 
 from oclbn.device import limits, pocl
+from oclbn.elements import kind, of_kind, range_of
 from oclbn.errors import BuildError, DeviceError, DriverWarning, warn_caller
 from oclbn.plan import strided
 from oclbn.plan.operations import ALL
@@ -52,6 +53,7 @@ _GUARD = 64  # elements of NaN around every array: whole lines, so that arrays b
 _RATIO = 32.0  # mean to standard deviation of the data: enough to show what is lost, or read from another channel
 _WANDERING = 3  # of as many channels one wanders, and one is far off
 _FAR_OFF = 1e4  # standard deviations: shows what is lost of bases and of the mean's rest
+_RESOLVED = 0.125  # standard deviations that the next number of a narrow type is away there, at most
 _COUNTED = 5  # where the counter of skipped updates stands beforehand
 _OPTIONAL = {"scale", "bias", "skipped", "entered", "scale_grad", "bias_grad", "mean_rest", "m2_rest"}
 _GATHER = {"grad_scale": 0.5, "grad_momentum": 0.25}
@@ -334,8 +336,8 @@ def _verdict(
 def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, device: cl.Device) -> Verdict:
     """Run it with all that it can be given, then with little of that at odd places, and compare all that it writes."""
     shape = (small.outer, small.channels) if small.columns else (small.outer, small.channels, small.inner)
-    host = _data(shape, _dtype(planned.launches[0]))
-    arrays, numbers = _arrays(operation, host, planned), {**_numbers(small, planned, host.x.dtype), **_GATHER}
+    host = _data(shape, *(of_kind(kind, _dtype(planned.launches[0])) for kind in small.kinds))
+    arrays, numbers = _arrays(operation, host, planned), {**_numbers(small, planned, host.scale.dtype), **_GATHER}
     full = _judged(
         _wanted(operation, host), _ran(planned.launches, arrays, numbers, context, device, between=planned.memory)
     )
@@ -357,7 +359,7 @@ def _fewer(operation: str, host: Data, arrays: dict[str, Host]) -> tuple[dict[st
     if operation == "backward":
         left["scale_grad"] = np.full_like(host.scale, np.nan)
     if operation == "constant":
-        left["save_invstd"] = invstd(host).astype(host.x.dtype)
+        left["save_invstd"] = invstd(host).astype(host.scale.dtype)
         del left["var"]
     return left, replace(host, scale=np.ones_like(host.scale), bias=np.zeros_like(host.bias))
 
@@ -448,19 +450,25 @@ def _gathered(new: Host, bound: Host, old: Host) -> tuple[Host, Host]:
     return terms[0] + terms[1], _GATHER["grad_scale"] * bound + rounding
 
 
-def _data(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Data:
-    """Channels of means far off zero; where there are several, one has a NaN, and most are farther off.
+def _data(shape: tuple[int, ...], dtype: np.dtype[Any], dy: np.dtype[Any], result: np.dtype[Any]) -> Data:
+    """Data of these element types: of x, of dy, and of y and dx.
+
+    Channels of means far off zero; where there are several, one has a NaN, and most are farther off.
 
     Some of these wander from row to row by more than they scatter: sums about what the first rows have are done again.
     dy goes with x, so that x counts in dx.
     """
     host = make(shape, 1, dtype, Offset(_RATIO))
-    host.dy[...] += host.x - np.mean(host.x, axis=others(shape, 1), keepdims=True)
+    x = host.x.astype(host.scale.dtype)
+    slope = host.dy.astype(host.scale.dtype) + (x - np.mean(x, axis=others(shape, 1), keepdims=True))
+    host = replace(host, dy=slope.astype(dy), result=result)
     if shape[1] == 1:
         return host
-    path = np.linspace(0.0, _RATIO, shape[0]).reshape(-1, *(1 for _ in shape[1:])).astype(dtype)
-    host.x[:, : shape[1] - 1 : _WANDERING] += path + dtype.type(_FAR_OFF)
-    host.x[:, 1 : shape[1] - 1 : _WANDERING] += _FAR_OFF
+    far_off = host.scale.dtype.type(min(_FAR_OFF, _RESOLVED / range_of(dtype).eps))
+    path = np.linspace(0.0, _RATIO, shape[0]).reshape(-1, *(1 for _ in shape[1:])).astype(x.dtype)
+    x[:, : shape[1] - 1 : _WANDERING] += path + far_off
+    x[:, 1 : shape[1] - 1 : _WANDERING] += far_off
+    host = replace(host, x=x.astype(dtype))
     bad = (shape[1] - 1) // 2  # neither the last one, which ends early, nor all of a vector's
     host.x[(-1, bad, *(-1 for _ in shape[2:]))] = np.nan
     return replace(host, bad=(bad,))
@@ -477,7 +485,7 @@ def _arrays(operation: str, host: Data, planned: Plan) -> dict[str, Host]:
         "bias_grad": host.bias,
         "mean_rest": per_channel,
         "m2_rest": per_channel,
-        **{one.name: np.full(one.size, *_NOTHING.get(one.name, (np.nan, host.x.dtype))) for one in planned.memory},
+        **{one.name: np.full(one.size, *_NOTHING.get(one.name, (np.nan, host.scale.dtype))) for one in planned.memory},
     }
 
 
@@ -509,9 +517,11 @@ class _Memory:
     def put(self, name: str, given: Host, *, begins: bool) -> tuple[cl.Buffer, int]:
         """A buffer with the array in it, and the array's first index there: 0 where kernels know no other."""
         start = self._guard if begins else 0
-        flat = np.full(start + given.size + _GUARD, np.nan if given.dtype.kind == "f" else 0xA5, given.dtype)
+        flat = np.full(start + given.size + _GUARD, 0xA5 if kind(given.dtype) is None else np.nan, given.dtype)
         flat[start : start + given.size] = given.reshape(-1)
-        buffer = cl.Buffer(self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=flat)
+        buffer = cl.Buffer(
+            self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=flat.view(np.uint8)
+        )
         self._put[name] = buffer, flat, start, given.size
         return buffer, start
 
@@ -519,7 +529,7 @@ class _Memory:
         """What the array holds, and whether all around it is as it was."""
         buffer, before, start, size = self._put[name]
         flat = np.empty_like(before)
-        cl.enqueue_copy(self.queue, flat, buffer)
+        cl.enqueue_copy(self.queue, flat.view(np.uint8), buffer)
         kept = flat[:start].tobytes() == before[:start].tobytes()
         kept &= flat[start + size :].tobytes() == before[start + size :].tobytes()
         return flat[start : start + size], kept

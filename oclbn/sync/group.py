@@ -23,6 +23,7 @@ from oclbn.call.making import check, make, training_numbers
 from oclbn.call.prepared import count_of
 from oclbn.call.results import result_like
 from oclbn.device import driver_errors
+from oclbn.elements import NUMBERS
 from oclbn.errors import ArrayTypeError, DtypeError, ParameterError, ShapeError
 from oclbn.steps import GradientSums, Statistics, normalize, part_gradient, part_numbers
 from oclbn.sync import rows, whole
@@ -359,7 +360,7 @@ class Group(Collective):
                     self._places.on_device(f"parts[{index}]", part, index)
                     reads.append(rows.read(part, self.queues[index]))
                 elif isinstance(part, np.ndarray):
-                    if part.dtype not in arguments.DTYPES:
+                    if part.dtype not in NUMBERS:
                         raise DtypeError(f"parts[{index}] is {part.dtype}; float32 or float64 is wanted")
                     reads.append(part)
                 else:

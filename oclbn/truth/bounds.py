@@ -18,11 +18,13 @@ Whatever lies below the least normal number may be lost: a device need not have 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from oclbn.elements import numbers_of, range_of
 from oclbn.truth.hostile import along, others
 
 ELEMENT = 3.0
@@ -48,6 +50,24 @@ def excess(actual: NDArray[Any], expected: ArrayLike, bound: ArrayLike) -> Bound
         return np.where(fits, 0.0, units)
 
 
+def stored(wanted: ArrayLike, bound: ArrayLike, dtype: DTypeLike) -> tuple[Bounds, Bounds]:
+    """What is wanted of a tensor, and the bound on it, once its elements are rounded to this type.
+
+    That adds half a unit in the last place. What lies beyond the largest number becomes infinite; where it may be
+    either, either is right.
+    """
+    exact, room, info = np.asarray(wanted, np.float64), np.asarray(bound, np.float64), range_of(np.dtype(dtype))
+    if numbers_of(np.dtype(dtype)) == np.dtype(dtype):
+        return exact, room
+    with np.errstate(all="ignore"):
+        farthest, nearest = np.abs(exact) + room, np.abs(exact) - room
+        unit = np.maximum(info.eps * np.exp2(np.floor(np.log2(np.minimum(farthest, info.max)))), info.least)
+        limit = info.max + 0.5 * info.eps * 2.0 ** math.floor(math.log2(info.max))  # half a unit beyond the largest
+        over = nearest >= limit
+        rounded = np.where(over, np.copysign(np.inf, exact), exact)
+        return rounded, np.where(over, 0.0, np.where(farthest >= limit, np.inf, room + 0.5 * unit))
+
+
 class Bound:
     """Bounds for the results of one call on x, normalised with these statistics (float64)."""
 
@@ -62,8 +82,8 @@ class Bound:
         axis: int,
         dtype: DTypeLike,
     ) -> None:
-        info = np.finfo(np.dtype(dtype))
-        self.eps, self.tiny = float(info.eps), float(info.tiny)
+        info = range_of(numbers_of(np.dtype(dtype)))
+        self.eps, self.tiny = info.eps, info.tiny
         self.shape, self.axis = x.shape, axis
         centre, self.invstd = _flat(mean), _flat(invstd)
         self.mean = np.abs(centre)

@@ -108,7 +108,7 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
 
     Without what may be left out, but with scale and bias.
     """
-    tensor, per_channel = np.full_like(host.x, np.nan), np.full_like(host.scale, np.nan)
+    tensor, per_channel = np.full(host.x.shape, np.nan, host.written), np.full_like(host.scale, np.nan)
     if operation == "moments":
         return {"x": host.x, "mean": per_channel, "m2": per_channel}
     found = {"x": host.x, "scale": host.scale}
@@ -148,6 +148,6 @@ def _judge(name: str, got: Host, wanted: Host, bound: Host) -> Judged:
     at = np.unravel_index(int(np.argmax(units)), wanted.shape)
     off, most = int((units > 1.0).sum()), float(units[at])
     told = f"errs by {most:.3g} times its tolerance" if most < math.inf else "is wrong beyond measure"
-    digits = 9 if got.dtype.itemsize < 8 else 17  # that tell one number of the type from the next
+    digits = {2: 6, 4: 9}.get(got.dtype.itemsize, 17)  # that tell one number of the type from the next
     where = f"{got.reshape(wanted.shape)[at]!s} instead of {wanted[at]:.{digits}g} at {tuple(map(int, at))}"
     return Judged(most, name, f"{name} {told}: {where}, and {off} of {units.size} are off")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from oclbn.truth import reference
-from oclbn.truth.bounds import Bound
+from oclbn.truth.bounds import Bound, stored
 from oclbn.truth.hostile import Data, Host, per_channel
 
 EPSILON, FACTOR = 1e-5, 0.1
@@ -75,7 +75,7 @@ def invstd(host: Data, epsilon: float = EPSILON) -> Host:
 def saved(host: Data, axis: int) -> tuple[Host, Host]:
     """x's own statistics in its element type, as an exact training step would save them: mean and 1 / deviation."""
     own = reference.train(host.x, epsilon=EPSILON, axis=axis)
-    return own.mean.astype(host.x.dtype), own.invstd.astype(host.x.dtype)
+    return own.mean.astype(host.scale.dtype), own.invstd.astype(host.scale.dtype)
 
 
 def _train(h: Data, axis: int, epsilon: float, factor: float, entered: Host | None) -> Expected:
@@ -90,7 +90,7 @@ def _train(h: Data, axis: int, epsilon: float, factor: float, entered: Host | No
     counters = {} if wanted.entered is None else {"entered": (wanted.entered, np.zeros(wanted.entered.shape))}
     return {
         **counters,
-        "y": (wanted.y, _strict(bound.y())),
+        "y": stored(wanted.y, _strict(bound.y()), h.written),
         "save_mean": (wanted.mean, _open(h, bound.stored_mean())),
         "save_invstd": (wanted.invstd, _open(h, bound.stored_invstd())),
         "running_mean": (wanted.running_mean, _closed(h, bound.running_mean(h.running_mean, weight))),
@@ -101,7 +101,7 @@ def _train(h: Data, axis: int, epsilon: float, factor: float, entered: Host | No
 def _infer(h: Data, axis: int, epsilon: float) -> Expected:
     wanted = reference.infer(h.x, h.scale, h.bias, h.running_mean, h.running_var, epsilon=epsilon, axis=axis)
     bound = Bound(h.x, h.running_mean, invstd(h, epsilon), h.scale, h.bias, axis=axis, dtype=h.x.dtype)
-    return {"y": (wanted, _strict(bound.inferred()))}
+    return {"y": stored(wanted, _strict(bound.inferred()), h.written)}
 
 
 def _moments(h: Data, axis: int) -> Expected:
@@ -114,7 +114,8 @@ def _gradients(h: Data, axis: int, mean: Host, deviation: Host, *, training: boo
     dx, dscale, dbias = reference.backward(h.x, h.dy, h.scale, mean, deviation, axis=axis, training=training)
     bound = Bound(h.x, mean, deviation, h.scale, None, axis=axis, dtype=h.x.dtype)
     bounds = bound.gradients(h.dy, training=training)
-    return {"dx": (dx, _strict(bounds[0])), "dscale": (dscale, _open(h, bounds[1])), "dbias": (dbias, bounds[2])}
+    written = stored(dx, _strict(bounds[0]), h.written)
+    return {"dx": written, "dscale": (dscale, _open(h, bounds[1])), "dbias": (dbias, bounds[2])}
 
 
 def _strict(bound: Host) -> Host:

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from oclbn.elements import numbers_of, range_of
+
 Host = NDArray[Any]
+_ROOM = 0.9  # of a type's largest number, for data that would go beyond it
 Maker = Callable[[np.random.Generator, tuple[int, ...], int], Host]  # generator, shape, axis of the channels
 
 
@@ -33,7 +36,7 @@ def others(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Data:
-    """Arguments of a call on the host, in the element type that the device gets."""
+    """Arguments of a call on the host, in the element types that the device gets."""
 
     x: Host
     dy: Host
@@ -43,6 +46,12 @@ class Data:
     running_var: Host
     bad: tuple[int, ...] = ()  # channels whose statistics are not finite
     saved: tuple[Host, Host] | None = None  # mean and 1 / deviation for the gradients; None: as the operation has them
+    result: np.dtype[Any] | None = None  # the element type of y and dx; None: x's
+
+    @property
+    def written(self) -> np.dtype[Any]:
+        """The element type of results that have x's shape."""
+        return self.x.dtype if self.result is None else self.result
 
     @property
     def good(self) -> list[int]:
@@ -162,19 +171,28 @@ MAKERS: dict[str, Maker] = {
 def make(
     shape: tuple[int, ...], axis: int, dtype: DTypeLike = np.float32, maker: Maker = gaussian, *, seed: int = 0
 ) -> Data:
-    """Arguments for a tensor of this shape, the same on every run."""
+    """Arguments for a tensor of this shape, the same on every run.
+
+    What the element type cannot hold is brought nearer to zero, all alike.
+    """
     rng = np.random.default_rng([seed, *shape, axis % len(shape)])
     dtype = np.dtype(dtype)
     channels = shape[axis]
-    x = maker(rng, shape, axis)
+    x, numbers = _fitting(maker(rng, shape, axis), range_of(dtype).max), numbers_of(dtype)
     if isinstance(maker, Denormal):
-        x *= 0.1 * float(np.finfo(dtype).tiny)
+        x *= 0.1 * range_of(dtype).tiny
     return Data(
         x=x.astype(dtype),
         dy=(rng.standard_normal(shape) + 0.1).astype(dtype),
-        scale=rng.uniform(-2.0, 2.0, channels).astype(dtype),
-        bias=rng.standard_normal(channels).astype(dtype),
-        running_mean=rng.standard_normal(channels).astype(dtype),
-        running_var=rng.uniform(0.5, 2.0, channels).astype(dtype),
+        scale=rng.uniform(-2.0, 2.0, channels).astype(numbers),
+        bias=rng.standard_normal(channels).astype(numbers),
+        running_mean=rng.standard_normal(channels).astype(numbers),
+        running_var=rng.uniform(0.5, 2.0, channels).astype(numbers),
         bad=(channels // 2,) if isinstance(maker, Spoiled) else (),
     )
+
+
+def _fitting(x: Host, most: float) -> Host:
+    """The same where a type holds numbers up to `most`, with some room; infinities and NaN stay."""
+    largest = float(np.max(np.abs(x), where=np.isfinite(x), initial=0.0))
+    return x if largest < most else x * (_ROOM * most / largest)
