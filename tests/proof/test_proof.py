@@ -85,8 +85,8 @@ INJECTIONS = [
     pytest.param(
         Injection(
             "walks/rows_write.inc",
-            "SAVE(to + end, tail);",
-            "SAVE(to + end, tail + (INJECTED ? (ACC)NAN : (ACC)0));",
+            "SAVE(to, to + end, tail);",
+            "SAVE(to, to + end, tail + (INJECTED ? (ACC)NAN : (ACC)0));",
             "VEC > 1",
             ROWS,
             "infer",
@@ -158,8 +158,8 @@ INJECTIONS = [
     pytest.param(
         Injection(
             "numbers/io.clh",
-            "#define SAVE(p, value) (*(__global LOOSE_STORE *)(p) = (value))",
-            "#define SAVE(p, value) (*(__global LOOSE_STORE *)((p) + INJECTED) = (value))",
+            "#define SAVE_0(p, value) SAVE_NUMBERS(p, value)",
+            "#define SAVE_0(p, value) SAVE_NUMBERS((p) + INJECTED, value)",
             "VEC > 2",
             ROWS,
             "infer",
@@ -197,8 +197,8 @@ REACHED = [  # parts of kernels that the small tensor must lead through
     pytest.param(
         Injection(
             "walks/rows_write.inc",
-            "if (skip && c0 == 0) SAVE(to, head);",
-            "if (skip && c0 == 0) SAVE(to, head + (ACC)INJECTED);",
+            "if (skip && c0 == 0) SAVE(to, to, head);",
+            "if (skip && c0 == 0) SAVE(to, to, head + (ACC)INJECTED);",
             "STREAM",
             {**STREAMED, "run_bytes": 0},
             "infer",
