@@ -58,7 +58,7 @@ def check(
     found = run(functional, operation, given, axis=axis, **options)
     for name, result in found.items():
         assert result.shape == (host.x.shape if name in ("y", "dx") else host.scale.shape), name
-        assert result.dtype == host.x.dtype, name
+        assert result.dtype == (host.written if name in ("y", "dx") else host.scale.dtype), name
     hosts = {name: result.get() for name, result in found.items()}
     worst = judge(hosts, expected(operation, host.without(absent), axis, **options))
     assert worst.good, str(worst)
@@ -73,12 +73,12 @@ def check(
 def foreign(host: Data, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Statistics that are not those of x."""
     own = reference.train(host.x, axis=axis)
-    return (own.mean + 0.25).astype(host.x.dtype), (own.invstd * 1.5).astype(host.x.dtype)
+    return (own.mean + 0.25).astype(host.scale.dtype), (own.invstd * 1.5).astype(host.scale.dtype)
 
 
 def fixed(host: Data) -> Data:
     """With constants to be given as a mean and the reciprocal of a deviation."""
-    return replace(host, saved=(host.running_mean, (1 / np.sqrt(host.running_var)).astype(host.x.dtype)))
+    return replace(host, saved=(host.running_mean, (1 / np.sqrt(host.running_var)).astype(host.scale.dtype)))
 
 
 def lying(queue: cl.CommandQueue, host: np.ndarray, before: int, after: int = 3) -> cla.Array:

@@ -12,6 +12,7 @@ import pytest
 
 from oclbn.call import prepared
 from oclbn.device import limits
+from oclbn.elements import dtype_of
 from oclbn.program.kept import kept
 from oclbn.tuning import using
 
@@ -44,6 +45,21 @@ SHAPES = [
     pytest.param((400, 70), 1, id="columns, several rows at a time"),
     pytest.param((530, 1030), 1, id="columns of several chunks"),
     pytest.param((3, 20, 21, 33), 3, id="channels last, a scrap"),
+]
+# Shapes with their element types: float32 everywhere, each other type where a walk has another way to load or save.
+_OTHERS = {
+    "small rows": ("float16", "bfloat16"),
+    "small channels last": ("float64", "float16", "bfloat16"),
+    "small columns, several rows at a time and a rest": ("float16", "bfloat16"),
+    "short rows": ("float64", "bfloat16"),
+    "runs of rows, the last one shorter": ("float16", "bfloat16"),
+    "ragged rows of several chunks": ("float64", "float16", "bfloat16"),
+    "channels last, a scrap": ("float16",),
+}
+TYPED = [
+    pytest.param(*row.values, dtype_of(name), id=f"{row.id}" + (f", {name}" if name != "float32" else ""))
+    for row in SHAPES
+    for name in ("float32", *_OTHERS.get(str(row.id), ()))
 ]
 
 

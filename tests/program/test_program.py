@@ -209,7 +209,7 @@ OPAQUE(to)
 def test_elements_are_touched_by_their_names_only(
     queue: cl.CommandQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, walk: str
 ) -> None:
-    """All kernels build where elements are nothing to compute with, of each tensor a type of its own: io.clh alone knows."""
+    """All kernels build where elements are nothing to compute with, of a type for each tensor; io.clh alone knows."""
     shutil.copytree(sources.kernel_directory(), tmp_path, dirs_exist_ok=True)
     header = tmp_path / "numbers" / "io.clh"
     text = header.read_text()

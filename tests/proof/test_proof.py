@@ -185,8 +185,8 @@ REACHED = [  # parts of kernels that the small tensor must lead through
     pytest.param(
         Injection(
             "walks/rows_write.inc",
-            "SAVE_FAR(to + i, ELEMENT);",
-            "SAVE_FAR(to + i, ELEMENT + (ACC)INJECTED);",
+            "SAVE_FAR(to, to + i, ELEMENT);",
+            "SAVE_FAR(to, to + i, ELEMENT + (ACC)INJECTED);",
             "STREAM",
             {**STREAMED, "run_bytes": 0, "variant": "split"},
             "infer",
@@ -210,7 +210,7 @@ REACHED = [  # parts of kernels that the small tensor must lead through
         Injection(
             "walks/strip_write.inc",
             "#define ROWS 1\n#define PUT SAVE_FAR\n",
-            "#define SAVE_WRONG(p, value) SAVE_FAR(p, (value) + (ACC)INJECTED)\n"
+            "#define SAVE_WRONG(name, p, value) SAVE_FAR(name, p, (value) + (ACC)INJECTED)\n"
             "#define ROWS 1\n#define PUT SAVE_WRONG\n",
             "STREAM",
             STREAMED,
@@ -247,8 +247,8 @@ REACHED = [  # parts of kernels that the small tensor must lead through
                 "scale where there is none",
                 "infer",
                 "walks/rows.clh",
-                "return values ? values[start + g->channel + u] : otherwise;",
-                "return values ? values[start + g->channel + u] : otherwise + (ACC)INJECTED;",
+                "values ? values[start + g->channel + u] : otherwise;",
+                "values ? values[start + g->channel + u] : otherwise + (ACC)INJECTED;",
             ),
             (
                 "factor where no batches are counted",
