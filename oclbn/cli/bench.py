@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pyopencl as cl
 from rich.console import Console
 from rich.progress import Progress, TaskID, TaskProgressColumn
@@ -23,11 +24,13 @@ from oclbn.cli.bench_report import Report, Shown, ShownProfile
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import Left, above, expect, progress
 from oclbn.cli.types import SELECTIONS, Names, Once, ShapeType, Target, check_free, overwriting, together, trainable
+from oclbn.elements import dtype_of
 from oclbn.errors import SizeError
 from oclbn.files import whole
 from oclbn.tools.bench import benchmark, profiling
-from oclbn.tools.bench.benchmark import OUTPUTS, TENSORS
+from oclbn.tools.bench.benchmark import BASELINE, OUTPUTS, TENSORS
 from oclbn.tools.bench.suites import SUITES, Case, Shape
+from oclbn.tools.bench.workload import SINGLE
 from oclbn.tools.peers.process import PeerProcess, platform_library
 from oclbn.tools.peers.registry import PEERS
 
@@ -97,6 +100,13 @@ class _Bench(Once):
     metavar="PATH",
     help="The Python that has these libraries, if it is another one; also OCLBN_PEER_PYTHON.",
 )
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(("float32", "float64", "float16", "bfloat16")),
+    help="The elements' type; beside another one than float32 that is timed as well, in the same run.",
+)
 @click.option("--rounds", type=click.IntRange(min=3), help="Give each so many turns, instead of about 0.25 s of them.")
 @click.option("--details", is_flag=True, help="Print a line for each time: quantiles, MB, GB/s, samples.")
 @click.option("--profile", is_flag=True, help="Show the device's clock beside the host's, and compare nothing.")
@@ -112,6 +122,7 @@ def command(
     outputs: tuple[tuple[str, ...], ...],
     against: tuple[tuple[str, ...], ...],
     peer_python: str,
+    dtype: str,
     rounds: int | None,
     details: bool,
     profile: bool,
@@ -143,10 +154,12 @@ def command(
         cases += SUITES[suite]
     cases = list(dict.fromkeys(cases))
     names, kinds, peers = together(operations), together(outputs), together(against)
+    element = element_type(dtype, queue)
     if profile:
-        _profile(info, queue, cases, names, as_json)
+        _profile(info, queue, cases, names, element, as_json)
         return
-    report = Report(info, cases, names, kinds, peers)
+    beside = () if element == SINGLE else (BASELINE,)
+    report = Report(info, cases, names, kinds, (*beside, *peers), dtype)
     _warn_of_others()
     console = output.console(wide=True)
     shown = None if as_json else Shown(console, report, details=details)
@@ -168,14 +181,16 @@ def command(
 def _compare(report: Report, queue: cl.CommandQueue, rounds: int | None, python: str, shown: Shown | None) -> None:
     """Fill the report, shape by shape."""
     library = platform_library(queue.device.platform.int_ptr)
+    dtype = element_type(report.dtype, queue)
+    known = [name for name in report.peers if name != BASELINE]
     weights = [_seconds(queue, shape, report.operations, len(report.peers), rounds) for shape, _ in report.cases]
-    expected = (sum(weights) + benchmark.PEER_SECONDS * len(report.peers)) * len(report.outputs)
+    expected = (sum(weights) + benchmark.PEER_SECONDS * len(known)) * len(report.outputs)
     what = f"{_counted(len(report.cases), 'shape')}, {_counted(len(report.outputs), 'kind')} of outputs"
     expect(what, expected)
     with contextlib.ExitStack() as processes, _progress(sum(weights) * len(report.outputs), expected) as (bar, task):
         done = 0.0
         for kind in report.outputs:
-            peers = [PeerProcess(PEERS[name], kind, python=python, library=library) for name in report.peers]
+            peers = [PeerProcess(PEERS[name], kind, python=python, library=library) for name in known]
             for peer in peers:
                 processes.callback(peer.close)
             for case, weight in zip(report.cases, weights, strict=True):
@@ -185,6 +200,7 @@ def _compare(report: Report, queue: cl.CommandQueue, rounds: int | None, python:
                     bar.update(task, completed=done + part * weight)
 
                 options: dict[str, Any] = {"rounds": rounds, "outputs": kind, "operations": report.operations}
+                options["dtype"] = dtype
                 try:
                     report.add(benchmark.compare(queue, *case, peers=peers, advance=advance, **options))
                 except SizeError as error:
@@ -198,7 +214,12 @@ def _compare(report: Report, queue: cl.CommandQueue, rounds: int | None, python:
 
 
 def _profile(
-    info: device.DeviceInfo, queue: cl.CommandQueue, cases: list[Case], operations: tuple[str, ...], as_json: bool
+    info: device.DeviceInfo,
+    queue: cl.CommandQueue,
+    cases: list[Case],
+    operations: tuple[str, ...],
+    dtype: np.dtype[Any],
+    as_json: bool,
 ) -> None:
     found: list[profiling.Profile] = []
     skipped: dict[Case, str] = {}
@@ -213,7 +234,7 @@ def _profile(
                 for (shape, axis), weight in zip(cases, weights, strict=True):
                     bar.update(task, description=f"{bench_report.label(shape, axis)}, profile")
                     try:
-                        timed = profiling.profile(queue, shape, axis, operations=operations)
+                        timed = profiling.profile(queue, shape, axis, operations=operations, dtype=dtype)
                     except SizeError as error:
                         skipped[shape, axis], timed = str(error), []
                     found += timed
@@ -228,6 +249,18 @@ def _profile(
         shown.end(skipped)
         _show_built(console, built)
     _end(complete, bool(found), skipped.values())
+
+
+def element_type(name: str, queue: cl.CommandQueue) -> np.dtype[Any]:
+    """The type of this name, if the queue's device can compute with it."""
+    try:
+        found = dtype_of(name)
+    except ImportError as error:
+        raise click.UsageError(f"--dtype: {error}") from error
+    assert found is not None
+    if found == np.float64 and not device.limits(queue.device).fp64:
+        raise click.UsageError(f"--dtype is float64; {queue.device.name.strip()} computes in float32 only")
+    return found
 
 
 def _seconds(queue: cl.CommandQueue, shape: Shape, operations: Sequence[str], peers: int, rounds: int | None) -> float:

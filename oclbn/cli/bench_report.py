@@ -56,6 +56,7 @@ class Report:
     operations: Sequence[str]
     outputs: Sequence[str]
     peers: Sequence[str]
+    dtype: str = "float32"
     rows: list[Row] = field(default_factory=list)
     _found: dict[tuple[Any, ...], Row] = field(default_factory=dict, repr=False)
     absences: list[Absence] = field(default_factory=list)
@@ -89,6 +90,7 @@ class Report:
         return {
             **_about(self.info),
             "peers": self.versions,
+            "dtype": self.dtype,
             "rows": [{**asdict(row), "bandwidth": row.bandwidth} for row in self.rows],
             "absences": [asdict(absence) for absence in self.absences],
             "skipped": skipped,
@@ -125,6 +127,8 @@ class Shown:
         self._outputs = ""
         self._missing: list[str] = []  # columns that the screen had no room for
         self._print(heading(report.info))
+        if report.dtype != "float32":
+            self._print(Text(f"elements of {report.dtype}, in the same run as float32 ones"))
 
     def case(self, case: Case, outputs: str) -> None:
         """What has been found for a shape; begins a table for outputs of a new kind."""
@@ -163,6 +167,8 @@ class Shown:
                 notes = [MEDIANS] if "ratio (/copy)" in self._missing else notes[:1]
             if any(axis != 1 for _, axis in report.cases):
                 notes.append("@: the axis of the channels, where it is not 1; @3 of four axes is the NHWC layout.")
+        if report.dtype != "float32":
+            notes.append("float32: oclbn on elements of that type; x: how many times as long.")
         if report.versions:
             known = ", ".join(f"{name} {version}" for name, version in report.versions.items())
             notes.append(f"Beside it {known}; x: how many times as long as oclbn.")

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from oclbn.cli import bench
 from oclbn.cli.bench_report import SCHEMA
 from oclbn.cli.group import oclbn
+from oclbn.device import limits
 from oclbn.errors import DeviceError, ParameterError, SizeError
 from oclbn.tools.bench import benchmark, profiling, turns, workload
 from oclbn.tools.child import Rejected
@@ -199,7 +200,7 @@ def test_details_have_a_line_for_each_time(queue: cl.CommandQueue) -> None:
 @TOLD
 def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
     printed = json.loads(run("--shape", "5,3,2", "--axis", "-1", "--rounds", "3", "--json"))
-    assert set(printed) == {"schema", "device", "versions", "peers", "rows", "absences", "skipped", "complete"}
+    assert set(printed) == {"schema", "device", "versions", "peers", "dtype", "rows", "absences", "skipped", "complete"}
     assert printed["schema"] == SCHEMA
     assert set(printed["versions"]) == {"oclbn", "python", "pyopencl", "numpy"}
     assert printed["device"]["driver"]
@@ -208,6 +209,20 @@ def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
     assert {row["outputs"] for row in rows} == {"preallocated", "fresh"}
     assert all(row["shape"] == [5, 3, 2] and row["axis"] == 2 and row["bandwidth"] > 0 for row in rows)
     assert all(row["plan"] for row in rows if row["who"] == "oclbn")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_types_stand_beside_float32(queue: cl.CommandQueue, dtype: str) -> None:
+    if dtype == "float64" and not limits(queue.device).fp64:
+        pytest.skip("needs float64")
+    printed = json.loads(run("--shape", "5,3,7", "--rounds", "3", "--outputs", "fresh", "--dtype", dtype, "--json"))
+    assert printed["dtype"] == dtype
+    rows = {(row["who"], row["operation"]): row for row in printed["rows"]}
+    own, other = rows["oclbn", "forward"], rows["float32", "forward"]
+    assert (own["dtype"], other["dtype"]) == (dtype, "float32")
+    assert own["nbytes"] == 2 * 5 * 3 * 7 * np.dtype(dtype if dtype != "bfloat16" else "float16").itemsize
+    told = run("--shape", "5,3,7", "--rounds", "3", "--outputs", "fresh", "--dtype", dtype, "--operations", "forward")
+    assert f"elements of {dtype}, in the same run as float32 ones" in told
 
 
 @TOLD

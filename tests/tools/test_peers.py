@@ -92,7 +92,7 @@ def test_a_peer_that_fails_is_there_for_the_next_shape(queue: cl.CommandQueue, f
 def test_peers_without_room_are_named(
     queue: cl.CommandQueue, fake: PeerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "room_for", lambda queue, shape: 0)
+    monkeypatch.setattr(benchmark, "room_for", lambda queue, shape, dtype: 0)
     found = benchmark.compare(queue, (6, 4), rounds=3, outputs="fresh", peers=[fake])
     assert "no memory" in reasons(found)["fake", ""]
 
@@ -114,7 +114,15 @@ def test_a_missing_package_names_what_to_install(tmp_path: Path) -> None:
     file.write_text("class Peer:\n    def __init__(self, case):\n        import a_package_that_nobody_has\n")
     np.save(tmp_path / "block.npy", contract.block(8))
     peer = PeerProcess(Kind("lost", file, "lost-and-found"), "fresh")
-    case = {"shape": (4, 2), "axis": 1, "epsilon": 1e-5, "factor": 0.1, "outputs": "fresh", "device": {}}
+    case = {
+        "shape": (4, 2),
+        "axis": 1,
+        "epsilon": 1e-5,
+        "factor": 0.1,
+        "outputs": "fresh",
+        "dtype": "float32",
+        "device": {},
+    }
     try:
         for _ in range(2):  # the second time without asking
             with pytest.raises(

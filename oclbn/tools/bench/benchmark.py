@@ -29,7 +29,7 @@ from oclbn.device import check_size, limits
 from oclbn.errors import ParameterError, SizeError
 from oclbn.tools.bench.suites import SUITES, Shape
 from oclbn.tools.bench.turns import Entry, interleave
-from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES, Work
+from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES, SINGLE, Work
 from oclbn.tools.child import Rejected
 from oclbn.tools.peers import checking, contract
 from oclbn.tools.peers.process import PeerProcess
@@ -50,6 +50,7 @@ __all__ = [
     "measure",
 ]
 
+BASELINE = "float32"  # whose times stand beside those of other types, in the same run
 TENSORS = {"forward": 2, "backward": 3, "inference": 2, "both": 5}  # that memory has to see: read or written once each
 OUTPUTS = ("preallocated", "prepared", "fresh", "pool")
 _READY = 0.4  # of the time is over, about, when everything has been made and checked and the timing begins
@@ -74,6 +75,7 @@ class Row:
     who: str = "oclbn"  # or "copy", or a peer's name
     outputs: str = "preallocated"
     samples: int = 0
+    dtype: str = "float32"
 
     @property
     def bandwidth(self) -> float:
@@ -118,14 +120,16 @@ def compare(
     rounds: int | None = None,
     outputs: str = "preallocated",
     operations: Sequence[str] = tuple(TENSORS),
+    dtype: np.dtype[Any] = SINGLE,
     peers: Sequence[PeerProcess] = (),
     advance: Callable[[float], None] = lambda part: None,
 ) -> Comparison:
-    """Time operations on a float32 tensor, three ways to copy it, and the same operations by peers.
+    """Time operations on a tensor, three ways to copy it, and the same operations by peers.
 
     shape: of the tensor, channels on `axis`. rounds: turns of each, at least 3; None: as many as fit into about a
     quarter of a second each, fewer for peers that are slow. outputs: one of OUTPUTS. operations: some of TENSORS.
-    peers: made for the same outputs (for "prepared": preallocated); one that is missing, declines or fails is an
+    dtype: of the elements; where it is not float32, the same operations on a float32 tensor are timed as well, as
+    BASELINE. peers: made for the same outputs (for "prepared": preallocated); one that is missing, declines or fails is an
     Absence. advance: called with the part of the work that is done, up to 1, so that a bar moves while a large tensor
     is timed. Allocates four such tensors on queue's device. SizeError: no room for them on the device or the machine.
     DeviceError: oclbn's results are wrong.
@@ -136,19 +140,22 @@ def compare(
     for name, given, known in (("outputs", (outputs,), OUTPUTS), ("operations", operations, tuple(TENSORS))):
         if unknown := set(given) - set(known):
             raise ParameterError(f"{name} has {min(unknown)!r}; some of {', '.join(known)} are wanted")
-    room = room_for(queue, shape)
+    room = room_for(queue, shape, dtype)
     values = contract.block(math.prod(shape))
     try:
-        work = Work(queue, shape, axis, outputs, values)
+        work = Work(queue, shape, axis, outputs, values, dtype)
         wanted = work.check(operations)
+        beside = Work(queue, shape, axis, outputs, values) if dtype != SINGLE else None
     except cl.MemoryError as error:
         raise SizeError(f"{queue.device.name.strip()} has no room for four tensors of {shape}: {error}") from error
     advance(_READY / (1 + len(peers)))
     comparison = Comparison([])
     entries = [*work.copies(), *work.operations(operations)]
+    if beside is not None:
+        entries += beside.operations(operations, BASELINE)
     try:
         with tempfile.TemporaryDirectory(prefix="oclbn-bench-") as folder:
-            case = _Case(queue, shape, axis, outputs, operations, Path(folder), wanted, comparison)
+            case = _Case(queue, shape, axis, outputs, operations, dtype, Path(folder), wanted, comparison)
             np.save(case.block, values)
             for number, peer in enumerate(peers):
                 if outputs == "pool":
@@ -164,7 +171,7 @@ def compare(
     finally:
         for peer in peers:
             peer.release()
-    comparison.rows.extend(_rows(entries, shape, axis, outputs))
+    comparison.rows.extend(_rows(entries, shape, axis, outputs, dtype))
     return comparison
 
 
@@ -195,12 +202,12 @@ def describe(device: cl.Device) -> dict[str, Any]:
     return {**{name: " ".join(text.split()) for name, text in texts.items()}, "index": index}
 
 
-def room_for(queue: cl.CommandQueue, shape: Shape) -> int | None:
+def room_for(queue: cl.CommandQueue, shape: Shape, dtype: np.dtype[Any] = SINGLE) -> int | None:
     """How many peers' processes have room for such a tensor beside ours; None where the system does not tell.
 
     SizeError: we have none ourselves.
     """
-    device, nbytes = queue.device, math.prod(shape) * 4
+    device, nbytes = queue.device, math.prod(shape) * (dtype.itemsize + (SINGLE.itemsize if dtype != SINGLE else 0))
     facts = limits(device)
     check_size("x", nbytes, device)
     if 4 * nbytes > facts.memory_bytes:
@@ -225,6 +232,7 @@ class _Case:
     axis: int
     outputs: str
     operations: Sequence[str]
+    dtype: np.dtype[Any]
     folder: Path
     wanted: checking.Wanted
     comparison: Comparison
@@ -241,7 +249,12 @@ class _Case:
         """Those of a peer's operations whose results are there and right; the others are absences."""
         facts, name = limits(self.queue.device), peer.kind.name
         threads = facts.compute_units if facts.kind == "cpu" else os.cpu_count() or 1
-        tensor: dict[str, Any] = {"block": str(self.block), "shape": self.shape, "axis": self.axis}
+        tensor: dict[str, Any] = {
+            "block": str(self.block),
+            "shape": self.shape,
+            "axis": self.axis,
+            "dtype": self.dtype.name,
+        }
         outputs = "preallocated" if self.outputs == "prepared" else self.outputs
         numbers = {"epsilon": EPSILON, "factor": FACTOR, "outputs": outputs}
         try:
@@ -261,14 +274,15 @@ class _Case:
         return found
 
 
-def _rows(entries: list[Entry], shape: Shape, axis: int, outputs: str) -> list[Row]:
+def _rows(entries: list[Entry], shape: Shape, axis: int, outputs: str, dtype: np.dtype[Any]) -> list[Row]:
     medians = [statistics.median(entry.samples) for entry in entries]
     best = min(median for entry, median in zip(entries, medians, strict=True) if entry.who == "copy")
     rows = []
     for entry, median in zip(entries, medians, strict=True):
         low, *_, high = statistics.quantiles(entry.samples, n=10, method="inclusive")
-        nbytes = TENSORS.get(entry.operation, 2) * math.prod(shape) * 4
-        told = (entry.plan, entry.who, outputs, len(entry.samples))
+        own = SINGLE if entry.who == BASELINE else dtype
+        nbytes = TENSORS.get(entry.operation, 2) * math.prod(shape) * own.itemsize
+        told = (entry.plan, entry.who, outputs, len(entry.samples), own.name)
         rows.append(Row(shape, axis, entry.operation, median, low, high, nbytes, median / best, *told))
     return rows
 

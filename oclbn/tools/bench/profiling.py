@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyopencl as cl
 
 from oclbn import functional
 from oclbn.tools.bench.benchmark import TENSORS, checked_axis, room_for
 from oclbn.tools.bench.suites import Shape
-from oclbn.tools.bench.workload import Work
+from oclbn.tools.bench.workload import SINGLE, Work
 from oclbn.tools.peers import contract
 
 _CALLS = 15
@@ -42,16 +43,21 @@ class Profile:
 
 
 def profile(
-    queue: cl.CommandQueue, shape: Shape, axis: int = 1, *, operations: Sequence[str] = tuple(TENSORS)
+    queue: cl.CommandQueue,
+    shape: Shape,
+    axis: int = 1,
+    *,
+    operations: Sequence[str] = tuple(TENSORS),
+    dtype: np.dtype[Any] = SINGLE,
 ) -> list[Profile]:
-    """Time operations on a float32 tensor by the events of a queue that keeps times, on queue's device and context.
+    """Time operations on a tensor by the events of a queue that keeps times, on queue's device and context.
 
     Errors as oclbn.tools.bench.benchmark.compare.
     """
     axis = checked_axis(shape, axis)
-    room_for(queue, shape)
+    room_for(queue, shape, dtype)
     timed = cl.CommandQueue(queue.context, queue.device, properties=cl.command_queue_properties.PROFILING_ENABLE)
-    work = Work(timed, shape, axis, "preallocated", contract.block(math.prod(shape)))
+    work = Work(timed, shape, axis, "preallocated", contract.block(math.prod(shape)), dtype)
     found = []
     for operation in operations:
         call = work.calls()[operation]

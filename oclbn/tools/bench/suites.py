@@ -43,6 +43,7 @@ def _densenet121() -> tuple[tuple[int, int], ...]:
 SUITES: dict[str, tuple[Case, ...]] = {
     "resnet50": _maps(32, _RESNET50),
     "resnet50-1": _maps(1, _RESNET50),
+    "resnet50-128": _maps(128, _RESNET50),
     "resnet50-256": _maps(256, _RESNET50),
     "densenet": _maps(32, _densenet121()),
     "mobilenet": _maps(32, _MOBILENET_V2),

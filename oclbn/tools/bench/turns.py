@@ -32,7 +32,7 @@ class Entry:
     @property
     def own(self) -> bool:
         """In this process: oclbn's operations and the copies."""
-        return self.who in ("oclbn", "copy")
+        return self.who in ("oclbn", "copy", "float32")
 
 
 def interleave(

@@ -13,6 +13,7 @@ import pyopencl.array as cla
 
 from oclbn import functional, gpuarray
 from oclbn.call.results import result_like
+from oclbn.elements import numbers_of
 from oclbn.errors import DeviceError
 from oclbn.tools.bench.suites import Shape
 from oclbn.tools.bench.turns import Entry
@@ -26,6 +27,7 @@ KINDS = {  # of each operation: what functional.explain calls its parts
     "inference": ("infer",),
     "both": ("train", "backward"),
 }
+SINGLE = np.dtype(np.float32)
 PLAIN_COPIES = ("copy command", "copy kernel")
 COPIES = (*PLAIN_COPIES, "copy kernel, non-temporal stores")
 _CHECKED = {  # the results, in the order in which the calls below return them
@@ -37,24 +39,33 @@ _CHECKED = {  # the results, in the order in which the calls below return them
 
 
 class Work:
-    """One float32 tensor on queue's device, channels on `axis`, with all that normalising it takes.
+    """One tensor on queue's device, channels on `axis`, with all that normalising it takes.
 
-    outputs: one of oclbn.tools.bench.benchmark.OUTPUTS. values: the block that the tensor is tiled with.
+    dtype: of its elements. outputs: one of oclbn.tools.bench.benchmark.OUTPUTS. values: the block that the tensor is
+    tiled with.
     """
 
-    def __init__(self, queue: cl.CommandQueue, shape: Shape, axis: int, outputs: str, values: contract.Floats) -> None:
+    def __init__(
+        self,
+        queue: cl.CommandQueue,
+        shape: Shape,
+        axis: int,
+        outputs: str,
+        values: contract.Floats,
+        dtype: np.dtype[Any] = SINGLE,
+    ) -> None:
         self.queue, self.axis, self._values, self._bound = queue, axis, values, outputs == "prepared"
         put = functools.partial(gpuarray.to_gpu, queue=queue)
         if outputs == "pool":
             tools: Any = cl.tools
             pool = tools.MemoryPool(tools.ImmediateAllocator(queue))
             put = functools.partial(cla.to_device, queue, allocator=pool)
-        self.x, self.dy = (put(contract.tensor(values, shape, name)) for name in ("x", "dy"))
+        self.x, self.dy = (put(contract.tensor(values, shape, name).astype(dtype)) for name in ("x", "dy"))
         kept = outputs in ("preallocated", "prepared")
         self._out: cla.Array | None = gpuarray.empty_like(self.x) if kept else None
         self._other_out: cla.Array | None = gpuarray.empty_like(self.x) if kept else None
         given = contract.parameters(values, shape[axis])
-        arrays = {name: cla.to_device(queue, np.array(value)) for name, value in given.items()}
+        arrays = {name: cla.to_device(queue, np.array(value, numbers_of(dtype))) for name, value in given.items()}
         self._scale, self._bias, self._mean, self._var = (arrays[name] for name in ("scale", "bias", "mean", "var"))
         self._running = (self._mean.copy(), self._var.copy())
         parameters = (self._scale, self._bias, None, None)
@@ -97,7 +108,7 @@ class Work:
 
     def check(self, operations: Sequence[str]) -> checking.Wanted:
         """The reference's results for some channels. DeviceError: oclbn's are others."""
-        wanted = checking.wanted(self._values, self.x.shape, self.axis)
+        wanted = checking.wanted(self._values, self.x.shape, self.axis, self.x.dtype)
         calls = self.calls()
         for operation in operations:
             made = calls[operation]()
@@ -108,10 +119,10 @@ class Work:
                 raise DeviceError(f"oclbn's {operation} of {self.x.shape} fails the benchmark's check: {fault}")
         return wanted
 
-    def operations(self, names: Sequence[str]) -> list[Entry]:
-        """oclbn's operations, ready to be timed."""
+    def operations(self, names: Sequence[str], who: str = "oclbn") -> list[Entry]:
+        """oclbn's operations, ready to be timed, under this name."""
         calls = self.calls()
-        return [self._entry("oclbn", name, calls[name], self.plan(name)) for name in names]
+        return [self._entry(who, name, calls[name], self.plan(name)) for name in names]
 
     def plan(self, operation: str) -> str:
         """How oclbn runs an operation."""
@@ -128,7 +139,7 @@ class Work:
 
         def kernel(stream: bool) -> Any:
             y = self._target()
-            plain_copy(self.x, y, stream=stream)
+            plain_copy(_as_floats(self.x), _as_floats(y), stream=stream)
             return y
 
         calls = (command, lambda: kernel(False), lambda: kernel(True))
@@ -152,6 +163,14 @@ class Work:
 
         turn(1, False)  # compiles, and touches the memory
         return Entry(who, operation, turn, min(turn(2, False)), plan)
+
+
+def _as_floats(array: cla.Array) -> cla.Array:
+    """The same memory, with what does not fill a float32 left out."""
+    if array.dtype == SINGLE:
+        return array
+    count = array.nbytes // SINGLE.itemsize
+    return cla.Array(array.queue, (count,), SINGLE, data=array.base_data)
 
 
 def _memory(array: cla.Array) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oclbn.elements import NUMBERS, numbers_of
 from oclbn.tools.peers import contract
 from oclbn.truth.cases import judge
 from oclbn.truth.expectation import Expected, expected
@@ -42,12 +43,13 @@ class Wanted:
         return None if worst.units <= most else str(worst)
 
 
-def wanted(values: contract.Floats, shape: tuple[int, ...], axis: int) -> Wanted:
-    """Of the tensor that is tiled with a block of values (oclbn.tools.peers.contract)."""
+def wanted(values: contract.Floats, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any] = NUMBERS[0]) -> Wanted:
+    """Of the tensor of this type that is tiled with a block of values (oclbn.tools.peers.contract)."""
     channels = some_channels(shape, axis)
     given = contract.parameters(values, shape[axis])
-    x, dy = (np.take(contract.tensor(values, shape, name), channels, axis=axis) for name in ("x", "dy"))
-    scale, bias, mean, var = (given[name][channels] for name in ("scale", "bias", "mean", "var"))
+    x, dy = (np.take(contract.tensor(values, shape, name), channels, axis=axis).astype(dtype) for name in ("x", "dy"))
+    numbers = (given[name][channels].astype(numbers_of(dtype)) for name in ("scale", "bias", "mean", "var"))
+    scale, bias, mean, var = numbers
     host = Data(x, dy, scale, bias, mean, var)
     train, backward = expected("train", host, axis), expected("backward", host, axis)
     inference = expected("infer", host, axis)

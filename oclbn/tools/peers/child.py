@@ -47,8 +47,10 @@ class Server:
             x=self.contract.tensor(values, shape, "x"),
             dy=self.contract.tensor(values, shape, "dy"),
             **self.contract.parameters(values, shape[axis]),
-            **{name: request[name] for name in ("axis", "epsilon", "factor", "threads", "outputs", "device")},
+            **{name: request[name] for name in ("axis", "epsilon", "factor", "threads", "outputs", "dtype", "device")},
         )
+        if self.case.dtype not in (known := getattr(self.module.Peer, "types", ("float32",))):
+            raise self.contract.Declined(f"{self.case.dtype} is not timed with it: {', '.join(known)} is")
         self.peer = self.module.Peer(self.case)
         return {"version": self.peer.version}
 

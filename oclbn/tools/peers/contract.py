@@ -33,6 +33,7 @@ class Case:
     factor: float
     threads: int
     outputs: str  # "preallocated": the same memory for every result; "fresh": new memory for each
+    dtype: str  # "float32"; or another type, which a peer makes of x and dy itself if it is among its types
     device: dict[str, Any]  # platform, version, device (names) and index of the OpenCL device
 
     @property
@@ -51,7 +52,10 @@ class Case:
 
 
 class Peer(Protocol):
-    """Made once for each case; every *_peer.py has a class of this name and shape."""
+    """Made once for each case; every *_peer.py has a class of this name and shape.
+
+    `types`, if it is there, are the element types that it knows; without it, float32 is.
+    """
 
     version: str
 

@@ -16,7 +16,12 @@ from oclbn.tools.peers.contract import Case
 
 
 class Peer:
-    """Channels last is PyTorch's channels_last: the same memory, seen with channels on axis 1."""
+    """Channels last is PyTorch's channels_last: the same memory, seen with channels on axis 1.
+
+    Of 16-bit types are the tensors alone; its parameters and statistics are float32, as under its autocast.
+    """
+
+    types = ("float32", "float64", "bfloat16", "float16")
 
     def __init__(self, case: Case) -> None:
         self.torch: Any = importlib.import_module("torch")
@@ -24,7 +29,11 @@ class Peer:
         self.version = str(self.torch.__version__)
         self.case = case
         arrays = (case.x, case.dy, case.scale, case.bias, case.mean.copy(), case.var.copy())
-        x, self.dy, self.scale, self.bias, self.mean, self.var = map(self.torch.from_numpy, arrays)
+        x, self.dy, *numbers = map(self.torch.from_numpy, arrays)
+        own = getattr(self.torch, case.dtype)
+        x, self.dy = x.to(own), self.dy.to(own)
+        wide = self.torch.float64 if case.dtype == "float64" else self.torch.float32
+        self.scale, self.bias, self.mean, self.var = (one.to(wide) for one in numbers)
         self.x, self.dy = x.movedim(case.axis, 1), self.dy.movedim(case.axis, 1)
         self.leaves = tuple(tensor.detach().requires_grad_() for tensor in (self.x, self.scale, self.bias))
         self.running = (self.mean.clone(), self.var.clone())
@@ -53,6 +62,11 @@ class Peer:
 
     def results(self, operation: str, returned: Any) -> dict[str, NDArray[Any]]:
         if operation in ("forward", "inference"):
-            return {"y": returned.detach().movedim(1, self.case.axis).numpy()}
+            return {"y": self._on_host(returned.detach().movedim(1, self.case.axis))}
         dx, dscale, dbias = returned
-        return {"dx": dx.movedim(1, self.case.axis).numpy(), "dscale": dscale.numpy(), "dbias": dbias.numpy()}
+        return {"dx": self._on_host(dx.movedim(1, self.case.axis)), "dscale": dscale.numpy(), "dbias": dbias.numpy()}
+
+    def _on_host(self, tensor: Any) -> NDArray[Any]:
+        """NumPy knows no bfloat16."""
+        found: NDArray[Any] = (tensor.float() if tensor.dtype == self.torch.bfloat16 else tensor).numpy()
+        return found
