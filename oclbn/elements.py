@@ -8,6 +8,7 @@ names that type.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,11 @@ def dtype_of(value: Any) -> np.dtype[Any] | None:
     except TypeError:
         return None
     return found if found is not None and kind(found) is not None else None
+
+
+def narrow() -> tuple[str, ...]:
+    """The names of the types of `is_narrow` that can be had here: without ml_dtypes there is no bfloat16."""
+    return ("float16", _BFLOAT16) if importlib.util.find_spec("ml_dtypes") else ("float16",)
 
 
 def bfloat16() -> np.dtype[Any]:

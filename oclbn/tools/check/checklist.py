@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
+from oclbn.elements import dtype_of, kind, narrow
 from oclbn.plan.groups import floor_power
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.variants import plan
@@ -45,6 +46,7 @@ _OTHERS: tuple[tuple[Shape, int], ...] = (
 )
 _LARGE: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 1024, 14, 14))  # where these go past the cache: other kernels do it
 _QUICK: tuple[tuple[Shape, int], ...] = (((3, 7, 3, 5), 1), ((2, 3, 301), 1), ((37, 19), 1))
+_NARROW: tuple[tuple[Shape, int], ...] = (((32, 64, 56, 56), 1), ((32, 1024, 14, 14), 1), ((32, 14, 14, 1024), 3))
 _VARIANTS = ("resident", "split", "serial")
 _TIMED: tuple[Shape, ...] = ((32, 256, 28, 28), (32, 512, 7, 7))
 FAR_MEAN = "mean is 1e4 std"
@@ -152,8 +154,20 @@ def _builds(device: DeviceLimits, tuning: Tuning) -> Iterator[BuildCheck]:
                 problem = Problem(outer, channels, inner, itemsize, columns, adjacent)
                 for launch in plan(operation, problem, device, tuning).launches:
                     found.setdefault(launch.build, {})[launch.kernel] = None
+    # Of narrow types a sample, as they differ in how elements are loaded and saved alone.
+    for name, operation, (shape, axis) in itertools.product(narrow(), OPERATIONS, (*_QUICK, *_NARROW)):
+        for launch in plan(operation, _problem(shape, axis, name), device, tuning).launches:
+            found.setdefault(launch.build, {})[launch.kernel] = None
     for build, kernels in found.items():
         yield BuildCheck(build, tuple(kernels))
+
+
+def _problem(shape: Shape, axis: int, name: str) -> Problem:
+    """Of a tensor without gaps of this narrow type, channels on axis 1 or last."""
+    element = dtype_of(name)
+    how = (element and kind(element)) or 0
+    outer, inner = math.prod(shape[:axis]), math.prod(shape[axis:][1:])
+    return Problem(outer, shape[axis], inner, 2, columns=inner == 1, adjacent=True, kinds=(how, how, how))
 
 
 def _numbers(device: DeviceLimits, tuning: Tuning, *, quick: bool) -> Iterator[NumberCheck]:
@@ -167,6 +181,8 @@ def _numbers(device: DeviceLimits, tuning: Tuning, *, quick: bool) -> Iterator[N
                 yield NumberCheck(operation, shape, axis, maker, variant=variant)
             for maker in (ORDINARY, FAR_MEAN) if device.fp64 else ():
                 yield NumberCheck(operation, shape, axis, maker, dtype="float64")
+            for name, maker in itertools.product(narrow(), (ORDINARY, "mean is 1e2 std")):
+                yield NumberCheck(operation, shape, axis, maker, dtype=name)
         for shape, axis in others:
             yield NumberCheck(operation, shape, axis, ORDINARY)
         for shape in () if quick else _LARGE:

@@ -64,12 +64,19 @@ BUFFERS = {{
 EXPECTED = {{
 {expected}}}
 
+# Of these buffers the elements are bfloat16, as integers of 16 bits.
+BFLOAT16 = {bfloat16}
+
 # Kernels that are only asked how many work-items their groups may have: program, kernel.
 ASKED = {asked}
 
 
 def unpack(lines):
     return np.load(io.BytesIO(zlib.decompress(base64.b64decode("".join(lines)))))
+
+
+def numbers(name, host):
+    return (host.astype(np.uint32) << 16).view(np.float32) if name in BFLOAT16 else host
 
 
 def find_device():
@@ -110,6 +117,7 @@ def main():
     for name, before in hosts.items():
         host = np.empty_like(before)
         cl.enqueue_copy(queue, host, buffers[name])
+        host, before = numbers(name, host), numbers(name, before)
         changed = ~((host == before) | (np.isnan(host) & np.isnan(before)))
         start, wanted, bound = EXPECTED.get(name, (0, None, None))
         if wanted is not None:
@@ -195,7 +203,8 @@ def script(checked: Checked, check: BuildCheck | NumberCheck, fault: str) -> str
         options=repr(list(building.OPTIONS)),
         programs="[" + ", ".join(f'r"""\n{building.text_of(build)}"""' for build in programs) + "]",
         launches=pprint.pformat(launches, width=120, compact=True),
-        buffers="".join(f"    {name!r}: {_packed(host)},\n" for name, host in buffers.items()),
+        buffers="".join(f"    {name!r}: {_packed(_plain(host))},\n" for name, host in buffers.items()),
+        bfloat16=repr(sorted(name for name, host in buffers.items() if host.dtype.name == "bfloat16")),
         expected="".join(
             f"    {name!r}: ({starts[name]}, {_packed(value)}, {_packed(np.broadcast_to(bound, value.shape))}),\n"
             for name, (value, bound) in wanted.items()
@@ -217,8 +226,13 @@ def _buffers(operation: str, host: Data, axis: int, memory: Sequence[Memory]) ->
         starts[name] = BEFORE if name in amid else 0
         buffers[name] = surrounded(array) if name in amid else array
     for one in memory:
-        buffers[one.name] = np.full(one.size, *((-1, np.int64) if one.name == "counts" else (np.nan, host.x.dtype)))
+        buffers[one.name] = np.full(one.size, *((-1, np.int64) if one.name == "counts" else (np.nan, host.scale.dtype)))
     return starts, buffers
+
+
+def _plain(host: Host) -> Host:
+    """As NumPy alone knows it."""
+    return host.view(np.uint16) if host.dtype.name == "bfloat16" else host
 
 
 def _packed(host: Host) -> str:

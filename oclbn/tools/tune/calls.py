@@ -12,6 +12,7 @@ import pyopencl.array as cla
 from oclbn import functional
 from oclbn.call.prepared import Prepared, prepared_for
 from oclbn.call.request import Request
+from oclbn.elements import numbers_of
 from oclbn.plan.words import Plan
 from oclbn.tools.tune.search import Choices
 from oclbn.truth import cases
@@ -34,7 +35,8 @@ class Calls:
         self.guard = flat[2][size : size + GUARD]
         rng = np.random.default_rng(1)
         channels = case.shape[case.axis]
-        self.hosts = {name: rng.uniform(0.5, 1.5, channels).astype(case.dtype) for name in _PER_CHANNEL}
+        numbers = numbers_of(self.x.dtype)
+        self.hosts = {name: rng.uniform(0.5, 1.5, channels).astype(numbers) for name in _PER_CHANNEL}
         self.given = {name: cla.to_device(queue, host) for name, host in self.hosts.items()}
         self.given |= {"x": self.x, "dy": self.dy}
 
@@ -53,7 +55,7 @@ class Calls:
         for name in ("running_mean", "running_var"):
             self.given[name].set(self.hosts[name])
         memory: Any = self.out.base_data
-        nan = self.out.dtype.type(math.nan)
+        nan = np.full(1, math.nan, self.out.dtype).view(f"u{self.out.dtype.itemsize}")[0]
         cl.enqueue_fill_buffer(self.queue, memory, nan, 0, self.out.nbytes + self.guard.nbytes)
 
     def run(self, operation: str) -> dict[str, cla.Array]:

@@ -20,6 +20,7 @@ import pyopencl.array as cla
 from numpy.typing import NDArray
 
 from oclbn import device
+from oclbn.elements import dtype_of, narrow
 from oclbn.errors import DriverWarning, OclbnError
 from oclbn.plan.words import Plan
 from oclbn.proof import proving
@@ -39,7 +40,15 @@ NASTY: tuple[tuple[tuple[int, ...], int, str], ...] = (  # shape, axis of the ch
     ((401, 71), 1, "float32"),  # columns beside a power of two
     ((3, 20, 21, 33), 3, "float32"),  # channels last, a scrap
 )
-NASTY_TOO = (*NASTY, ((3, 5, 1, 3), 1, "float32"), ((4, 7, 13, 17), 1, "float64"), ((67, 19), 1, "float64"))
+NASTY_TOO = (
+    *NASTY,
+    ((3, 5, 1, 3), 1, "float32"),
+    ((4, 7, 13, 17), 1, "float64"),
+    ((67, 19), 1, "float64"),
+    ((5, 37, 7, 9), 1, "float16"),
+    ((2, 3, 9001), 1, "bfloat16"),
+    ((67, 19), 1, "bfloat16"),
+)
 _SAMPLED = 12  # channels of a large tensor that are held against the reference
 _BATCH_SECONDS = 1e-3  # a timing takes at least so long: several calls where one is shorter
 _MOST_CALLS = 32
@@ -59,9 +68,9 @@ class Trials:
     def __init__(self, queue: cl.CommandQueue, cases: Sequence[Case], seconds: float = 0.05) -> None:
         """seconds: what the timing of one operation on one shape may take, about."""
         self.queue, self.seconds = queue, seconds
-        fp64 = device.limits(queue.device).fp64
+        known = {"float32", *narrow()} | ({"float64"} if device.limits(queue.device).fp64 else set())
         self._flat: dict[str, tuple[cla.Array, cla.Array, cla.Array]] = {}
-        nasty = [Case(*row) for row in NASTY_TOO if fp64 or row[2] != "float64"]
+        nasty = [Case(*row) for row in NASTY_TOO if row[2] in known]
         for dtype in {case.dtype for case in (*cases, *nasty)}:
             self._flat[dtype] = self._memory(dtype, [case for case in (*cases, *nasty) if case.dtype == dtype])
         self.timed = [Calls(queue, case, self._flat[case.dtype]) for case in cases]
@@ -72,15 +81,16 @@ class Trials:
     def _memory(self, dtype: str, cases: Sequence[Case]) -> tuple[cla.Array, cla.Array, cla.Array]:
         size = max(math.prod(case.shape) for case in cases) + GUARD
         rng = np.random.default_rng(0)
-        x = rng.standard_normal(size).astype(dtype) + np.dtype(dtype).type(0.5)
-        dy = rng.standard_normal(size).astype(dtype)
-        return cla.to_device(self.queue, x), cla.to_device(self.queue, dy), cla.zeros(self.queue, size, dtype)
+        element = dtype_of(dtype)
+        assert element is not None
+        x, dy = ((rng.standard_normal(size) + shift).astype(element) for shift in (0.5, 0.0))
+        return cla.to_device(self.queue, x), cla.to_device(self.queue, dy), cla.zeros(self.queue, size, element)
 
     def check(self, choices: Choices, *, thorough: bool = False, incumbent: Choices | None = None) -> None:
         """Run everything under these choices that has not been seen to be right; WrongResult where it is not.
 
         Plans, not choices, are what is remembered. Of the tensors to be timed, which are large, some channels are
-        looked at. thorough: also float64, and what is not timed. incumbent: nor may a proof refuse a form that these
+        looked at. thorough: also other types, and what is not timed. incumbent: nor may a proof refuse a form that these
         choices lead to, but those do not: each process would have to go round it.
         """
         rows = NASTY_TOO if thorough else NASTY
