@@ -17,7 +17,7 @@ Strides = tuple[int, ...]
 class Request(NamedTuple):
     """An operation (a key of OPERATIONS) on tensors of one shape and dtype, channels on `axis`, from 0 on.
 
-    strides: bytes, of the tensors that it reads, and of its result, if it has one; None: as result_like makes it.
+    strides: bytes, of the tensors that it reads, and of its result, if it has one; None: in x's order, without gaps.
     """
 
     operation: str
@@ -49,7 +49,7 @@ class Request(NamedTuple):
         return (*wanted.tensors, *filter(None, (wanted.result,)))
 
     def layout(self) -> Layout:
-        """How kernels walk the tensors; LayoutError where they cannot walk them together."""
+        """How kernels walk the tensors; NotWalked where they cannot walk them together."""
         x, *others = self.strides
         assert x is not None
         itemsize = self.dtype.itemsize

@@ -10,32 +10,26 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from oclbn.call.layout import dense_order
+from oclbn.call.layout import result_strides
 from oclbn.call.order import Order
 from oclbn.device import check_size, lacks_memory, pages
-from oclbn.errors import LayoutError, SizeError
+from oclbn.errors import SizeError
 
 _MOST_MODELS = 256  # shapes remembered per object that stands for a context
 
 
-def temporary(x: Array, shape: tuple[int, ...] | None = None) -> Array:
-    """An array like x, or of a shape in C order, that lives until work on it is done, whoever lets go of it."""
-    if shape is not None:
-        return Array(x.queue, shape, x.dtype, data=scratch(x, math.prod(shape) * x.dtype.itemsize))
-    strides, _ = dense_order(x)
-    return Array(x.queue, x.shape, x.dtype, strides=strides, data=scratch(x, x.nbytes))
+def temporary(x: Array, shape: tuple[int, ...]) -> Array:
+    """An array of a shape in C order that lives until work on it is done, whoever lets go of it."""
+    return Array(x.queue, shape, x.dtype, data=scratch(x, math.prod(shape) * x.dtype.itemsize))
 
 
-def result_like(x: Array) -> Array:
-    """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps.
+def result_like(x: Array, order: str = "K") -> Array:
+    """An uninitialised array of x's shape and dtype without gaps: "K", in x's order where x has none; else in C order.
 
-    From x's allocator; without one, on a processor, in large pages where those are worth the request. LayoutError where
-    pyopencl can do nothing with an array of that order.
+    From x's allocator; without one, on a processor, in large pages where those are worth the request.
     """
-    strides, plain = dense_order(x)
-    if not plain:
-        raise LayoutError(f"an array of shape {x.shape} and strides {strides} is neither in C nor in Fortran order")
-    return fresh_result(x, strides)
+    itemsize = x.dtype.itemsize
+    return fresh_result(x, result_strides(x.shape, x.strides, itemsize, itemsize, order)[0])
 
 
 def fresh_result(x: Array, strides: tuple[int, ...] | None) -> Array:
