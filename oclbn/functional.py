@@ -53,7 +53,6 @@ from oclbn.call.prepared import (
     prepare_vector,
     prepared_for,
 )
-from oclbn.call.request import Request
 from oclbn.call.results import queue_of
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ParameterError, ShapeError
@@ -396,8 +395,8 @@ def explain(
         arguments.like("out", out, x)
     if x.size == 0:
         return "nothing to do: x is empty"
-    packing, model, others, result = packed.as_walked(described, x, axis, given, out, order)
-    prepared = prepared_for(Request.of(operation, model, axis, others, result), queue_of(x))
+    packing, asked = packed.as_walked(operation, x, axis, given, out, order)
+    prepared = prepared_for(asked, queue_of(x))
     declined = (one.replace(": ", " declines: ", 1) for one in (prepared.plan.declined if why else ()))
     failed = (f"not used, as the driver fails it: {fault}" for fault in prepared.failures)
-    return in_words("; ".join(filter(None, [str(prepared.plan), str(packing), *declined, *failed])))
+    return in_words("; ".join(filter(None, [str(prepared.plan), str(packing or ""), *declined, *failed])))

@@ -20,9 +20,10 @@ from oclbn.call import arguments
 from oclbn.call.calls import Call
 from oclbn.call.copying import copying
 from oclbn.call.layout import NotWalked, Strides, dense_strides, result_strides, side_by_side, walk
+from oclbn.call.request import Request
 from oclbn.call.results import model_of, queue_of, scratch
 from oclbn.errors import OclbnError
-from oclbn.plan.operations import Operation
+from oclbn.plan.operations import ALL, Operation
 
 _R = TypeVar("_R")
 _GAPS = "its elements do not lie side by side in C order"
@@ -176,17 +177,23 @@ def call(
 
 
 def as_walked(
-    operation: Operation, x: Array, axis: int, given: Arrays, out: Array | None, order: str
-) -> tuple[Packing, Array, dict[str, Array], Array | None]:
-    """What a call packs, and for its plan x, the other tensors and out as kernels walk them, without memory.
+    operation: str, x: Array, axis: int, given: Arrays, out: Array | None, order: str
+) -> tuple[Packing | None, Request]:
+    """What a call packs, None for nothing, and what it asks of kernels then.
 
     Other tensors that are not given are taken to lie as x is walked; out, where there is none, is the result.
     """
-    context, itemsize, fresh = queue_of(x).context, x.dtype.itemsize, out is None
+    wanted, context, itemsize, fresh = ALL[operation], queue_of(x).context, x.dtype.itemsize, out is None
     strides, alike = result_strides(x.shape, x.strides, itemsize, itemsize, order)
-    if operation.result and out is None:
-        out = model_of(context, x.shape, x.dtype, strides)
-    found = packing(operation, x, axis, given, out, fresh)
+    made = model_of(context, x.shape, x.dtype, strides) if wanted.result and fresh else out
+    asked = Request.of(operation, x, axis, {"dy": x, **given}, None if fresh and alike else made)
+    try:
+        look(wanted, x, given, made)
+        asked.layout()
+    except NotWalked:
+        found = packing(wanted, x, axis, given, made, fresh)
+    else:
+        return None, asked
 
     def walked(array: Array) -> Array:
         dense = dense_strides(array.shape, found.order, array.dtype.itemsize)
@@ -194,14 +201,12 @@ def as_walked(
 
     model = walked(x) if "x" in found.before else x
     others = {}
-    for name in operation.others:
+    for name in wanted.others:
         array = given.get(name)
         others[name] = model if array is None else walked(array) if name in found.before else array
-    if out is not None and found.after.keys() & {"out", "result"}:
-        out = walked(out)
-    elif fresh and alike:
-        out = None
-    return found, model, others, out
+    if made is not None and found.after.keys() & {"out", "result"}:
+        made = walked(made)
+    return found, Request.of(operation, model, axis, others, made)
 
 
 def vectors(x: Array, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], list[Call[None]]]:

@@ -122,7 +122,11 @@ def infer(c: Caller) -> None:
     out = x if in_place else c.out()
     four = [c.vector(name, getattr(h, name)) for name in ("scale", "bias", "running_mean", "running_var")]
     options = {"axis": c.axis, "epsilon": EPSILON, "out": out, "order": c.order}
-    y = c.call(functional.batch_norm_infer, x, *four, **options)
+    with functional.recording() as launches:
+        y = c.call(functional.batch_norm_infer, x, *four, **options)
+    given = dict(zip(("scale", "bias", "mean", "var"), four, strict=True))
+    told = functional.explain(x, operation="infer", axis=c.axis, out=out, order=c.order, **given)
+    assert ("packed" in told) == ("pack" in [kernel for kernel, _ in launches]), told
     c.good("infer", {"y": c.result(y, out, x)}, h)
     c.kept("out", *(["x"] if in_place else []))
 
