@@ -2,7 +2,6 @@
 
 OclbnError
  ├── ShapeError            (ValueError)   rank, channel count or extent does not fit
- ├── LayoutError           (ValueError)   strides that no kernel can read
  ├── OverlapError          (ValueError)   an output shares memory with something it must not
  ├── ReadOnlyError         (ValueError)   an output that a kernel must not write
  ├── ContextError          (ValueError)   an array or queue of another OpenCL context
@@ -50,10 +49,6 @@ class OclbnError(Exception):
 
 class ShapeError(OclbnError, ValueError):
     """The rank, the channel count or an extent of an array does not fit, or it reaches beyond its buffer."""
-
-
-class LayoutError(OclbnError, ValueError):
-    """The strides of an array are none that the kernels can read."""
 
 
 class OverlapError(OclbnError, ValueError):

@@ -5,8 +5,12 @@ Per-channel results have scale's shape, or (C,) where scale is None.
 
 Dtypes: x is float32, or float64 where the device has it; per-channel arrays have x's dtype.
 
-Order in memory: results lie as x does, without gaps, or in C order where that is neither C's nor Fortran's. dy and out
-may lie otherwise than x, at the cost of a copy on the device.
+Order in memory: any strides and offsets of every array, each in an order of its own; what is written may not name an
+element twice. Kernels take what they can as it lies; all else, which `explain` tells, a call packs into temporaries on
+the device before, and unpacks where it writes. The tensor that comes back has no gaps: with order="K" it lies as an x
+without gaps does, whatever the order of its axes, and in C order for any other x; with order="C" always in C order.
+pyopencl reads arrays with `.get()`, prints and adds them in C or Fortran order only, and mixes up the elements of two
+that lie in different ones: for an x in any other order than C's, order="C" or oclbn.gpuarray.pack gives what it takes.
 
 Order in time: work is enqueued on x.queue and waits for the events of every array that it touches; results and arrays
 written in place carry the new event, so that queues out of order and several queues are safe. (pyopencl's
@@ -16,10 +20,11 @@ Memory: results come from x's allocator. Where that is a pool, hold them until t
 pyopencl's, what is let go of is handed out again at once.
 
 Errors, all of oclbn.errors and raised before anything is allocated or changed: ArrayTypeError, DtypeError, ShapeError,
-LayoutError, ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
+ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
 DeviceError, where a command that writes one of the arrays is seen to have failed, names the array, and nothing is done.
 Where the driver fails, it names the call and what the driver said; where a launch fails, everything written in place is
-as it was, but for an `out` of batch_norm_backward with constants, which its first launch fills.
+as it was, but for an `out` of batch_norm_backward with constants, which its first launch fills, or of a call that then
+unpacks arrays of a number per channel.
 
 Formulas: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
 Shift", 2015 (arXiv:1502.03167), algorithm 1 and section 3; develop/numbers.md of docs/pages tells how they
@@ -35,9 +40,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from pyopencl.array import Array
 
 from oclbn import names
-from oclbn.call import arguments, overlap, values
+from oclbn.call import arguments, overlap, packed, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
+from oclbn.call.copying import copying
 from oclbn.call.making import check, gathering_numbers, make, training_numbers
 from oclbn.call.operating import CALLS, operation
 from oclbn.call.order import recording
@@ -47,7 +53,6 @@ from oclbn.call.prepared import (
     prepare_vector,
     prepared_for,
 )
-from oclbn.call.request import Request
 from oclbn.call.results import queue_of
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ParameterError, ShapeError
@@ -95,6 +100,7 @@ def batch_norm_train(
     factor: float = 0.1,
     axis: int = 1,
     out: Array | None = None,
+    order: str = "K",
     guard: bool = True,
     skipped: Array | None = None,
     entered: Array | None = None,
@@ -108,17 +114,18 @@ def batch_norm_train(
 
     x: (N, C, *spatial), channels on `axis`. scale, bias: C values, or None for 1 and 0. running_mean, running_var: C
     values that are updated in place, or None. epsilon: at least 0. factor: 0 to 1. out: an array of x's shape for
-    y, which must not overlap x. guard: a channel whose batch statistics are not finite keeps its running
-    statistics; skipped: uint32, C counters that then go up by one, in place.
+    y, which must not overlap x. order: of y in memory where there is no out, "K" or "C". guard: a channel whose batch
+    statistics are not finite keeps its running statistics; skipped: uint32, C counters that then go up by one, in
+    place.
 
     entered: uint32, C counters of the batches that the running statistics are of, which go up by one where these move:
     the factor of a channel is then max(init_factor / n, factor), n counting this batch as well. So running statistics
     are an average over the batches, without those that the guard left out, until 1 / n is below `factor`. init_factor:
     0 to 1.
 
-    Returns (y, save_mean, save_invstd): y like x; the batch's mean and 1 / sqrt(var + epsilon), which
-    batch_norm_backward takes. An empty batch gives an empty y and NaN statistics and changes nothing. One value per
-    channel is a ShapeError: it has no variance.
+    Returns (y, save_mean, save_invstd): y like x, which `.get()` reads in C or Fortran order only; the batch's mean and
+    1 / sqrt(var + epsilon), which batch_norm_backward takes. An empty batch gives an empty y and NaN statistics and
+    changes nothing. One value per channel is a ShapeError: it has no variance.
 
     >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
     >>> y, mean, invstd = batch_norm_train(x, epsilon=0.0)
@@ -138,10 +145,10 @@ def batch_norm_train(
         "entered": entered,
     }
     numbers = training_numbers(x, epsilon, factor, init_factor, guard)
-    check("train", x, axis, given, out)
+    check("train", x, axis, given, out, order)
     if count == 1 and x.size:
         raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
-    return make("train", x, axis, given, numbers, out=out, like=scale)
+    return make("train", x, axis, given, numbers, out=out, order=order, like=scale)
 
 
 @operation
@@ -156,18 +163,20 @@ def batch_norm_infer(
     epsilon: float = 1e-5,
     axis: int = 1,
     out: Array | None = None,
+    order: str = "K",
 ) -> Call[Array]:
     """Normalise with given statistics: y = (x - mean) / sqrt(var + epsilon) * scale + bias.
 
     x: (N, C, *spatial). scale, bias: C values, or None for 1 and 0. mean, var: C values, not changed. epsilon: at
-    least 0. out: an array of x's shape for y; it may be x itself, but not overlap it otherwise. Returns y.
+    least 0. out: an array of x's shape for y; it may be x itself, but not overlap it otherwise. order: of y in memory
+    where there is no out, "K" or "C". Returns y, like x, which `.get()` reads in C or Fortran order only.
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     given = {"scale": scale, "bias": bias, "mean": mean, "var": var}
     numbers = {"epsilon": arguments.epsilon_of(epsilon, x)}
-    check("infer", x, axis, given, out)
-    return make("infer", x, axis, given, numbers, out=out, returns=lambda y: y)
+    check("infer", x, axis, given, out, order)
+    return make("infer", x, axis, given, numbers, out=out, order=order, returns=lambda y: y)
 
 
 @operation
@@ -183,6 +192,7 @@ def batch_norm_backward(
     training: bool = True,
     epsilon: float | None = None,
     out: Array | None = None,
+    order: str = "K",
     scale_grad: Array | None = None,
     bias_grad: Array | None = None,
     grad_scale: float = 1.0,
@@ -197,13 +207,14 @@ def batch_norm_backward(
     x, dy: (N, C, *spatial). scale: C values, or None for 1. save_mean, save_invstd: C values each, as batch_norm_train
     returns them or of another origin. epsilon: for training=False only, at least 0; the fifth array is then the
     variance, as batch_norm_infer takes it, and save_invstd = 1 / sqrt(var + epsilon). out: an array of x's shape for
-    dx, which must overlap neither x nor dy.
+    dx, which must overlap neither x nor dy. order: of dx in memory where there is no out, "K" or "C".
 
     scale_grad, bias_grad: C values each, or None; the same kernels accumulate dscale and dbias in them, in place:
     scale_grad = grad_scale * dscale + grad_momentum * scale_grad, and bias_grad likewise; with grad_momentum 0 what was
     there does not count, NaN included. grad_scale, grad_momentum: finite.
 
-    Returns (dx, dscale, dbias): dx like x, the others C values. An empty batch gives an empty dx and zeros.
+    Returns (dx, dscale, dbias): dx like x, which `.get()` reads in C or Fortran order only, the others C values. An
+    empty batch gives an empty dx and zeros.
 
     >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
     >>> mean, var = (gpuarray.to_gpu(np.float32(values)) for values in ([2.0, 20.0], [1.0, 100.0]))
@@ -230,9 +241,9 @@ def batch_norm_backward(
     }
     numbers = {"epsilon": epsilon or 0.0, **gathering_numbers(x, grad_scale, grad_momentum)}
     called = given if epsilon is None else {**given, "save_invstd": save_invstd, "var": None}  # as the caller says
-    check(operation, x, axis, called, out, needed=("save_mean", "save_invstd"))
+    check(operation, x, axis, called, out, order, needed=("save_mean", "save_invstd"))
     gather = functools.partial(accumulation, scale=numbers["grad_scale"], momentum=numbers["grad_momentum"])
-    return make(operation, x, axis, given, numbers, out=out, like=scale, gather=gather)
+    return make(operation, x, axis, given, numbers, out=out, order=order, like=scale, gather=gather)
 
 
 @operation
@@ -289,8 +300,8 @@ def _shown(operation: Any) -> str:
 def accumulate(into: Array, new: Array, /, *, scale: float = 1.0, momentum: float = 0.0) -> None:
     """into = scale * new + momentum * into, in place; with momentum 0 what was in `into` does not count, NaN included.
 
-    into, new: contiguous arrays of equal size, dtype (float32 or float64) and context, which must not overlap unless
-    they are the same. scale, momentum: finite.
+    into, new: arrays of equal size, dtype (float32 or float64) and context, element by element in C order where shapes
+    differ; they must not overlap unless they are the same. scale, momentum: finite.
     """
     accumulation(into, new, scale=scale, momentum=momentum)()
 
@@ -310,30 +321,82 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
         return Empty(None).run
     numbers = {"scale": scale, "momentum": momentum}
     model = into if into.queue else new
-    made = Call(
-        None, prepare_vector("accumulate", model, "count"), model, {"into": into, "added": new}, numbers, (into,)
-    )
+    given = {"into": into, "new": new}
+    own, copies = packed.vectors(model, given)
+    arrays: dict[str, Array | None] = {"into": own["into"], "added": own["new"]}
+    written = own["into"]
+    made: Call[None] = Call(None, prepare_vector("accumulate", model, "count"), model, arrays, numbers, (written,))
+    if copies:
+        after = [] if written is into else [copying(model, written, into)]
+        made = packed.Packed(None, given, copies, made, after)
     return driver_errors("accumulate")(made.run)
 
 
 @driver_errors("explain")
-def explain(x: Array, /, *, axis: int = 1, operation: str = "train", why: bool = False) -> str:
+def explain(
+    x: Array,
+    /,
+    *,
+    axis: int = 1,
+    operation: str = "train",
+    why: bool = False,
+    out: Array | None = None,
+    order: str = "K",
+    dy: Array | None = None,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    mean: Array | None = None,
+    var: Array | None = None,
+    save_mean: Array | None = None,
+    save_invstd: Array | None = None,
+    skipped: Array | None = None,
+    entered: Array | None = None,
+    scale_grad: Array | None = None,
+    bias_grad: Array | None = None,
+) -> str:
     """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line.
 
-    Behind it stand, with `why`, the variants that come before it, each with the reason that it declines for these sizes
-    on this device; then the kernels that are not used because they did not prove right on it.
+    Behind it stands what is packed before and unpacked after, each with the reason. out, order, dy and the arrays of a
+    number per channel are those of the call; what is left out is taken to be without gaps, dy in the order that x is
+    read in. With `why` come then the variants that come before it, each with the reason that it declines for these
+    sizes on this device; then the kernels that are not used because they did not prove right on it.
 
     >>> x = gpuarray.zeros((4, 3, 5, 7))
     >>> print(explain(x, operation="infer", why=True).partition("; fused declines: ")[2])
     no kernel reads a channel twice for this operation
+    >>> print(explain(x[:, :, :, ::-1]).partition("; ")[2].partition("; ")[2])
+    packed before: x (no kernel reads strides of (420, 140, 28, -4) bytes with channels on axis 1)
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    if x.size == 0:
-        return "nothing to do: x is empty"
     if operation not in OPERATIONS:
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted")
-    prepared = prepared_for(Request.of(operation, x, axis, {"dy": x}), queue_of(x))
+    described = OPERATIONS[operation]
+    arguments.order_of(order)
+    vectors = (*described.read, *described.state)
+    every = {"dy": dy, "scale": scale, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    every |= {"mean": mean, "var": var, "save_mean": save_mean, "save_invstd": save_invstd, "skipped": skipped}
+    every |= {"entered": entered, "scale_grad": scale_grad, "bias_grad": bias_grad}
+    given = {name: array for name, array in every.items() if array is not None}
+    for name, array in given.items():
+        if name not in (*described.others, *vectors):
+            known = ", ".join((*described.others, *vectors)) or "none"
+            raise ParameterError(
+                f"{name} is no array that {operation!r} takes; x is by position, the others are {known}"
+            )
+        if name in described.others:
+            arguments.like(name, array, x)
+    arguments.per_channel(x, axis, given, [name for name in vectors if name in given])
+    if out is not None:
+        if not described.result:
+            raise ParameterError(f"out is {values.kind_of(out)}; {operation!r} writes no tensor, so None is wanted")
+        arguments.like("out", out, x)
+    if x.size == 0:
+        return "nothing to do: x is empty"
+    packing, asked = packed.as_walked(operation, x, axis, given, out, order)
+    prepared = prepared_for(asked, queue_of(x))
     declined = (one.replace(": ", " declines: ", 1) for one in (prepared.plan.declined if why else ()))
     failed = (f"not used, as the driver fails it: {fault}" for fault in prepared.failures)
-    return in_words("; ".join([str(prepared.plan), *declined, *failed]))
+    return in_words("; ".join(filter(None, [str(prepared.plan), str(packing or ""), *declined, *failed])))

@@ -62,7 +62,8 @@ def pack(view: Array, order: str = "C", *, queue: cl.CommandQueue | None = None)
     """A new array with the elements of a device array that lies anyhow: without gaps, in C order, or "F".
 
     view: any shape, strides and offset (cropped, padded, mirrored, transposed, repeated by stride 0), and any element
-    type; pyopencl itself copies, reads and adds only what lies without gaps in C or Fortran order. The work is enqueued
+    type; pyopencl itself copies, reads and adds only what lies without gaps in C or Fortran order, and converts
+    (`astype`) what lies in C order. The work is enqueued
     on `queue`, or else view.queue, and waits for the view's events.
 
     ArrayTypeError: no device array; ParameterError: another order, or no queue; ContextError: a queue of another

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from pyopencl.array import Array, empty_like
 
-from oclbn.call import arguments, values
+from oclbn.call import arguments, packed, values
 from oclbn.call.calls import Call, Empty, Several
 from oclbn.call.making import check, gathering_numbers, make, together, training_numbers
 from oclbn.call.operating import operation
@@ -91,7 +91,7 @@ def merge(first: Parts, /, *others: Parts) -> Call[Parts]:
     """The statistics of several sets of values as those of all of them, as exact as one call on all; sums likewise.
 
     first, others: Statistics, or GradientSums, of any counts, 0 too, merged from left to right; all arrays are of one
-    size, dtype and context, and contiguous. The work is enqueued on the queue of first's first array, a launch for each
+    size, dtype and context. The work is enqueued on the queue of first's first array, a launch for each
     set that has values but one; results are new arrays of that array's shape. The same sets in the same order give the
     same bits.
 
@@ -110,7 +110,8 @@ def merge(first: Parts, /, *others: Parts) -> Call[Parts]:
     kind: Any = GradientSums if isinstance(first, GradientSums) else Statistics
     counts = [_count(name, one, kind) for name, one in given.items()]
     own: dict[str, Any] = {"batch": _batch_of(given)} if isinstance(first, GradientSums) else {}
-    arguments.flat({key: array for name, one in given.items() for key, array in _arrays(one, kind, f"{name}.").items()})
+    came: Any = {key: array for name, one in given.items() for key, array in _arrays(one, kind, f"{name}.").items()}
+    arguments.flat(came)
     total = arguments.count("the sum of all counts", sum(counts))
     name, model = next(iter(_arrays(first, kind, "first.").items()))
     if model is None or model.queue is None:
@@ -118,18 +119,24 @@ def merge(first: Parts, /, *others: Parts) -> Call[Parts]:
     check_fp64(name, model.dtype, model.queue)
     names = _names(kind)
     prepared = prepare_vector(_MERGES[kind], model, "channels") if model.size else None
-    made = allocated(model, model.nbytes, lambda: [empty_like(model, model.queue, model.allocator) for _ in names])
+    like: Any = packed.dense_model(model, model)
+    made = allocated(model, model.nbytes, lambda: [empty_like(like, model.queue, model.allocator) for _ in names])
     result: Any = kind(total, **own, **dict(zip(names, made, strict=True)))
     if prepared is None:
         return Empty(result)
-    full = [one for one in given.values() if one.count] or [first]
+    own, copies = packed.vectors(model, came)
+    parts = [
+        replace(one, **{key: own[f"{name}.{key}"] for key in names}) if copies else one for name, one in given.items()
+    ]
+    full = [one for one in parts if one.count] or parts[:1]
     so_far, calls = full[0], []
     for one in full[1:] or [None]:
         arrays = _arrays(so_far, kind, "first_") | _arrays(one, kind, "second_") | _arrays(result, kind, "")
         numbers = {"first_count": so_far.count, "second_count": one.count if one else 0}
         calls.append(Call(result, prepared, model, arrays, numbers, made))
         so_far = replace(result, count=sum(numbers.values()))
-    return Several(result, calls)
+    main = Several(result, calls)
+    return packed.Packed(result, came, copies, main, ()) if copies else main
 
 
 @operation
@@ -146,6 +153,7 @@ def normalize(
     factor: float = 0.1,
     axis: int = 1,
     out: Array | None = None,
+    order: str = "K",
     guard: bool = True,
     skipped: Array | None = None,
     entered: Array | None = None,
@@ -155,8 +163,8 @@ def normalize(
 
     x: (N, C, *spatial), channels on `axis`. statistics: of at least two values per channel, with arrays of x's dtype;
     with those of x itself the results are batch_norm_train's. The rest is as batch_norm_train takes it: where several
-    parts share running statistics, give them in one call only, as each moves them. Returns y; out: an array for it. An
-    empty part gives an empty y and moves nothing.
+    parts share running statistics, give them in one call only, as each moves them. Returns y, like x; out: an array
+    for it. An empty part gives an empty y and moves nothing.
 
     >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
     >>> print(normalize(x[:1], statistics(x), epsilon=0.0).get())
@@ -174,9 +182,9 @@ def normalize(
         "entered": entered,
     }
     numbers = training_numbers(x, epsilon, factor, init_factor, guard) | {"count": count, "unbiased": count - 1}
-    check("normalize", x, axis, given, out)
+    check("normalize", x, axis, given, out, order)
     given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
-    return make("normalize", x, axis, given, numbers, out=out, like=scale, returns=lambda y, *saved: y)
+    return make("normalize", x, axis, given, numbers, out=out, order=order, like=scale, returns=lambda y, *saved: y)
 
 
 @operation
@@ -207,6 +215,7 @@ def gradient(
     epsilon: float = 1e-5,
     axis: int = 1,
     out: Array | None = None,
+    order: str = "K",
     scale_grad: Array | None = None,
     bias_grad: Array | None = None,
     grad_scale: float = 1.0,
@@ -235,13 +244,18 @@ def gradient(
     arguments.per_channel(x, axis, rows, rows, rows)
     numbers = part_numbers(x, count, epsilon, grad_scale, grad_momentum)
     deviation = temporary(x, (x.shape[axis],), numbers_of(x.dtype))
-    arrays: dict[str, Array | None] = {"m2": statistics.m2, "m2_rest": statistics.m2_rest, "save_invstd": deviation}
     gathered: dict[str, Array | None] = {"scale_grad": scale_grad, "bias_grad": bias_grad}
     given = {"dy": dy, "scale": scale, "save_mean": statistics.mean, "save_invstd": deviation}
-    check("gradient", x, axis, given | gathered, out)
-    main = part_gradient(x, dy, axis, statistics.mean, deviation, sums, scale, numbers, gathered, out=out)
+    check("gradient", x, axis, given | gathered, out, order)
+    main = part_gradient(x, dy, axis, statistics.mean, deviation, sums, scale, numbers, gathered, out=out, order=order)
     prepared = prepare_vector("invstd", deviation, "channels")
-    return Several(main.results, [Call(None, prepared, x, arrays, numbers, (deviation,)), main])
+    came = {"statistics.m2": statistics.m2, "statistics.m2_rest": statistics.m2_rest}
+    own, copies = packed.vectors(x, came)
+    arrays: dict[str, Array | None] = {name.removeprefix("statistics."): array for name, array in own.items()}
+    first = Call(None, prepared, x, {**arrays, "save_invstd": deviation}, numbers, (deviation,))
+    if copies:
+        return packed.Packed(main.results, came, [*copies, first], main, ())
+    return Several(main.results, [first, main])
 
 
 def part_gradient(
@@ -256,14 +270,15 @@ def part_gradient(
     gathered: Mapping[str, Array | None],
     *,
     out: Array | None,
+    order: str = "K",
 ) -> Call[tuple[Array, Array, Array]]:
     """What `gradient` does once there is invstd, of arguments that are checked."""
     given = {"dy": dy, "scale": scale, "save_mean": mean, "save_invstd": invstd, **gathered}
     given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
     if x.size:
-        return make("gradient", x, axis, given, numbers, out=out, like=scale, returns=together)
+        return make("gradient", x, axis, given, numbers, out=out, order=order, like=scale, returns=together)
     # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
-    dx = result_like(x) if out is None else out
+    dx = result_like(x, order) if out is None else out
     one = given["dy"] = temporary(x, (1, x.shape[axis]))
     return make("gradient", one, 1, given, numbers, like=scale, returns=lambda _, *sums: (dx, *sums))
 

@@ -6,7 +6,6 @@ wanted.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -23,7 +22,6 @@ from oclbn.errors import (
     ContextError,
     DeviceError,
     DtypeError,
-    LayoutError,
     ParameterError,
     ShapeError,
 )
@@ -98,7 +96,6 @@ def tensor(name: str, value: Any) -> Array:
         raise ShapeError(f"{name} has shape {x.shape}; 2 dimensions or more are wanted: (N, C) or (N, C, *spatial)")
     if x.queue is None:
         raise ContextError(f"{name} has no queue; give it one with {name}.with_queue(queue)")
-    _aligned(name, x)
     _within(name, x)
     return x
 
@@ -126,8 +123,8 @@ def per_channel(
 ) -> dict[str, Array]:
     """Those of `names` whose values are not None, by name: device arrays with one element per channel of x.
 
-    Contiguous, of x's context, and of what is computed with where x has its dtype, but for counters. What is `needed`
-    may not be None.
+    Of x's context, and of what is computed with where x has its dtype, but for counters. What is `needed` may not be
+    None.
     """
     channels, context, dtype = x.shape[axis], x.context, numbers_of(x.dtype)
     found: dict[str, Array] = {}
@@ -150,7 +147,7 @@ def per_channel(
             raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted{reason}{_alike(name, a, wanted, x)}")
         if a.context is not context:
             _same_context(name, a, x)
-        _dense(name, a)
+        _within(name, a)
     return found
 
 
@@ -168,9 +165,14 @@ def like(name: str, value: Any, x: Array) -> Array:
         raise DtypeError(f"{name} is {a.dtype}; {wanted}{_alike(name, a, x.dtype, x)}")
     if a.context is not x.context:
         _same_context(name, a, x)
-    _aligned(name, a)
     _within(name, a)
     return a
+
+
+def order_of(value: Any) -> None:
+    """ParameterError unless `value` is an order that results may have."""
+    if not (isinstance(value, str) and value in ("K", "C")):
+        raise ParameterError(f"order is {value!r}; 'K', that of an x without gaps, or 'C' is wanted")
 
 
 def count(name: str, value: Any) -> int:
@@ -190,7 +192,7 @@ def finite(name: str, value: Any, x: Array) -> float:
 
 
 def flat(given: Mapping[str, Any]) -> None:
-    """Device arrays, by name, of one size, one of NUMBERS and one context, each with its elements side by side."""
+    """Device arrays, by name, of one size, one of NUMBERS and one context."""
     first_name, first = next(iter(given.items()))
     for name, value in given.items():
         if not isinstance(value, Array):
@@ -205,7 +207,7 @@ def flat(given: Mapping[str, Any]) -> None:
             raise ShapeError(f"{name} has {a.size} elements and {first_name} {first.size}; equal sizes are wanted")
         if a.context != first.context:
             raise ContextError(f"{name} belongs to context {a.context}, {first_name} to {first.context}; one is wanted")
-        _dense(name, a)
+        _within(name, a)
 
 
 def queue(name: str, value: Any, *, error: type[ParameterError] = ParameterError) -> cl.CommandQueue | None:
@@ -260,20 +262,6 @@ def _same_context(name: str, a: Array, x: Array) -> None:
         )
 
 
-def _dense(name: str, a: Array) -> None:
-    """LayoutError or ShapeError unless the elements lie side by side within their buffer."""
-    itemsize = a.dtype.itemsize
-    if a.offset % itemsize or not _is_dense_vector(a.shape, a.strides, itemsize):
-        _aligned(name, a)
-        raise LayoutError(
-            f"{name} has shape {a.shape} and strides {a.strides}; its elements must lie side by side, "
-            f"as those of oclbn.gpuarray.pack({name}) do"
-        )
-    data: Any = a.base_data
-    if type(data) is not _BUFFER or a.offset < 0 or a.offset + a.nbytes > data.get_info(_SIZE):  # type: ignore[operator]
-        _inside(name, a, 0, a.nbytes)
-
-
 def _within(name: str, a: Array) -> None:
     """ShapeError unless all elements lie within the buffer: a kernel would read and write what is not the array's."""
     low, high = reach(a.shape, a.strides, a.dtype.itemsize)
@@ -301,27 +289,3 @@ def _is_memory(data: Any) -> bool:
     if isinstance(data, cl.MemoryObjectHolder):
         return bool(data.type == cl.mem_object_type.BUFFER)
     return isinstance(data, cl.SVMPointer)
-
-
-def _aligned(name: str, a: Array) -> None:
-    itemsize = a.dtype.itemsize
-    if a.offset % itemsize or not _are_multiples(a.strides, itemsize):
-        raise LayoutError(
-            f"{name} has offset {a.offset} and strides {a.strides} bytes; multiples of {itemsize} are wanted "
-            f"for {a.dtype}, as oclbn.gpuarray.pack({name}) has"
-        )
-
-
-@functools.lru_cache(maxsize=4096)
-def _are_multiples(strides: tuple[int, ...], itemsize: int) -> bool:
-    return not any(stride % itemsize for stride in strides)
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_dense_vector(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    expected = itemsize
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if stride != expected if size > 1 else stride % itemsize:
-            return False
-        expected *= max(1, int(size))
-    return True

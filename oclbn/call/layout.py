@@ -7,10 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pyopencl.array import Array
-
-from oclbn.errors import LayoutError
 from oclbn.plan.words import Problem
+
+Strides = tuple[int, ...]
+
+
+class NotWalked(Exception):
+    """No kernel walks these arrays as they lie: the call has to pack them; no user sees this."""
 
 
 @dataclass(frozen=True)
@@ -32,72 +35,91 @@ class Layout:
         return Problem(self.outer, self.channels, self.inner, itemsize, self.columns, adjacent)
 
 
-def astray(x: Array, axis: int, others: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Those of `others`, arrays of x's shape by name and byte strides, that cannot be walked together with x.
+def walk(
+    shape: tuple[int, ...], axis: int, x: Strides, itemsize: int, others: Mapping[str, tuple[Strides, int]]
+) -> set[str] | None:
+    """Those of `others`, arrays of x's shape by name, that cannot be walked together with x; None: x itself cannot be.
 
-    LayoutError where x itself cannot be walked, in its own order and without gaps.
+    x: its byte strides. others: their byte strides and bytes of an element. An array in x's order without gaps can
+    always be walked with x, so that the others can become one.
     """
-    itemsize = x.dtype.itemsize
-    kept = {"": dense_strides(x.shape, x.strides, itemsize)}
-    common_layout(x.shape, axis, itemsize, (x.strides, *kept.values()))
+    kept, sizes = [x, dense_strides(shape, x, itemsize)], [itemsize, itemsize]
+    if _layout(shape, axis, tuple(sizes), tuple(kept)) is None:
+        return None
     found = set()
-    for name, strides in others.items():
-        if _layout(x.shape, axis, itemsize, (x.strides, *kept.values(), strides)) is None:
+    for name, (strides, size) in others.items():
+        if _layout(shape, axis, (*sizes, size), (*kept, strides)) is None:
             found.add(name)
         else:
-            kept[name] = strides
+            kept.append(strides)
+            sizes.append(size)
     return found
 
 
 def common_layout(
-    shape: tuple[int, ...], axis: int, itemsize: int, byte_strides: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...], axis: int, itemsize: int | tuple[int, ...], byte_strides: tuple[Strides, ...]
 ) -> Layout:
     """The common layout of x and other arrays of its shape, by their strides.
 
-    LayoutError where no kernel walks them together.
+    itemsize: bytes of an element, of all arrays or of each. NotWalked where no kernel walks them together.
     """
-    found = _layout(shape, axis, itemsize, byte_strides)
+    itemsizes = (itemsize,) * len(byte_strides) if isinstance(itemsize, int) else itemsize
+    found = _layout(shape, axis, itemsizes, byte_strides)
     if found is None:
-        raise LayoutError(
-            f"x has strides {byte_strides[0]} bytes for shape {shape} and channels on axis {axis}: the elements of a "
-            "channel must lie in equally spaced rows of neighbours, or channels must be neighbours, equally spaced "
-            "over the whole batch; oclbn.gpuarray.pack(x) makes such a copy"
-        )
+        raise NotWalked
     return found
 
 
-def in_items(strides: tuple[int, ...], itemsize: int, wanted: int) -> tuple[int, ...]:
-    """Byte strides of an array with items of `itemsize` as if they had `wanted` bytes."""
-    return strides if itemsize == wanted else tuple(stride // itemsize * wanted for stride in strides)
-
-
-def dense_strides(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Byte strides of an array without gaps whose elements lie in the order of one with these strides."""
-    return _dense_order(shape, strides, itemsize)[0]
-
-
-def dense_order(x: Array) -> tuple[tuple[int, ...], bool]:
-    """dense_strides of x, and whether pyopencl uses arrays that have them: it wants C or Fortran order."""
-    return _dense_order(x.shape, x.strides, x.dtype.itemsize)
-
-
 @functools.lru_cache(maxsize=4096)
-def _dense_order(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], bool]:
+def dense_strides(shape: tuple[int, ...], strides: Strides, itemsize: int) -> Strides:
+    """Byte strides of an array without gaps whose elements lie in the order of one with these strides."""
     shape, dense, size = integers(shape), [0] * len(shape), itemsize
     for d in sorted(range(len(shape)), key=lambda d: (abs(strides[d]) or math.inf, -d)):
         dense[d] = size
         size *= max(1, shape[d])
-    longer = [stride for stride, extent in zip(dense, shape, strict=True) if extent > 1]
-    plain = 0 in shape or longer in (sorted(longer), sorted(longer, reverse=True))
-    return tuple(dense), plain
+    return tuple(dense)
+
+
+@functools.lru_cache(maxsize=4096)
+def result_strides(
+    shape: tuple[int, ...], x: Strides, x_itemsize: int, itemsize: int, order: str
+) -> tuple[Strides, bool]:
+    """Byte strides of a result: of a dense x in x's order where `order` is "K", else in C order.
+
+    x: its byte strides, of elements of x_itemsize bytes; those of the result have `itemsize`. Beside them stands
+    whether it lies as x does, but for x's gaps.
+    """
+    dense = dense_strides(shape, x, x_itemsize)
+    alike = dense_strides(shape, x, itemsize)
+    gaps = any(size > 1 and own != other for size, own, other in zip(shape, x, dense, strict=True))
+    if 0 in shape or gaps or order == "C":
+        made = dense_strides(shape, (0,) * len(shape), itemsize)
+        return made, all(size <= 1 or own == other for size, own, other in zip(shape, made, alike, strict=True))
+    return alike, True
+
+
+@functools.lru_cache(maxsize=4096)
+def side_by_side(shape: tuple[int, ...], strides: Strides, itemsize: int) -> bool:
+    """Whether an array's elements lie in C order without gaps."""
+    expected = itemsize
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size > 1 and stride != expected:
+            return False
+        expected *= max(1, int(size))
+    return True
 
 
 @functools.lru_cache(maxsize=4096)
 def _layout(
-    shape: tuple[int, ...], axis: int, itemsize: int, byte_strides: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...], axis: int, itemsizes: tuple[int, ...], byte_strides: tuple[Strides, ...]
 ) -> Layout | None:
     shape = integers(shape)
-    strides = [tuple(int(stride) // itemsize for stride in one) for one in byte_strides]
+    for one, itemsize in zip(byte_strides, itemsizes, strict=True):
+        if any(stride % itemsize for stride, size in zip(one, shape, strict=True) if size > 1):
+            return None
+    strides = [
+        tuple(int(stride) // itemsize for stride in one) for one, itemsize in zip(byte_strides, itemsizes, strict=True)
+    ]
     channels = shape[axis]
     dims = [d for d in range(len(shape)) if d != axis and shape[d] != 1]
     dims.sort(key=lambda d: -(abs(strides[0][d]) or math.inf))

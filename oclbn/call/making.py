@@ -7,13 +7,12 @@ from typing import Any
 
 from pyopencl.array import Array
 
-from oclbn.call import arguments, overlap, values
+from oclbn.call import arguments, overlap, packed, values
 from oclbn.call.calls import Call, Empty
-from oclbn.call.copying import in_order
+from oclbn.call.layout import NotWalked, result_strides
 from oclbn.call.prepared import prepared_for
 from oclbn.call.request import Request
-from oclbn.call.results import per_channel_results, queue_of, result_like
-from oclbn.errors import LayoutError
+from oclbn.call.results import fresh_result, per_channel_results, queue_of, result_like
 from oclbn.plan.operations import ALL
 
 Arrays = Mapping[str, Array | None]
@@ -42,12 +41,21 @@ def gathering_numbers(x: Array, grad_scale: Any, grad_momentum: Any) -> dict[str
     }
 
 
-def check(operation: str, x: Array, axis: int, given: Arrays, out: Array | None, needed: Collection[str] = ()) -> None:
+def check(
+    operation: str,
+    x: Array,
+    axis: int,
+    given: Arrays,
+    out: Array | None,
+    order: Any = "K",
+    needed: Collection[str] = (),
+) -> None:
     """The errors of oclbn.functional for everything beside x and axis, by the names of the operation's arrays.
 
     needed: what may not be None, if that is more than the operation always needs.
     """
     wanted = ALL[operation]
+    arguments.order_of(order)
     for name in wanted.others:
         arguments.like(name, given[name], x)
     reads = arguments.per_channel(x, axis, given, wanted.read, needed or wanted.needed)
@@ -73,6 +81,7 @@ def make(
     like: Array | None = None,
     extra: bool = False,
     places: Sequence[Array] | None = None,
+    order: str = "K",
     returns: Callable[..., Any] = together,
     gather: Callable[[Array, Array], Callable[[], None]] | None = None,
 ) -> Call[Any]:
@@ -80,33 +89,42 @@ def make(
 
     given: the operation's arrays but for x, by name. out: an array for the tensor that is written. like: what has the
     shape of per-channel results; None: (C,). extra: the results that most calls leave out are wanted as well. places:
-    arrays for the per-channel results; None: new ones. returns:
-    what to return, given the tensor that is written, where there is one, and the per-channel results; all, if it is
-    not said. gather: of an
-    empty batch, what starts the gathering of a result (the second array) in an array of the state.
+    arrays for the per-channel results; None: new ones. order: of the tensor that is written, where there is no out.
+    returns: what to return, given the tensor that is written, where there is one, and the per-channel results; all, if
+    it is not said. gather: of an empty batch, what starts the gathering of a result (the second array) in an array of
+    the state.
     """
     wanted = ALL[operation]
     names = wanted.made if not extra else wanted.made + wanted.extra
     if x.size == 0:
+        like = packed.dense_model(x, like)
         made = per_channel_results(x, axis, like, len(names)) if places is None else list(places)
         results = dict(zip(names, made, strict=True))
         pairs = {name: results[of] for name, of in wanted.gathered.items()}
         after = [gather(into, new) for name, new in pairs.items() if gather and (into := given[name]) is not None]
-        tensors = [result_like(x) if out is None else out] if wanted.result else []
+        tensors = [result_like(x, order) if out is None else out] if wanted.result else []
         return Empty(returns(*tensors, *made), made, wanted.empty, after)
+    strides, fresh = None, out is None
+    if wanted.result and out is None:
+        itemsize = x.dtype.itemsize
+        strides, alike = result_strides(x.shape, x.strides, itemsize, itemsize, order)
+        if not alike:
+            out = fresh_result(x, strides)
     try:
+        packed.look(wanted, x, given, out)
         prepared = prepared_for(Request.of(operation, x, axis, given, out), queue_of(x))
-        tensors = [result_like(x) if out is None else out] if wanted.result else []
-    except LayoutError:
-        if not (wanted.result or wanted.others):
-            raise
+    except NotWalked:
+        if wanted.result and out is None:
+            out = fresh_result(x, strides)
+        like = packed.dense_model(x, like)
+        made = per_channel_results(x, axis, like, len(names)) if places is None else list(places)
+        results = returns(*([out] if wanted.result else []), *made)
 
-        def again(dy: Array | None, out: Array | None) -> Call[Any]:
-            changed = {**given, "dy": dy}
-            options: Any = {"like": like, "extra": extra, "places": places, "returns": returns}
-            return make(operation, x, axis, changed, numbers, out=out, **options)
+        def again(x: Array, given: Arrays, out: Array | None) -> Call[Any]:
+            return make(operation, x, axis, given, numbers, out=out, extra=extra, places=made)
 
-        return in_order(x, axis, given.get("dy"), out, again, writes=bool(wanted.result))
+        return packed.call(wanted, x, axis, given, out, fresh, results, again)
+    tensors = [fresh_result(x, strides) if out is None else out] if wanted.result else []
     arrays: dict[str, Array | None] = {"x": x, **wanted.left_out, **given}
     written = tensors
     if tensors:

@@ -9,7 +9,7 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array
 
-from oclbn.call.layout import integers, reach
+from oclbn.call.layout import integers, reach, side_by_side
 from oclbn.errors import OverlapError, ReadOnlyError
 
 _READ_ONLY = cl.mem_flags.READ_ONLY
@@ -31,15 +31,31 @@ def writable(name: str, a: Array) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _meets_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    """Whether a dimension steps less far than the dimensions below it reach."""
+    """Whether two elements share memory."""
     if 0 in shape:
         return False  # whatever the strides: NumPy gives empty arrays any
     shape, strides, reach = integers(shape), integers(strides), itemsize
-    for stride, size in sorted((abs(stride), size) for size, stride in zip(shape, strides, strict=True) if size > 1):
-        if stride < reach:
+    dims = sorted((abs(stride), size) for size, stride in zip(shape, strides, strict=True) if size > 1)
+    for index, (stride, size) in enumerate(dims):
+        if stride < reach and (stride < itemsize or not _interlock(dims[: index + 1], itemsize)):
             return True
         reach += (size - 1) * stride
     return False
+
+
+def _interlock(dims: list[tuple[int, int]], itemsize: int) -> bool:
+    """Whether elements apart in the last dimension share nothing, though it steps less far than those below it reach.
+
+    dims: strides, at least 0, and sizes, of which those below the last do not meet themselves.
+    """
+    (step, size), below = dims[-1], dims[:-1]
+    strides, shape = tuple(stride for stride, _ in below), tuple(size for _, size in below)
+    first = _shadow(shape, strides, itemsize, 0)
+    others = _shadow((size - 1, *shape), (step, *strides), itemsize, step)
+    try:
+        return not np.shares_memory(first, others, max_work=_OVERLAP_WORK)
+    except np.exceptions.TooHardError:
+        return False
 
 
 def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
@@ -63,9 +79,12 @@ def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
 
 
 def same_elements(a: Array, b: Array) -> bool:
-    """Whether two arrays of one shape are the very same elements in the same order."""
-    steps = zip(a.shape, a.strides, b.strides, strict=True)
-    return _root(a) == _root(b) and all(size <= 1 or mine == yours for size, mine, yours in steps)
+    """Whether two arrays of one size are the very same elements, in the same order where both are read in C order."""
+    if _root(a) != _root(b):
+        return False
+    if a.shape != b.shape:
+        return all(side_by_side(one.shape, one.strides, one.dtype.itemsize) for one in (a, b))
+    return all(size <= 1 or mine == yours for size, mine, yours in zip(a.shape, a.strides, b.strides, strict=True))
 
 
 def shares_memory(a: Array, b: Array) -> bool:
@@ -78,7 +97,9 @@ def shares_memory(a: Array, b: Array) -> bool:
     if a_offset + a_high <= b_offset + b_low or b_offset + b_high <= a_offset + a_low:
         return False
     try:
-        return bool(np.shares_memory(_shadow(a, a_offset), _shadow(b, b_offset), max_work=_OVERLAP_WORK))
+        mine = _shadow(a.shape, a.strides, a.dtype.itemsize, a_offset)
+        other = _shadow(b.shape, b.strides, b.dtype.itemsize, b_offset)
+        return bool(np.shares_memory(mine, other, max_work=_OVERLAP_WORK))
     except np.exceptions.TooHardError:
         return True
 
@@ -86,18 +107,18 @@ def shares_memory(a: Array, b: Array) -> bool:
 class _Shadow:
     """Shape and strides of a device array at a made-up address, for NumPy's overlap solver; never dereferenced."""
 
-    def __init__(self, a: Array, offset: int) -> None:
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, offset: int) -> None:
         self.__array_interface__ = {
             "version": 3,
-            "typestr": a.dtype.str,
-            "shape": a.shape,
-            "strides": a.strides,
+            "typestr": f"|V{itemsize}",
+            "shape": shape,
+            "strides": strides,
             "data": ((1 << 40) + offset, True),
         }
 
 
-def _shadow(a: Array, offset: int) -> np.ndarray[Any, Any]:
-    return np.asarray(_Shadow(a, offset))
+def _shadow(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, offset: int) -> np.ndarray[Any, Any]:
+    return np.asarray(_Shadow(shape, strides, itemsize, offset))
 
 
 def _root(a: Array) -> tuple[int | None, int]:

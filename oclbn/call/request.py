@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pyopencl.array import Array
 
-from oclbn.call.layout import Layout, common_layout, dense_strides, in_items
+from oclbn.call.layout import Layout, common_layout, dense_strides
 from oclbn.elements import kind, numbers_of
 from oclbn.plan.operations import ALL, TENSORS, Operation
 from oclbn.plan.words import Problem
@@ -20,7 +20,7 @@ Strides = tuple[int, ...]
 class Request(NamedTuple):
     """An operation (a key of OPERATIONS) on tensors of one shape, channels on `axis`, from 0 on.
 
-    strides: bytes, of the tensors that it reads, and of its result, if it has one; None: as result_like makes it.
+    strides: bytes, of the tensors that it reads, and of its result, if it has one; None: in x's order, without gaps.
     dtypes: of the same.
     """
 
@@ -61,13 +61,14 @@ class Request(NamedTuple):
         return (*wanted.tensors, *filter(None, (wanted.result,)))
 
     def layout(self) -> Layout:
-        """How kernels walk the tensors; LayoutError where they cannot walk them together."""
+        """How kernels walk the tensors; NotWalked where they cannot walk them together."""
         x, *others = self.strides
         assert x is not None
-        itemsize = self.dtype.itemsize
-        filled = [dense_strides(self.shape, x, itemsize) if one is None else one for one in others]
-        alike = [in_items(one, dtype.itemsize, itemsize) for one, dtype in zip(filled, self.dtypes[1:], strict=True)]
-        return common_layout(self.shape, self.axis, itemsize, (x, *alike))
+        sizes = tuple(dtype.itemsize for dtype in self.dtypes)
+        filled = [
+            dense_strides(self.shape, x, sizes[0]) if one is None else one for one in others
+        ]  # None: of x's own type
+        return common_layout(self.shape, self.axis, sizes, (x, *filled))
 
     def problem(self, layout: Layout) -> Problem:
         """What the planner is asked of it."""

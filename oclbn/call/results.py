@@ -10,34 +10,28 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from oclbn.call.layout import dense_order, in_items
+from oclbn.call.layout import result_strides
 from oclbn.call.order import Order
 from oclbn.device import check_size, lacks_memory, pages
 from oclbn.elements import numbers_of
-from oclbn.errors import LayoutError, SizeError
+from oclbn.errors import SizeError
 
 _MOST_MODELS = 256  # shapes remembered per object that stands for a context
 
 
-def temporary(x: Array, shape: tuple[int, ...] | None = None, dtype: np.dtype[Any] | None = None) -> Array:
-    """An array like x, or of a shape in C order, that lives until work on it is done, whoever lets go of it."""
+def temporary(x: Array, shape: tuple[int, ...], dtype: np.dtype[Any] | None = None) -> Array:
+    """An array of a shape in C order that lives until work on it is done, whoever lets go of it; of x's dtype."""
     dtype = x.dtype if dtype is None else dtype
-    if shape is not None:
-        return Array(x.queue, shape, dtype, data=scratch(x, math.prod(shape) * dtype.itemsize))
-    strides = in_items(dense_order(x)[0], x.dtype.itemsize, dtype.itemsize)
-    return Array(x.queue, x.shape, dtype, strides=strides, data=scratch(x, x.size * dtype.itemsize))
+    return Array(x.queue, shape, dtype, data=scratch(x, math.prod(shape) * dtype.itemsize))
 
 
-def result_like(x: Array) -> Array:
-    """An uninitialised array of x's shape and dtype whose elements lie in the order of x's, without gaps.
+def result_like(x: Array, order: str = "K") -> Array:
+    """An uninitialised array of x's shape and dtype without gaps: "K", in x's order where x has none; else in C order.
 
-    From x's allocator; without one, on a processor, in large pages where those are worth the request. LayoutError where
-    pyopencl can do nothing with an array of that order.
+    From x's allocator; without one, on a processor, in large pages where those are worth the request.
     """
-    strides, plain = dense_order(x)
-    if not plain:
-        raise LayoutError(f"an array of shape {x.shape} and strides {strides} is neither in C nor in Fortran order")
-    return fresh_result(x, strides)
+    itemsize = x.dtype.itemsize
+    return fresh_result(x, result_strides(x.shape, x.strides, itemsize, itemsize, order)[0])
 
 
 def fresh_result(x: Array, strides: tuple[int, ...] | None) -> Array:

@@ -20,14 +20,14 @@ from rich.progress import Progress, TaskID, TaskProgressColumn
 
 from oclbn import device
 from oclbn.cli import bench_report, builds, output, plot
-from oclbn.cli.bench_report import Report, Shown, ShownProfile
+from oclbn.cli.bench_report import Report, Shown, ShownPacked, ShownProfile
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import Left, above, expect, progress
 from oclbn.cli.types import SELECTIONS, Names, Once, ShapeType, Target, check_free, overwriting, together, trainable
 from oclbn.elements import dtype_of
-from oclbn.errors import SizeError
+from oclbn.errors import ShapeError, SizeError
 from oclbn.files import whole
-from oclbn.tools.bench import benchmark, profiling
+from oclbn.tools.bench import benchmark, packing, profiling
 from oclbn.tools.bench.benchmark import BASELINE, OUTPUTS, TENSORS
 from oclbn.tools.bench.suites import SUITES, Case, Shape
 from oclbn.tools.bench.workload import SINGLE
@@ -110,6 +110,11 @@ class _Bench(Once):
 @click.option("--rounds", type=click.IntRange(min=3), help="Give each so many turns, instead of about 0.25 s of them.")
 @click.option("--details", is_flag=True, help="Print a line for each time: quantiles, MB, GB/s, samples.")
 @click.option("--profile", is_flag=True, help="Show the device's clock beside the host's, and compare nothing.")
+@click.option(
+    "--packed",
+    is_flag=True,
+    help="Time calls on tensors whose rows run backwards, which have to be packed, beside plain calls and the copies.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in the end, and nothing else.")
 @click.option("--plot", "picture", type=_Picture(), metavar="FILE", help="Draw it as well: .png, .svg or .pdf.")
 @overwriting
@@ -126,6 +131,7 @@ def command(
     rounds: int | None,
     details: bool,
     profile: bool,
+    packed: bool,
     as_json: bool,
     picture: Path | None,
     overwrite: bool,
@@ -142,8 +148,11 @@ def command(
     Each shape is shown as soon as it has been timed; after Ctrl-C, what has been found is printed, written and drawn,
     and the exit status is 130. It is 1 where nothing could be timed.
     """
-    if profile and (picture or against):
-        raise click.UsageError("--profile compares nothing and draws nothing: leave out --against and --plot")
+    if profile and packed:
+        raise click.UsageError("--profile and --packed show other things: leave out one of them")
+    if (profile or packed) and (picture or against):
+        asked = "--profile" if profile else "--packed"
+        raise click.UsageError(f"{asked} compares nothing and draws nothing: leave out --against and --plot")
     if picture:
         check_free(picture, "--plot", overwrite=overwrite)
         plot.require_matplotlib()
@@ -157,6 +166,9 @@ def command(
     element = element_type(dtype, queue)
     if profile:
         _profile(info, queue, cases, names, element, as_json)
+        return
+    if packed:
+        _packed(info, queue, cases, [name for name in names if name in packing.OPERATIONS], rounds, as_json)
         return
     beside = () if element == SINGLE else (BASELINE,)
     report = Report(info, cases, names, kinds, (*beside, *peers), dtype)
@@ -247,6 +259,46 @@ def _profile(
         click.echo(json.dumps(bench_report.profile_as_json(info, found, skipped, complete=complete), indent=1))
     else:
         shown.end(skipped)
+        _show_built(console, built)
+    _end(complete, bool(found), skipped.values())
+
+
+def _packed(
+    info: device.DeviceInfo,
+    queue: cl.CommandQueue,
+    cases: list[Case],
+    operations: Sequence[str],
+    rounds: int | None,
+    as_json: bool,
+) -> None:
+    if not operations:
+        raise click.UsageError(f"--packed times {', '.join(packing.OPERATIONS)}: give one of them")
+    found: list[packing.Packed] = []
+    skipped: dict[Case, str] = {}
+    weights = [_seconds(queue, shape, operations, 0, rounds) for shape, _ in cases]
+    expect(_counted(len(cases), "shape"), sum(weights))
+    console = output.console(wide=True)
+    shown = None if as_json else ShownPacked(console, info, cases)
+    complete = True
+    with builds.counted() as built:
+        try:
+            with _progress(sum(weights), sum(weights)) as (bar, task):
+                for (shape, axis), weight in zip(cases, weights, strict=True):
+                    bar.update(task, description=f"{bench_report.label(shape, axis)}, packed")
+                    try:
+                        timed = packing.packed(queue, shape, axis, rounds=rounds, operations=operations)
+                    except (SizeError, ShapeError) as error:
+                        skipped[shape, axis], timed = str(error), []
+                    found += timed
+                    bar.advance(task, weight)
+                    if shown is not None:
+                        above(bar, functools.partial(shown.add, timed))
+        except KeyboardInterrupt:
+            complete = False
+    if shown is None:
+        click.echo(json.dumps(bench_report.packed_as_json(info, found, skipped, complete=complete), indent=1))
+    else:
+        shown.end(found, skipped)
         _show_built(console, built)
     _end(complete, bool(found), skipped.values())
 

@@ -16,6 +16,7 @@ from oclbn import __version__
 from oclbn.cli.grid import Column, Grid, print_line
 from oclbn.device import DeviceInfo
 from oclbn.tools.bench.benchmark import Absence, Comparison, Row, geometric_mean
+from oclbn.tools.bench.packing import Packed
 from oclbn.tools.bench.profiling import Profile
 from oclbn.tools.bench.suites import Case, Shape
 from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES
@@ -31,6 +32,11 @@ LEGEND = (
 PROFILE_LEGEND = (
     "Times are medians, with outputs preallocated (out=). host: from the call to the empty queue.",
     "device: the kernels and what is between them. other: the host's own work, enqueueing, waking up.",
+)
+PACKED_LEGEND = (
+    "Times are medians of prepared calls, with outputs preallocated. packed: of tensors whose rows run backwards,",
+    "which are packed before and unpacked after; plain: of the same without gaps; copies: packing and unpacking alone.",
+    "/sum: the packed call's time over those of plain and copies together.",
 )
 OUTPUTS_ARE = {  # what stands beside each of them
     "preallocated": "memory given with out=",
@@ -471,3 +477,59 @@ class ShownProfile:
             self._console.print("-: the events of this driver keep no time.")
         for line in _skipped({(shape, axis, "preallocated"): why for (shape, axis), why in skipped.items()}):
             self._console.print(Text(line))
+
+
+def packed_as_json(
+    info: DeviceInfo, found: Sequence[Packed], skipped: dict[Case, str], *, complete: bool
+) -> dict[str, Any]:
+    """Times in seconds."""
+    left_out = [{"shape": shape, "axis": axis, "reason": reason} for (shape, axis), reason in skipped.items()]
+    rows = [{**asdict(one), "ratio": one.ratio} for one in found]
+    return {**_about(info), "packed": rows, "skipped": left_out, "complete": complete}
+
+
+class ShownPacked:
+    """Packed calls beside what they are made of, each shape as soon as it has been timed."""
+
+    def __init__(self, console: Console, info: DeviceInfo, cases: Sequence[Case]) -> None:
+        self._console = console
+        self._grid = Grid(
+            [
+                Column("shape", width=max(len(SUMMARIES[0]), *(len(label(*case)) for case in cases)), left=True),
+                Column("operation", width=9, left=True),
+                Column("packed", "ms", 6),
+                Column("plain", "ms", 6, spare=1),
+                Column("copies", "ms", 6, spare=1),
+                Column("/sum", width=4),
+            ],
+            console.width,
+        )
+        print_line(console, heading(info))
+        print_line(console, self._grid.heading())
+
+    def add(self, found: Sequence[Packed]) -> None:
+        """Print what was found for one shape."""
+        first = label(found[0].shape, found[0].axis) if found else ""
+        for one in found:
+            times = {"packed": _ms(one.packed), "plain": _ms(one.plain), "copies": _ms(one.copies)}
+            cells = {"shape": first, "operation": one.operation, **times, "/sum": _ratio(one.ratio)}
+            print_line(self._console, self._grid.row(cells))
+            first = ""
+
+    def end(self, found: Sequence[Packed], skipped: dict[Case, str]) -> None:
+        """The means, how to read it, and what is missing."""
+        ratios: dict[str, list[float]] = {}
+        for one in found:
+            ratios.setdefault(one.operation, []).append(one.ratio)
+        first = SUMMARIES[0]
+        for operation, own in ratios.items():
+            cells = {"shape": first, "operation": operation, "/sum": _ratio(geometric_mean(own))}
+            print_line(self._console, self._grid.row(cells, "bold"))
+            first = ""
+        if self._grid.missing:
+            missing = ", ".join(self._grid.missing)
+            self._console.print(Text(f"Not shown in {self._console.width} columns: {missing}.", style="dim"))
+        for note in PACKED_LEGEND:
+            self._console.print(Text(note, style="dim"))
+        for (shape, axis), why in skipped.items():
+            self._console.print(Text(f"- {label(shape, axis)} is left out: {why}"))

@@ -28,7 +28,7 @@ from oclbn.modules.averaging import settled_count
 from oclbn.modules.flag import Flag
 from oclbn.modules.module import Module
 from oclbn.modules.parameters import Shapes, whole
-from oclbn.modules.variable import Tensor, Variable
+from oclbn.modules.variable import Tensor, Variable, host_of
 
 __all__ = ["BatchNormND"]
 
@@ -196,7 +196,7 @@ class BatchNormND(Module):
         arrays = {"scale": scale, "bias": bias, "mean": mean, "var": var}
         arrays |= {f"{name}.grad": one.grad for name, one in self._vars.items()}
         entered = np.full(self._shape, self._counted(), np.uint32) if self._entered is None else self._entered.get()
-        return {name: array.get() for name, array in arrays.items()} | {
+        return {name: host_of(array) for name, array in arrays.items()} | {
             "entered": entered,
             "batches": np.array([self._batches], np.int64),
         }

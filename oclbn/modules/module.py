@@ -36,7 +36,7 @@ class Module(Parameters):
 
     Errors are raised before anything changes, and are ModuleErrors but for these of oclbn.errors: ContextError, data or
     gradients of another OpenCL context, or data without a queue; and what oclbn.functional finds in such arrays,
-    LayoutError, ReadOnlyError, SizeError and DeviceError.
+    ReadOnlyError, SizeError and DeviceError.
     """
 
     _passing: ClassVar[tuple[str, ...]] = ("inData", "data", "grad")

@@ -22,9 +22,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from oclbn import device, functional, gpuarray
 from oclbn.call import arguments, values
+from oclbn.call.copying import copy_strided
 from oclbn.device import driver_errors
 from oclbn.errors import (
-    LayoutError,
     ModuleDtypeError,
     ModuleFileError,
     ModuleNameError,
@@ -35,7 +35,7 @@ from oclbn.errors import (
 )
 from oclbn.gpuarray import Array
 from oclbn.modules.foreign import Contract, refuse_foreign, shown
-from oclbn.modules.variable import Named, Variable, duplicate, fitting, to_device, to_host
+from oclbn.modules.variable import Named, Variable, duplicate, fitting, host_of, to_device, to_host
 from oclbn.names import ATTRIBUTES, hints
 
 if TYPE_CHECKING:
@@ -248,12 +248,7 @@ class Parameters(metaclass=Contract):
 
     def _host_of(self, name: str, values: ArrayLike | Array, shape: tuple[int, ...]) -> NDArray[Any]:
         if isinstance(values, Array):
-            if not values.flags.forc:
-                raise LayoutError(
-                    f"{self}: {name} is given an array of shape {values.shape} and strides {values.strides}; its "
-                    "elements must lie side by side"
-                )
-            values = (values if values.queue is not None else values.with_queue(self.queue)).get()
+            values = host_of(values if values.queue is not None else values.with_queue(self.queue))
         try:
             host = np.asarray(values)
         except ValueError as error:  # lists of unequal lengths
@@ -298,7 +293,11 @@ class Parameters(metaclass=Contract):
     def zeroGradParams(self) -> None:
         """Fill the gradients of all variables with 0."""
         for grad in (var.grad for var in self._vars.values()):
-            if grad.base_data is not None:
+            if grad.base_data is None:
+                continue
+            if not grad.flags.forc:
+                copy_strided(gpuarray.zeros_like(grad, queue=self.queue), grad)
+            else:
                 zero = grad.dtype.type(0)
                 queue = grad.queue or self.queue
                 grad.add_event(
@@ -362,8 +361,8 @@ class Parameters(metaclass=Contract):
             raise self._incomplete()
         with self.lock:  # until everything is on the host, not while it is written
             content = puzzlelib.Content(
-                variables={key: (var, var.data.get()) for key, var in self._vars.items()},
-                attributes={key: attr.get() for key, attr in self._attrs.items()},
+                variables={key: (var, host_of(var.data)) for key, var in self._vars.items()},
+                attributes={key: host_of(attr) for key, attr in self._attrs.items()},
                 counters=self._counters(),
                 blueprint=json.dumps(self.getBlueprint(), indent=4, sort_keys=True) if withBlueprint else None,
             )
@@ -470,7 +469,7 @@ class Parameters(metaclass=Contract):
 
     def _converted(self, array: Array, calctype: Calctype) -> Array:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
-            return gpuarray.to_gpu(array.get().astype(calctype), queue=self.queue)
+            return gpuarray.to_gpu(host_of(array).astype(calctype), queue=self.queue)
 
     def _whole_number(self, argument: str, value: object, low: int, most: int | None = None) -> int:
         return values.whole(f"{self}: {argument}", value, low, most, error=ModuleParameterError)
@@ -496,7 +495,7 @@ def _as_dtype(value: DTypeLike) -> np.dtype[Any] | None:
 
 def _overwrite(pairs: list[tuple[Array, NDArray[Any]]]) -> None:
     """Write into all arrays; where one cannot be written, the others get back what they had."""
-    old = [array.get() for array, _ in pairs]
+    old = [host_of(array) for array, _ in pairs]
     try:
         for array, host in pairs:
             _set(array, host.astype(array.dtype, copy=False).reshape(array.shape))
@@ -509,4 +508,7 @@ def _overwrite(pairs: list[tuple[Array, NDArray[Any]]]) -> None:
 
 def _set(array: Array, host: NDArray[Any]) -> None:
     array.finish()  # Array.set does not wait for the array's events
-    array.set(host)
+    if array.flags.c_contiguous:
+        array.set(host)
+    else:
+        copy_strided(gpuarray.to_gpu(host, queue=array.queue), array)

@@ -99,7 +99,7 @@ class Host:
 def duplicate(value: Any, memo: dict[int, Any], queue: cl.CommandQueue | None = None) -> Any:
     """A deep copy, whose device arrays are on `queue`; None: each on its own."""
     if isinstance(value, Array):
-        return gpuarray.to_gpu(value.get(), queue=queue or value.queue)
+        return gpuarray.to_gpu(host_of(value), queue=queue or value.queue)
     if isinstance(value, dict):
         return {key: duplicate(each, memo, queue) for key, each in value.items()}
     if isinstance(value, Variable) and id(value) not in memo:
@@ -109,11 +109,17 @@ def duplicate(value: Any, memo: dict[int, Any], queue: cl.CommandQueue | None = 
     return copy.deepcopy(value, memo)
 
 
+def host_of(array: Array) -> NDArray[Any]:
+    """What a device array holds, whatever its strides."""
+    host: NDArray[Any] = (array if array.flags.forc else gpuarray.pack(array)).get()
+    return host
+
+
 def to_host(value: Any) -> Any:
     """What can be pickled in the place of `value`."""
     if isinstance(value, dict):
         return {key: to_host(each) for key, each in value.items()}
-    return Host(value.get()) if isinstance(value, Array) else value
+    return Host(host_of(value)) if isinstance(value, Array) else value
 
 
 def to_device(value: Any, queue: cl.CommandQueue) -> Any:

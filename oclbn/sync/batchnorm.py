@@ -15,6 +15,7 @@ from oclbn.device import driver_errors
 from oclbn.errors import GroupError, ModuleParameterError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.modules.batchnormnd import BatchNormND
+from oclbn.modules.variable import host_of
 from oclbn.sync import rows, whole
 from oclbn.sync.collective import Collective, Pending
 from oclbn.sync.group import Group, GroupStatistics
@@ -191,7 +192,7 @@ class SyncBatchNorm:
                 total = self.group.sum([total] + [np.zeros_like(total)] * (len(self.modules) - 1), layer=self._layer)[0]
             self._write_all(
                 {
-                    name: whole.gathered(new, scale, self.module.vars[name].grad.get().ravel(), momentum)
+                    name: whole.gathered(new, scale, host_of(self.module.vars[name].grad).ravel(), momentum)
                     for name, new in zip(("scale", "bias"), total, strict=True)
                 },
                 lambda one, name: one.vars[name].grad,
@@ -204,7 +205,9 @@ class SyncBatchNorm:
             module = self.module
             rate = module._real_number("learnRate", learnRate)
             if module.affine:
-                read = {name: (var.data.get().ravel(), var.grad.get().ravel()) for name, var in module.vars.items()}
+                read = {
+                    name: (host_of(var.data).ravel(), host_of(var.grad).ravel()) for name, var in module.vars.items()
+                }
                 stepped = {name: whole.gathered(grad, rate, data, 1.0) for name, (data, grad) in read.items()}
                 self._write_all(stepped, lambda one, name: one.vars[name].data)
 

@@ -10,6 +10,8 @@ import pyopencl as cl
 from numpy.typing import NDArray
 from pyopencl.array import Array
 
+from oclbn.call import packed
+from oclbn.call.copying import copy_strided
 from oclbn.call.order import Order
 from oclbn.call.results import model_of
 
@@ -57,20 +59,25 @@ class Read:
 
 
 def read(array: Array, queue: cl.CommandQueue) -> Read:
-    """Begin to read an array whose elements lie side by side, once all that was enqueued on it is done."""
+    """Begin to read an array, once all that was enqueued on it is done."""
     host = np.empty(array.shape, array.dtype)
     if not array.size:
         return Read(queue, host, None)
+    array = packed.dense(array, queue)
     return _read(queue, host, array.base_data, (array,), src_offset=array.offset)
 
 
 def write(array: Array, host: NDArray[Any], queue: cl.CommandQueue) -> None:
-    """Give an array whose elements lie side by side other numbers, after all that was enqueued on it; nobody waits."""
+    """Give an array other numbers, after all that was enqueued on it; nobody waits."""
     if not array.size:
         return
+    if packed.is_loose(array):
+        made = Rows(queue, 1, array.size, array.dtype, host.reshape(1, -1)).arrays[0]
+        copy_strided(shaped(made, array.shape), array.with_queue(queue))
+        return
     order = Order(queue, (array,))
-    packed = np.ascontiguousarray(host)
-    order.note(_copy(queue, array.base_data, packed, order.events, dst_offset=array.offset), (array,))
+    numbers = np.ascontiguousarray(host)
+    order.note(_copy(queue, array.base_data, numbers, order.events, dst_offset=array.offset), (array,))
 
 
 def shaped(row: Array, shape: tuple[int, ...]) -> Array:

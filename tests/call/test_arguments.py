@@ -21,7 +21,6 @@ from oclbn.errors import (
     ArrayTypeError,
     ContextError,
     DtypeError,
-    LayoutError,
     ModuleParameterError,
     OclbnError,
     OverlapError,
@@ -30,7 +29,6 @@ from oclbn.errors import (
     ShapeError,
 )
 from oclbn.functional import accumulate, batch_norm_infer, batch_norm_train
-from oclbn.gpuarray import pack
 
 pytestmark = pytest.mark.once(reason="errors are raised before the runtime is asked for anything")
 
@@ -432,32 +430,6 @@ def test_arrays_that_just_fit_their_buffers(queue: cl.CommandQueue, call: str) -
                 del arguments["out"]
                 arguments |= {"dy": fitting} if "dy" in arguments else {}
             assert invoke(call, arguments) is not None
-
-
-# --- layouts
-
-
-@pytest.mark.parametrize(("call", "name"), WITH_X)
-@pytest.mark.parametrize("layout", ["every other element", "backwards", "neither rows nor columns"])
-def test_strides_that_no_kernel_walks(queue: cl.CommandQueue, call: str, name: str, layout: str) -> None:
-    if layout == "every other element":
-        array = cla.zeros(queue, (6, 4, 10), np.float32)[:, :, ::2]
-    elif layout == "backwards":
-        array = cla.zeros(queue, SHAPE, np.float32)[:, :, ::-1]
-    else:
-        array = cla.zeros(queue, (3, 5, 4, 2), np.float32).transpose((0, 2, 1, 3))[:, :, ::2, :]
-    arguments = valid(queue, call, array.shape) | {name: array}
-    rejects(call, arguments, LayoutError, ValueError, name, str(array.strides), f"oclbn.gpuarray.pack({name})")
-    assert invoke(call, arguments | {name: pack(array)}) is not None
-
-
-@pytest.mark.parametrize(("call", "name"), PER_CHANNEL)
-def test_per_channel_arrays_with_gaps(queue: cl.CommandQueue, call: str, name: str) -> None:
-    dtype = np.uint32 if name == "skipped" else np.float32
-    array = cla.zeros(queue, 8, dtype)[::2]
-    arguments = valid(queue, call) | {name: array}
-    rejects(call, arguments, LayoutError, ValueError, name, str(array.strides), f"oclbn.gpuarray.pack({name})")
-    assert invoke(call, arguments | {name: pack(array)}) is not None
 
 
 # --- numbers

@@ -14,7 +14,7 @@ import pytest
 from calls import all_bits, arrays, check_statistics, put
 from data import EMPTY, FEW_SHAPES, NASTY
 
-from oclbn.errors import ArrayTypeError, ContextError, DtypeError, LayoutError, ParameterError, ShapeError
+from oclbn.errors import ArrayTypeError, ContextError, DtypeError, ParameterError, ShapeError
 from oclbn.functional import Statistics, bind, merge, moments, recording, statistics
 from oclbn.truth import reference
 from oclbn.truth.hostile import Offset, Spoiled, make
@@ -205,7 +205,6 @@ def test_bad_arrays_are_named(queue: cl.CommandQueue, other_queue: cl.CommandQue
     refused(np.zeros(3, np.float32), ArrayTypeError, TypeError)
     refused(cla.zeros(queue, 4, np.float32), ShapeError, ValueError)
     refused(cla.zeros(queue, 3, np.int32), DtypeError, TypeError)
-    refused(cla.zeros(queue, 6, np.float32)[::2], LayoutError, ValueError)
     refused(cla.zeros(other_queue, 3, np.float32), ContextError, ValueError)
 
 

@@ -14,6 +14,7 @@ from tolerances import assert_within
 
 from oclbn.errors import ParameterError
 from oclbn.functional import batch_norm_train, bind
+from oclbn.gpuarray import pack
 from oclbn.truth import reference
 from oclbn.truth.bounds import Bound
 from oclbn.truth.hostile import Spoiled, gaussian, make
@@ -129,7 +130,7 @@ def test_batches_are_counted_where_results_lie_otherwise(queue: cl.CommandQueue,
         given = (x, put(queue, host.scale), put(queue, host.bias), *state[:2])
         options = {"epsilon": 0.1, "factor": 0.05, "entered": state[2], "init_factor": 0.5, **out}
         results = bind(batch_norm_train, *given, **options)() if bound else batch_norm_train(*given, **options)
-        seen.append([array.get() for array in (*results, *state)])
+        seen.append([pack(array).get() for array in (*results, *state)])
     for straight, astray in zip(*seen, strict=True):
         np.testing.assert_allclose(astray, straight, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(seen[1][-1], [4, 1, 10])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,8 +19,9 @@ from oclbn.cli import bench
 from oclbn.cli.bench_report import SCHEMA
 from oclbn.cli.group import oclbn
 from oclbn.device import limits
-from oclbn.errors import DeviceError, ParameterError, SizeError
-from oclbn.tools.bench import benchmark, profiling, turns, workload
+from oclbn.errors import DeviceError, ParameterError, ShapeError, SizeError
+from oclbn.gpuarray import pack
+from oclbn.tools.bench import benchmark, packing, profiling, turns, workload
 from oclbn.tools.child import Rejected
 from oclbn.tools.peers import contract
 
@@ -152,6 +154,29 @@ def test_device_times_are_parts_of_the_hosts(queue: cl.CommandQueue, operation: 
             assert 0 <= launched.seconds <= found.device
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((8, 3, 10, 11), 1), ((4, 6, 7, 5), 3)], ids=["rows", "channels last"])
+def test_packed_calls_stand_beside_what_they_are_made_of(
+    queue: cl.CommandQueue, shape: tuple[int, ...], axis: int
+) -> None:
+    done: list[float] = []
+    found = packing.packed(queue, shape, axis, rounds=3, advance=done.append)
+    assert [one.operation for one in found] == list(packing.OPERATIONS)
+    for one in found:
+        assert min(one.packed, one.plain, one.copies) > 0
+        assert one.ratio == one.packed / (one.plain + one.copies)
+        read = ["x", "dy"] if one.operation == "backward" else ["x"]
+        assert re.findall(r"(\w+) \((?:no kernel|it lies)", one.plan) == [*read, "out"]
+    assert done[-1] == 1
+    with pytest.raises(ShapeError, match="nothing is packed of tensors with two axes"):
+        packing.packed(queue, (8, 3), rounds=3)
+
+
+def test_packed_calls_that_are_wrong_are_not_timed(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing.gpuarray, "pack", lambda view: pack(view) + 1)
+    with pytest.raises(DeviceError, match="differs where its arrays are packed"):
+        packing.packed(queue, (8, 3, 10, 11), rounds=3)
+
+
 # --- the command
 
 
@@ -267,6 +292,16 @@ def test_the_command_profiles(queue: cl.CommandQueue) -> None:
     assert [one["operation"] for one in found["profile"]] == list(benchmark.TENSORS)
 
 
+def test_the_command_times_packed_calls(queue: cl.CommandQueue) -> None:
+    given = ("--packed", "--shape", "4,8,6,6", "--shape", "9,4", "--rounds", "3")
+    printed = run(*given, "--operations", "forward,both")
+    assert re.search(r"geometric mean +forward +[\d.]+$", printed, re.MULTILINE)
+    assert "9x4 is left out: shape (9, 4): nothing is packed" in printed
+    found = json.loads(run(*given, "--json"))
+    assert [one["operation"] for one in found["packed"]] == list(packing.OPERATIONS)
+    assert [one["shape"] for one in found["skipped"]] == [[9, 4]]
+
+
 def test_help_names_suites_and_libraries() -> None:
     printed = run("--help")
     for name in (*benchmark.SUITES, "onednn-blocked", "OCLBN_PEER_PYTHON"):
@@ -285,6 +320,9 @@ def test_help_names_suites_and_libraries() -> None:
         (["--plot", "bench.txt"], 2, ".png, .svg, .pdf"),
         (["--device", "no such device"], 1, "fits no device"),
         (["--shape", "4,5", "--axis", "3"], 2, "3 is no axis of shape"),
+        (["--packed", "--profile"], 2, "leave out one of them"),
+        (["--packed", "--against", "numpy"], 2, "--packed compares nothing and draws nothing"),
+        (["--packed", "--operations", "both"], 2, "--packed times forward, backward, inference"),
     ],
 )
 def test_wrong_options(queue: cl.CommandQueue, given: list[str], status: int, says: str) -> None:

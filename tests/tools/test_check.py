@@ -69,7 +69,7 @@ def test_every_kernel_is_built_and_all_data_compared() -> None:
     numbers = [check for check in found if isinstance(check, NumberCheck)]
     assert {check.data for check in numbers} == set(hostile.MAKERS)
     assert {check.operation for check in numbers} == set(OPERATIONS)
-    assert {check.dtype for check in numbers} == {"float32", "float64"}
+    assert {check.dtype for check in numbers} == {"float32", "float64", "float16", "bfloat16"}
 
 
 def test_a_device_without_fp64_is_not_asked_for_it() -> None:

@@ -129,10 +129,10 @@ def compare(
     shape: of the tensor, channels on `axis`. rounds: turns of each, at least 3; None: as many as fit into about a
     quarter of a second each, fewer for peers that are slow. outputs: one of OUTPUTS. operations: some of TENSORS.
     dtype: of the elements; where it is not float32, the same operations on a float32 tensor are timed as well, as
-    BASELINE. peers: made for the same outputs (for "prepared": preallocated); one that is missing, declines or fails is
-    an Absence. advance: called with the part of the work that is done, up to 1, so that a bar moves while a large
-    tensor is timed. Allocates four such tensors on queue's device. SizeError: no room for them on the device or the machine.
-    DeviceError: oclbn's results are wrong.
+    BASELINE. peers: made for the same outputs (for "prepared": preallocated); one that is missing, declines or fails
+    is an Absence. advance: called with the part of the work that is done, up to 1, so that a bar moves while a large
+    tensor is timed. Allocates four such tensors on queue's device. SizeError: no room for them on the device or the
+    machine. DeviceError: oclbn's results are wrong.
     """
     if rounds is not None and rounds < 3:
         raise ParameterError(f"rounds is {rounds}; at least 3 are wanted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 
 from oclbn import functional, gpuarray
+from oclbn.call.copying import copying
 from oclbn.call.results import result_like
 from oclbn.elements import numbers_of
 from oclbn.errors import DeviceError
@@ -122,11 +124,42 @@ class Work:
     def operations(self, names: Sequence[str], who: str = "oclbn") -> list[Entry]:
         """oclbn's operations, ready to be timed, under this name."""
         calls = self.calls()
-        return [self._entry(who, name, calls[name], self.plan(name)) for name in names]
+        return [self.entry(who, name, calls[name], self.plan(name)) for name in names]
 
     def plan(self, operation: str) -> str:
         """How oclbn runs an operation."""
-        return "; ".join(functional.explain(self.x, axis=self.axis, operation=kind) for kind in KINDS[operation])
+        told = []
+        for kind in KINDS[operation]:
+            dy = self.dy if kind == "backward" else None
+            told.append(functional.explain(self.x, axis=self.axis, operation=kind, out=self._out, dy=dy))
+        return "; ".join(told)
+
+    def mirrored(self) -> Work:
+        """The same on tensors whose rows run backwards, in the same memory."""
+        made = copy.copy(self)
+        for name in ("x", "dy", "_out", "_other_out"):
+            setattr(made, name, self.mirror(getattr(self, name)))
+        return made
+
+    def mirror(self, tensor: Any) -> Any:
+        """A tensor with its last axis, or where channels lie there the one before, from the end to the beginning."""
+        behind = (slice(None),) if self.axis == len(self.x.shape) - 1 else ()
+        return tensor[(..., slice(None, None, -1), *behind)]
+
+    def packing(self, operation: str) -> Callable[[], Any]:
+        """Copies of what an operation has to pack and to unpack where outputs are preallocated, prepared."""
+        x, out = self.x, self._out
+        assert out is not None
+        read = [x, self.dy] if operation == "backward" else [x]
+        own = [cla.empty(self.queue, x.shape, x.dtype) for _ in read]
+        pairs = [*zip(read, own, strict=True), (own[0], out)]
+        steps = [copying(x, source, target).bound() for source, target in pairs]
+
+        def run() -> None:
+            for step in steps:
+                step()
+
+        return run
 
     def copies(self) -> list[Entry]:
         """The device's copy command and two kernels, ready to be timed."""
@@ -143,12 +176,14 @@ class Work:
             return y
 
         calls = (command, lambda: kernel(False), lambda: kernel(True))
-        return [self._entry("copy", name, call) for name, call in zip(COPIES, calls, strict=True)]
+        return [self.entry("copy", name, call) for name, call in zip(COPIES, calls, strict=True)]
 
     def _target(self) -> cla.Array:
         return result_like(self.x) if self._out is None else self._out
 
-    def _entry(self, who: str, operation: str, call: Callable[[], Any], plan: str = "") -> Entry:
+    def entry(self, who: str, operation: str, call: Callable[[], Any], plan: str = "") -> Entry:
+        """A call, ready to be timed."""
+
         def turn(count: int, warm: bool) -> list[float]:
             seconds, held = [], call() if warm else None
             self.queue.finish()

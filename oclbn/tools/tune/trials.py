@@ -90,8 +90,8 @@ class Trials:
         """Run everything under these choices that has not been seen to be right; WrongResult where it is not.
 
         Plans, not choices, are what is remembered. Of the tensors to be timed, which are large, some channels are
-        looked at. thorough: also other types, and what is not timed. incumbent: nor may a proof refuse a form that these
-        choices lead to, but those do not: each process would have to go round it.
+        looked at. thorough: also other types, and what is not timed. incumbent: nor may a proof refuse a form that
+        these choices lead to, but those do not: each process would have to go round it.
         """
         rows = NASTY_TOO if thorough else NASTY
         operations = (*TIMED, "constant", "moments") if thorough else TIMED
