@@ -1,14 +1,25 @@
-// A tensor copied from one order in memory into another: target[i, j, ...] = source[i, j, ...], whatever the strides.
+// A tensor copied from one order in memory into another: target[i, j, ...] = source[i, j, ...], whatever the strides; with CAST, into
+// another type.
 //
 // The tensor is rows of `inner` items, by strides that may be anything, negative and 0 too (of the target: no two items are one);
 // up to 8 dimensions of sizes size0 (the fastest), size1, ... lie above a row. An item is BYTES of memory that are moved as they
-// are: a whole element, or the largest part of one that all offsets and strides are multiples of.
+// are: a whole element, or the largest part of one that all offsets and strides are multiples of. With CAST it is an element, rounded
+// to the nearest of the target's, ties to even; NaN stays one.
 //
 // grid: (LANES * row_pieces * pieces); group = row_piece * pieces + piece. A group copies up to `piece_rows` rows, `columns`
 // items of each: `width` work-items side by side, LANES / width below each other.
 
-#include "numbers/types.clh"
+#include "numbers/io.clh"
 
+#ifndef CAST
+#define CAST 0  // 1: from KIND_x to KIND_to (io.clh), where 0 is float
+#endif
+#ifndef DOUBLE_x
+#define DOUBLE_x 0  // 1: the source holds double
+#endif
+#ifndef DOUBLE_to
+#define DOUBLE_to 0  // 1: the target holds double
+#endif
 #ifndef BYTES
 #define BYTES 4  // of an item: 1, 2, 4, 8 or 16
 #endif
@@ -25,6 +36,39 @@
 #define ITEM uint4
 #endif
 
+#if !CAST
+#define SOURCE ITEM
+#define TARGET ITEM
+#define MOVE(put, got) *(put) = *(got)
+#elif DOUBLE_x
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#define SOURCE double
+#define TARGET STORE(to)
+// The float that a double is rounded to once more, as if it had been rounded but then: to odd, unless that is exact.
+static float to_odd(const double value)
+{
+    const float near = (float)value;
+    const double back = near;
+    if (back == value || value != value) return near;
+    const uint bits = as_uint(near), beyond = (value > 0 ? back > value : back < value) ? 1 : 0;
+    return as_float((bits - beyond) | 1u);
+}
+#if KIND_to
+#define MOVE(put, got) SAVE_ONE(to, put, to_odd(*(got)))
+#else
+#define MOVE(put, got) *(put) = (float)*(got)
+#endif
+#elif DOUBLE_to
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#define SOURCE STORE(x)
+#define TARGET double
+#define MOVE(put, got) *(put) = (double)LOAD_ONE(x, got)
+#else
+#define SOURCE STORE(x)
+#define TARGET STORE(to)
+#define MOVE(put, got) SAVE_ONE(to, put, LOAD_ONE(x, got))
+#endif
+
 // Takes the index in one dimension off `rest`, and moves both places there.
 #define PLACE(size, source_stride, target_stride)                                                                      \
     if (rest) {                                                                                                        \
@@ -35,11 +79,11 @@
     }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void pack(
-    const __global ITEM *source,                // [size7]...[size0][inner], by its strides
+    const __global SOURCE *source,              // [size7]...[size0][inner], by its strides
     const long source_start, const long source_step,
     const long source0, const long source1, const long source2, const long source3, const long source4, const long source5,
     const long source6, const long source7,
-    __global ITEM *target,                      // [size7]...[size0][inner], by its strides
+    __global TARGET *target,                    // [size7]...[size0][inner], by its strides
     const long target_start, const long target_step,
     const long target0, const long target1, const long target2, const long target3, const long target4, const long target5,
     const long target6, const long target7,
@@ -62,9 +106,9 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void pack(
         PLACE(size6, source6, target6)
         PLACE(size7, source7, target7)
         if (source_step == 1 && target_step == 1)
-            for (long i = begin + lane % width; i < end; i += width) target[to + i] = source[from + i];
+            for (long i = begin + lane % width; i < end; i += width) MOVE(target + (to + i), source + (from + i));
         else
             for (long i = begin + lane % width; i < end; i += width)
-                target[to + i * target_step] = source[from + i * source_step];
+                MOVE(target + (to + i * target_step), source + (from + i * source_step));
     }
 }

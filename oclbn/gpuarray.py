@@ -14,7 +14,8 @@ those of zeros, lie in huge pages where oclbn.device.pages can have them.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, cast
+import typing
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyopencl as cl
@@ -25,10 +26,12 @@ from pyopencl.array import Array
 from oclbn import device, names
 from oclbn.call import arguments
 from oclbn.call.copying import copy_strided
+from oclbn.call.prepared import check_fp64
 from oclbn.device import driver_errors, pages
+from oclbn.elements import WANTED, dtype_of, kind
 from oclbn.errors import ContextError, DtypeError, ParameterError
 
-__all__ = ["Array", "empty", "empty_like", "full", "ones", "ones_like", "pack", "to_gpu", "zeros", "zeros_like"]
+__all__ = ["Array", "cast", "empty", "empty_like", "full", "ones", "ones_like", "pack", "to_gpu", "zeros", "zeros_like"]
 
 Shape = int | tuple[int, ...]
 
@@ -75,12 +78,35 @@ def pack(view: Array, order: str = "C", *, queue: cl.CommandQueue | None = None)
            [5., 4., 3.]], dtype=float32)
     """
     arguments.anyhow("view", view)
-    if order not in ("C", "F"):
-        raise ParameterError(f"order is {order!r}; 'C' or 'F' is wanted")
-    queue = arguments.queue("queue", queue) or _queue_of(view, "view")
-    if queue.context != view.context:
-        raise ContextError(f"queue belongs to context {queue.context}, view to {view.context}; one context is wanted")
-    made = _empty(view.shape, view.dtype, queue, order)
+    made = _empty(view.shape, view.dtype, _order_and_queue(view, order, queue), order)
+    copy_strided(view, made)
+    return made
+
+
+@driver_errors("cast")
+def cast(view: Array, dtype: DTypeLike, order: str = "C", *, queue: cl.CommandQueue | None = None) -> Array:
+    """A new array with the elements of a device array in another type, without gaps, in C order, or "F".
+
+    view: float32, float64, float16 or bfloat16, any shape, strides and offset, as :func:`pack` takes it. dtype: one of
+    these; "bfloat16" stands for ml_dtypes.bfloat16. Numbers are rounded once, to the nearest, ties to even: those
+    beyond the largest become infinite, NaN stays NaN. pyopencl's own astype knows neither of the two narrow types,
+    takes other orders for C's, and cannot convert on a device that lacks one of the types.
+
+    DtypeError: another type, or float64 on a device without it; else as :func:`pack`.
+
+    >>> cast(to_gpu(np.float32([1.0, 1 / 3, 70000.0])), np.float16).get()
+    array([1.    , 0.3333,    inf], dtype=float16)
+    """
+    arguments.anyhow("view", view)
+    wanted = dtype_of(dtype)
+    for name, came, known in (("view", view.dtype, kind(view.dtype) is not None), ("dtype", dtype, wanted is not None)):
+        if not known:
+            raise DtypeError(f"{name} is {came}; {WANTED} is wanted")
+    assert wanted is not None
+    target = _order_and_queue(view, order, queue)
+    for name, one in (("view", view.dtype), ("dtype", wanted)):
+        check_fp64(name, one, target)
+    made = _empty(view.shape, wanted, target, order)
     copy_strided(view, made)
     return made
 
@@ -143,6 +169,16 @@ def _empty(shape: Shape, dtype: DTypeLike, queue: cl.CommandQueue | None, order:
     return array
 
 
+def _order_and_queue(view: Array, order: str, queue: cl.CommandQueue | None) -> cl.CommandQueue:
+    """The queue to copy a view on, where that and the order can be had."""
+    if order not in ("C", "F"):
+        raise ParameterError(f"order is {order!r}; 'C' or 'F' is wanted")
+    queue = arguments.queue("queue", queue) or _queue_of(view, "view")
+    if queue.context != view.context:
+        raise ContextError(f"queue belongs to context {queue.context}, view to {view.context}; one context is wanted")
+    return queue
+
+
 def _shape_of(ary: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
     ary = arguments.model("ary", ary)
     return ary.shape, ary.dtype
@@ -162,7 +198,7 @@ def _sizes(shape: Shape) -> Shape:
     """With Python's own integers for NumPy's, which pyopencl would keep."""
     if np.ndim(shape) == 0:
         return int(shape) if isinstance(shape, np.integer) else shape
-    return tuple(int(size) if isinstance(size, np.integer) else size for size in cast("tuple[int, ...]", shape))
+    return tuple(int(size) if isinstance(size, np.integer) else size for size in typing.cast("tuple[int, ...]", shape))
 
 
 def _queue_of(ary: Array, name: str = "ary") -> cl.CommandQueue:

@@ -32,6 +32,7 @@ _ORIGINS = {
     "save_mean": ", as batch_norm_train returns it",
     "save_invstd": ", as batch_norm_train returns it (with epsilon: the variance)",
 }
+_PARAMETERS = frozenset(("scale", "bias", "running_mean", "running_var", "mean", "var"))  # of a network cast as a whole
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in NUMBERS}
 _MOST_COUNT = (1 << 63) - 1
 _BUFFER = cl.Buffer
@@ -123,8 +124,8 @@ def per_channel(
 ) -> dict[str, Array]:
     """Those of `names` whose values are not None, by name: device arrays with one element per channel of x.
 
-    Of x's context, and of what is computed with where x has its dtype, but for counters. What is `needed` may not be
-    None.
+    Of x's context, and of what is computed with where x has its dtype, but for counters; parameters may have x's dtype.
+    What is `needed` may not be None.
     """
     channels, context, dtype = x.shape[axis], x.context, numbers_of(x.dtype)
     found: dict[str, Array] = {}
@@ -142,7 +143,7 @@ def per_channel(
         if a.size != channels:
             came = f"{a.size} elements (shape {a.shape})"
             raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}{_other_axis(x, axis, a)}")
-        if a.dtype != wanted:
+        if a.dtype != wanted and not (name in _PARAMETERS and a.dtype == x.dtype):
             reason = "" if name in _COUNTERS else f", as x is {x.dtype}"
             raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted{reason}{_alike(name, a, wanted, x)}")
         if a.context is not context:

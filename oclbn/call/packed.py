@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array
 
@@ -22,6 +23,7 @@ from oclbn.call.copying import copying
 from oclbn.call.layout import NotWalked, Strides, dense_strides, result_strides, side_by_side, walk
 from oclbn.call.request import Request
 from oclbn.call.results import model_of, queue_of, scratch
+from oclbn.elements import is_narrow, numbers_of
 from oclbn.errors import OclbnError
 from oclbn.plan.operations import ALL, Operation
 
@@ -55,9 +57,11 @@ def _shown(name: str) -> str:
 
 
 def is_loose(array: Array) -> bool:
-    """Whether an array of a number per channel, or another vector, has to be packed."""
+    """Whether an array of a number per channel, or another vector, has to be packed: for its places or its type."""
     itemsize = array.dtype.itemsize
-    return array.offset % itemsize != 0 or not side_by_side(array.shape, array.strides, itemsize)
+    return (
+        is_narrow(array.dtype) or array.offset % itemsize != 0 or not side_by_side(array.shape, array.strides, itemsize)
+    )
 
 
 def look(operation: Operation, x: Array, given: Arrays, out: Array | None) -> None:
@@ -69,7 +73,10 @@ def look(operation: Operation, x: Array, given: Arrays, out: Array | None) -> No
         if array is not None:
             itemsize = array.dtype.itemsize
             if array.offset % itemsize or not (
-                name in others or side_by_side(array.shape, array.strides, itemsize)  # as is_loose has it, in less time
+                name in others
+                or (
+                    itemsize > 2 and side_by_side(array.shape, array.strides, itemsize)
+                )  # as is_loose has it, but sooner
             ):
                 raise NotWalked
 
@@ -98,11 +105,17 @@ def packing(operation: Operation, x: Array, axis: int, given: Arrays, out: Array
                 before[name] = reason
     vectors = {name: array for name, array in given.items() if array is not None and name not in operation.others}
     loose = [name for name, array in vectors.items() if is_loose(array)]
-    before |= dict.fromkeys(loose, _GAPS)
+    before |= {name: _why(vectors[name]) for name in loose}
     state = [name for name in operation.state if name in vectors]
-    after = {name: _GAPS for name in state if name in loose} | after  # a tensor last: what it held is not kept
+    after = {
+        name: _why(vectors[name]) for name in state if name in loose
+    } | after  # a tensor last: what it held is not kept
     held = tuple(state) if len({*after, *state}) > 1 and after else ()  # one copy alone fails or is done
     return Packing(order, before, after, held)
+
+
+def _why(vector: Array) -> str:
+    return f"it is {vector.dtype}" if is_narrow(vector.dtype) else _GAPS
 
 
 def _off(array: Array) -> str:
@@ -156,7 +169,8 @@ def call(
     if out is not None:
         named["out"] = out
     own = {
-        name: _temporary(x, named[name], found.order if name in operation.tensors else None) for name in found.before
+        name: _temporary(x, named[name], found.order) if name in operation.tensors else _vector(x, named[name])
+        for name in found.before
     }
     before = [copying(x, named[name], own[name]) for name in found.before]
     inner_out, after = out, []
@@ -214,7 +228,7 @@ def vectors(x: Array, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], li
     own, copies = dict(arrays), []
     for name, array in arrays.items():
         if array.size and is_loose(array):
-            own[name] = _temporary(x, array)
+            own[name] = _vector(x, array)
             copies.append(copying(x, array, own[name]))
     return own, copies
 
@@ -223,7 +237,7 @@ def dense_model(x: Array, like: Array | None) -> Array | None:
     """What results may be made like: `like`, or something of its shape and type without gaps."""
     if like is None or not is_loose(like):
         return like
-    return model_of(queue_of(x).context, like.shape, like.dtype)
+    return model_of(queue_of(x).context, like.shape, numbers_of(like.dtype))
 
 
 def dense(array: Array, queue: cl.CommandQueue) -> Array:
@@ -236,12 +250,17 @@ def dense(array: Array, queue: cl.CommandQueue) -> Array:
     return made
 
 
-def _temporary(x: Array, model: Array, order: Strides | None = None) -> Array:
+def _vector(x: Array, model: Array) -> Array:
+    """A temporary for a vector, or parameters, of what is computed with; counters stay what they are."""
+    return _temporary(x, model, dtype=numbers_of(model.dtype) if is_narrow(model.dtype) else model.dtype)
+
+
+def _temporary(x: Array, model: Array, order: Strides | None = None, dtype: np.dtype[Any] | None = None) -> Array:
     """An array of another's shape and type without gaps, in C order or another, that lives until work on it is done."""
-    itemsize = model.dtype.itemsize
-    strides = dense_strides(model.shape, order or (0,) * len(model.shape), itemsize)
-    memory = scratch(x, math.prod(map(int, model.shape)) * itemsize)
-    return Array(x.queue, model.shape, model.dtype, strides=strides, data=memory)
+    dtype = dtype or model.dtype
+    strides = dense_strides(model.shape, order or (0,) * len(model.shape), dtype.itemsize)
+    memory = scratch(x, math.prod(map(int, model.shape)) * dtype.itemsize)
+    return Array(x.queue, model.shape, dtype, strides=strides, data=memory)
 
 
 class Packed(Call[_R]):

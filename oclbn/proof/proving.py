@@ -42,7 +42,7 @@ from oclbn.program import building, sources
 from oclbn.proof.miniature import Paths, miniature, paths_of
 from oclbn.proof.verdicts import Verdict, Verdicts
 from oclbn.truth import reference
-from oclbn.truth.bounds import ELEMENT, SUM, TWICE, Bound
+from oclbn.truth.bounds import ELEMENT, SUM, TWICE, Bound, stored
 from oclbn.truth.cases import buffers, judge
 from oclbn.truth.expectation import EPSILON, FACTOR, Expected, expected, invstd
 from oclbn.truth.hostile import Data, Host, Offset, make, others
@@ -205,6 +205,8 @@ def _prove_merge(launch: Launch, context: cl.Context, device: cl.Device) -> Verd
 
 def _prove_pack(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
     """Of a mirrored and cropped view, row by row; and of one whose rows have their elements apart."""
+    if dict(launch.build.defines).get("CAST"):
+        return _prove_cast(launch, context, device)
     item = dict(launch.build.defines)["BYTES"]
     whole = np.random.default_rng(item).integers(0, 256, (6, 9, 20, 37 * item), np.uint8)
     items = whole.view(f"V{item}")
@@ -224,6 +226,32 @@ def _prove_pack(launch: Launch, context: cl.Context, device: cl.Device) -> Verdi
         )
         worst = max(worst, verdict, key=_units)
     return worst
+
+
+def _prove_cast(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    """Of numbers of all sizes that the source has, infinities, NaN, and what lies half between two of the target's."""
+    defines = dict(launch.build.defines)
+    source, target = (
+        of_kind(defines[f"KIND_{name}"], np.dtype(np.float64 if defines[f"DOUBLE_{name}"] else np.float32))
+        for name in ("x", "to")
+    )
+    rng, most = np.random.default_rng(0), range_of(source).max
+    powers = np.exp2(rng.uniform(math.log2(range_of(source).tiny), math.log2(most), _ONE_BY_ONE - 8))
+    signed = powers * rng.choice([-1.0, 1.0], powers.size)
+    with np.errstate(all="ignore"):
+        edge = 1.0 + 0.5 * range_of(target).eps  # rounds to even
+        odd = [np.nan, np.inf, -np.inf, 0.0, -most, edge, -3 * edge, 1.0 + range_of(source).eps]
+        host = np.concatenate([signed, odd]).astype(source)
+        exact, none = host.astype(np.float64), np.zeros(host.size)
+        single = target == np.float32
+        wanted, room = (exact.astype(target).astype(np.float64), none) if single else stored(exact, none, target)
+        lost = float(np.finfo(np.float32).tiny)  # a device need not have denormal numbers
+        room = np.where(np.abs(exact) < lost, np.maximum(room, lost), np.nan_to_num(room, nan=0.0, posinf=np.inf))
+    found = strided.cut(host.shape, 1, (1,), (1,), 1)
+    groups, numbers = strided.numbers(found, launch.lanes)
+    arrays = {"source": host, "target": np.zeros(host.size, target)}
+    memory = _ran([replace(launch, groups=groups)], arrays, numbers, context, device)
+    return _judged({"target": (wanted, room)}, memory)
 
 
 def _summed(values: Host) -> Host:

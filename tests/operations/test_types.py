@@ -15,6 +15,7 @@ from data import FEW_SHAPES, NASTY
 from forms import suited
 
 from oclbn import gpuarray
+from oclbn.device import limits
 from oclbn.elements import bfloat16, dtype_of, range_of
 from oclbn.errors import DtypeError, OverlapError
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, explain, moments, prepare
@@ -234,3 +235,83 @@ def test_every_pair_of_types_has_kernels_of_its_own(queue: cl.CommandQueue) -> N
         np.testing.assert_array_equal(y.astype(np.float64), host.astype(np.float64))
         found[x, out] = y
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_parameters_may_have_the_type_of_x(queue: cl.CommandQueue, dtype: np.dtype[Any]) -> None:
+    """Of a network that was cast as a whole: computed with as float32; what is moved in place is rounded once."""
+    host = make((6, 5, 7), 1, dtype)
+    names = ("scale", "bias", "running_mean", "running_var")
+    cast = replace(host, **{name: getattr(host, name).astype(dtype).astype(np.float32) for name in names})
+    wide = [put(queue, getattr(cast, name)) for name in names]
+    own = [put(queue, getattr(cast, name).astype(dtype)) for name in names]
+    x = put(queue, host.x)
+    assert "running_mean (it is " in explain(x, running_mean=own[2], running_var=own[3])
+    assert bits(batch_norm_infer(x, *own)) == bits(batch_norm_infer(x, *wide))
+    found, wanted = batch_norm_train(x, *own), batch_norm_train(x, *wide)
+    assert [bits(one) for one in found] == [bits(one) for one in wanted]
+    for moved, exact in zip(own[2:], wide[2:], strict=True):
+        assert moved.dtype == dtype
+        np.testing.assert_array_equal(moved.get(), exact.get().astype(dtype))
+    made = batch_norm_backward(x, x, own[0], *found[1:])
+    assert {one.dtype for one in made[1:]} == {SINGLE}
+    assert bits(made[0]) == bits(batch_norm_backward(x, x, wide[0], *found[1:])[0])
+
+
+def test_parameters_of_another_narrow_type_are_refused(queue: cl.CommandQueue) -> None:
+    x, scale = put(queue, make((4, 3, 5), 1, HALF).x), put(queue, np.ones(3, BFLOAT16))
+    with pytest.raises(DtypeError, match="scale is bfloat16; float32 is wanted, as x is float16"):
+        batch_norm_train(x, scale)
+    with pytest.raises(DtypeError, match="save_mean is float16; float32 is wanted, as x is float16"):
+        batch_norm_backward(x, x, None, put(queue, np.ones(3, HALF)), put(queue, np.ones(3, HALF)))
+
+
+@pytest.mark.parametrize("target", [HALF, BFLOAT16, SINGLE, np.dtype(np.float64)], ids=str)
+@pytest.mark.parametrize("source", [HALF, BFLOAT16, SINGLE, np.dtype(np.float64)], ids=str)
+def test_cast(queue: cl.CommandQueue, source: np.dtype[Any], target: np.dtype[Any]) -> None:
+    """All elements of 16 bits, and of wider types those, numbers half between two of them, and others of any bits."""
+    if np.float64 in (source, target) and not limits(queue.device).fp64:
+        pytest.skip("needs float64")
+    rng = np.random.default_rng(0)
+    some = [np.arange(1 << 16, dtype=np.uint16).view(dtype).astype(np.float64) for dtype in (HALF, BFLOAT16)]
+    with np.errstate(all="ignore"):
+        some += [some[0] * (1 + 2.0**-11), some[1] * (1 + 2.0**-8)]
+        some += [one * (1 + step) for one in some[2:] for step in (2.0**-40, -(2.0**-45))]
+        some.append(rng.integers(0, 1 << 32, 50_000, dtype=np.uint32).view(np.float32).astype(np.float64))
+        host = np.concatenate(some).astype(source)
+        middle = host
+        if source == np.float64 and target == BFLOAT16:  # which ml_dtypes rounds twice: to float32 first
+            middle = host.astype(np.float32)
+            back = middle.astype(np.float64)
+            odd = (middle.view(np.uint32) - (np.abs(back) > np.abs(host))) | 1
+            middle = np.where((back == host) | np.isnan(host), middle, odd.astype(np.uint32).view(np.float32))
+        wanted = middle.astype(target).astype(np.float64)
+        least = np.abs(host.astype(np.float64)) < np.finfo(np.float32).tiny  # a device may take these for 0
+        found = gpuarray.cast(put(queue, host), target)
+        assert found.dtype == target
+        got = found.get().astype(np.float64)
+    np.testing.assert_array_equal(got[~least], wanted[~least])
+    assert (np.abs(got[least]) <= np.finfo(np.float32).tiny).all()
+
+
+def test_cast_of_views(queue: cl.CommandQueue) -> None:
+    """Mirrored, transposed, off its place; into C's order or Fortran's."""
+    host = np.random.default_rng(0).standard_normal((5, 6, 7)).astype(np.float32)
+    whole = put(queue, host)
+    view = whole[::-1, 1:, ::2].transpose((2, 0, 1))
+    for order in ("C", "F"):
+        found = gpuarray.cast(view, HALF, order)
+        np.testing.assert_array_equal(gpuarray.pack(found).get(), host[::-1, 1:, ::2].transpose(2, 0, 1).astype(HALF))
+    record = np.zeros(9, [("tag", np.uint8), ("value", np.float32)])
+    record["value"] = np.arange(9)
+    raw = put(queue, record.view(np.uint8))
+    field = cla.Array(queue, (9,), np.float32, strides=(5,), data=raw.base_data, offset=1)
+    np.testing.assert_array_equal(gpuarray.cast(field, BFLOAT16).get(), np.arange(9).astype(BFLOAT16))
+    assert gpuarray.cast(whole[:0], HALF).shape == (0, 6, 7)
+
+
+def test_cast_refuses_what_is_no_element(queue: cl.CommandQueue) -> None:
+    with pytest.raises(DtypeError, match="view is int32; float32, float64, float16 or bfloat16 is wanted"):
+        gpuarray.cast(cla.zeros(queue, 3, np.int32), HALF)
+    with pytest.raises(DtypeError, match="dtype is int8; float32"):
+        gpuarray.cast(put(queue, np.float32([1])), "int8")
