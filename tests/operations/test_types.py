@@ -273,8 +273,8 @@ def test_cast(queue: cl.CommandQueue, source: np.dtype[Any], target: np.dtype[An
     if np.float64 in (source, target) and not limits(queue.device).fp64:
         pytest.skip("needs float64")
     rng = np.random.default_rng(0)
-    some = [np.arange(1 << 16, dtype=np.uint16).view(dtype).astype(np.float64) for dtype in (HALF, BFLOAT16)]
     with np.errstate(all="ignore"):
+        some = [np.arange(1 << 16, dtype=np.uint16).view(dtype).astype(np.float64) for dtype in (HALF, BFLOAT16)]
         some += [some[0] * (1 + 2.0**-11), some[1] * (1 + 2.0**-8)]
         some += [one * (1 + step) for one in some[2:] for step in (2.0**-40, -(2.0**-45))]
         some.append(rng.integers(0, 1 << 32, 50_000, dtype=np.uint32).view(np.float32).astype(np.float64))
