@@ -3,7 +3,10 @@
 Shapes: x is (N, C) or (N, C, *spatial), C channels on `axis`; per-channel arrays hold C elements in any shape.
 Per-channel results have scale's shape, or (C,) where scale is None.
 
-Dtypes: x is float32, or float64 where the device has it; per-channel arrays have x's dtype.
+Dtypes: x is float32, float16, ml_dtypes.bfloat16, or float64 where the device has it. Everything that is summed, and
+per-channel arrays, are float32, and float64 where x is. Results of x's shape have x's dtype. Where x is float16 or
+bfloat16, dy and `out` may be float32 as well, and parameters (scale, bias, running_mean, running_var, mean, var) may
+have x's dtype: they are computed with as float32, and rounded once where they are moved in place.
 
 Order in memory: any strides and offsets of every array, each in an order of its own; what is written may not name an
 element twice. Kernels take what they can as it lies; all else, which `explain` tells, a call packs into temporaries on
