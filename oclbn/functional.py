@@ -254,10 +254,10 @@ def bind(operation: Callable[P, R], /, *given: P.args, **options: P.kwargs) -> C
     """A call that is made again and again on the same arrays: everything is checked, compiled and allocated here, once.
 
     operation: a function of this module that works on arrays (all but accumulate); then what it takes. Each call of
-    what comes back enqueues the work on x.queue, takes a third of the time that the operation takes on the host, and
-    returns the same results, which it overwrites: let their last reader be enqueued first (on a queue that is out of
-    order, with its event among theirs). It keeps all of the arrays, works on the memory that they have now, and belongs
-    to the thread that made it.
+    what comes back, without arguments, enqueues the work on x.queue, takes a third of the time that the operation takes
+    on the host, and returns the same results, which it overwrites: let their last reader be enqueued first (on a queue
+    that is out of order, with its event among theirs). It keeps all of the arrays, works on the memory that they have
+    now, and belongs to the thread that made it.
 
     Errors are those of the operation; of what comes back, DeviceError.
 
@@ -276,7 +276,9 @@ def bind(operation: Callable[P, R], /, *given: P.args, **options: P.kwargs) -> C
             "as in bind(batch_norm_train, x)"
         )
     doing = driver_errors(operation.__name__)
-    return doing(doing(doing(prepared)(*given, **options).bound)())
+    step = doing(doing(doing(prepared)(*given, **options).bound)())
+    step.__name__ = step.__qualname__ = f"bound {operation.__name__}"
+    return step
 
 
 def _shown(operation: Any) -> str:

@@ -13,10 +13,21 @@ import numpy as np
 
 from oclbn.errors import ParameterError
 
+_LONGEST = 200  # characters of a value that a message repeats
+
 
 def kind_of(value: Any) -> str:
     """What came instead of an array, as errors tell it: "None", or "a numpy.ndarray"."""
     return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
+
+
+def shown(value: Any) -> str:
+    """What came instead of a number, a flag or a name: as Python writes it, or what it is where that is an array."""
+    shape = getattr(value, "shape", ())
+    if isinstance(shape, tuple) and shape:
+        return f"{kind_of(value)} of shape {shape}"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else kind_of(value)
 
 
 def made_of(name: str, value: Any, dtype: Any = None, queue: str = "") -> str:
@@ -68,7 +79,7 @@ def number(
     if converted is None or not low <= converted <= high or math.isinf(converted):
         wanted = "a finite number" if low == -math.inf else f"a finite number from {low:g} on"
         wanted = wanted if high == math.inf else f"a number from {low:g} to {high:g}"
-        raise error(f"{name} is {value!r}; {wanted} is wanted")
+        raise error(f"{name} is {shown(value)}; {wanted} is wanted")
     return converted
 
 
@@ -79,5 +90,5 @@ def whole(
     converted = integer(value)
     if converted is None or converted < low or (most is not None and converted > most):
         wanted = f"a whole number from {low} " + ("on" if most is None else f"to {most}")
-        raise error(f"{name} is {value!r}; {wanted} is wanted")
+        raise error(f"{name} is {shown(value)}; {wanted} is wanted")
     return converted
