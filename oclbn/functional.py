@@ -102,6 +102,8 @@ def batch_norm_train(
 ) -> Call[tuple[Array, Array, Array]]:
     """Normalise a batch with its own statistics, and move the running ones.
 
+    By position scale and bias come before the statistics; PyTorch has them behind: say which is which by keyword.
+
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, var being the population variance (divided by m, the number of
     values per channel); running = (1 - factor) * running + factor * batch, with the sample variance (by m - 1):
     with factor 1 the batch replaces what was there, even NaN, with factor 0 and no `entered` nothing changes.
@@ -158,6 +160,8 @@ def batch_norm_infer(
     out: Array | None = None,
 ) -> Call[Array]:
     """Normalise with given statistics: y = (x - mean) / sqrt(var + epsilon) * scale + bias.
+
+    By position scale and bias come before mean and var; PyTorch has them behind: say which is which by keyword.
 
     x: (N, C, *spatial). scale, bias: C values, or None for 1 and 0. mean, var: C values, not changed. epsilon: at
     least 0. out: an array of x's shape for y; it may be x itself, but not overlap it otherwise. Returns y.

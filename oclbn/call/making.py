@@ -16,6 +16,10 @@ from oclbn.call.results import per_channel_results, queue_of, result_like
 from oclbn.errors import LayoutError
 from oclbn.plan.operations import ALL
 
+_IN_PLACE = (
+    "; to normalise in place give the batch's mean and var, of statistics(x), to batch_norm_infer(x, ..., out=x): "
+    "the guide shows it (Functions, Results in place)"
+)
 Arrays = Mapping[str, Array | None]
 
 
@@ -59,7 +63,8 @@ def check(operation: str, x: Array, axis: int, given: Arrays, out: Array | None,
     if writes:
         if not (wanted.in_place and out is not None and overlap.same_elements(out, x)):
             reads["x"] = x
-        overlap.exclusive(writes, reads)
+        advice = _IN_PLACE if operation in ("train", "normalize") else ""
+        overlap.exclusive(writes, reads, {"out": advice})
 
 
 def make(

@@ -30,15 +30,23 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else kind_of(value)
 
 
-def made_of(name: str, value: Any, dtype: Any = None, queue: str = "") -> str:
+def made_of(name: str, value: Any, dtype: Any = None, queue: str = "", size: int = 1) -> str:
     """How a device array of this type (None: float32) is made of what came instead, or nothing where it is no numbers.
 
-    queue: an expression for the queue that it has to be on.
+    queue: an expression for the queue that it has to be on. size: the elements that are made of a single number.
     """
     if not isinstance(value, (np.ndarray, np.generic, list, tuple, float, int)) and not hasattr(value, "__array__"):
         return ""
     where = f", queue={queue}" if queue else ""
-    return f": oclbn.gpuarray.to_gpu(np.asarray({name}, np.{np.dtype(dtype or np.float32)}){where}) makes one"
+    kind = f"np.{np.dtype(dtype or np.float32)}"
+    host = f"np.asarray({name}, {kind})" if size == 1 or real(value) is None else f"np.full({size}, {name}, {kind})"
+    return f": oclbn.gpuarray.to_gpu({host}{where}) makes one"
+
+
+def context_of(array_or_queue: Any) -> str:
+    """The context of an array or a queue, told by its devices."""
+    names = ", ".join(device.name.strip() for device in array_or_queue.context.devices)
+    return f"a context of {names}"
 
 
 def real(value: Any) -> float | None:
