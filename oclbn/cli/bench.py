@@ -148,7 +148,7 @@ def command(
         return
     report = Report(info, cases, names, kinds, peers)
     _warn_of_others()
-    console = output.console(wide=True)
+    console = output.console()
     shown = None if as_json else Shown(console, report, details=details)
     with builds.counted() as built:
         try:
@@ -204,7 +204,7 @@ def _profile(
     skipped: dict[Case, str] = {}
     weights = [_PROFILE * _seconds(queue, shape, operations, 0, None) for shape, _ in cases]
     expect(_counted(len(cases), "shape"), sum(weights))
-    console = output.console(wide=True)
+    console = output.console()
     shown = None if as_json else ShownProfile(console, info, cases)
     complete = True
     with builds.counted() as built:
