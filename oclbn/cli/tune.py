@@ -72,6 +72,8 @@ def command(
     The result goes to the user's tuning table, which beats what oclbn ships; the environment variable OCLBN_TUNING may
     name another one. Without --suite and --shape: a few shapes that stand for all others.
     """
+    if axis != 1 and not shapes:
+        raise click.BadParameter("it needs --shape: suites say where their channels are", param_hint="--axis")
     if every and spec is not None:
         raise click.UsageError("--all and --device exclude each other")
     infos = _all_devices() if every else [device.select(spec)]
