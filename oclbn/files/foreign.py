@@ -19,7 +19,7 @@ PICKLED = (
     "it holds pickled Python objects, which are never loaded: where you trust the file, np.load(..., "
     "allow_pickle=True) reads it, and np.save of an array of numbers makes one"
 )
-_HDF5 = b"\x89HDF\r\n\x1a\n"
+HDF5 = b"\x89HDF\r\n\x1a\n"
 _SEEN = 4096  # bytes
 
 
@@ -41,7 +41,7 @@ def described(path: Path) -> str:
     for magic, what in _PACKED.items():
         if head.startswith(magic):
             return f"it is packed with {what}: unpack it"
-    if head.startswith(_HDF5):
+    if head.startswith(HDF5):
         return (
             f"it is an HDF5 file: np.save('x.npy', h5py.File({str(path)!r})[NAME][()]) makes one of what it calls NAME"
         )
