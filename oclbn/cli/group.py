@@ -59,7 +59,7 @@ class LazyGroup(click.Group):
         known = {option.removeprefix("--"): option for option in options} | {one: one for one in SUBCOMMANDS}
         near = difflib.get_close_matches(name.lower(), known, 1)
         hint = f"did you mean {known[near[0]]}?" if near else f"there are {', '.join(SUBCOMMANDS)}"
-        ctx.fail(f"No such command {name!r}; {hint}")
+        raise click.UsageError(f"No such command {name!r}; {hint}", ctx=ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands with the first sentence of each; click would cut it after 45 letters."""
