@@ -111,6 +111,8 @@ def batch_norm_train(
 ) -> Call[tuple[Array, Array, Array]]:
     """Normalise a batch with its own statistics, and move the running ones.
 
+    By position scale and bias come before the statistics; PyTorch has them behind: say which is which by keyword.
+
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, var being the population variance (divided by m, the number of
     values per channel); running = (1 - factor) * running + factor * batch, with the sample variance (by m - 1):
     with factor 1 the batch replaces what was there, even NaN, with factor 0 and no `entered` nothing changes.
@@ -169,6 +171,8 @@ def batch_norm_infer(
     order: str = "K",
 ) -> Call[Array]:
     """Normalise with given statistics: y = (x - mean) / sqrt(var + epsilon) * scale + bias.
+
+    By position scale and bias come before mean and var; PyTorch has them behind: say which is which by keyword.
 
     x: (N, C, *spatial). scale, bias: C values, or None for 1 and 0. mean, var: C values, not changed. epsilon: at
     least 0. out: an array of x's shape for y; it may be x itself, but not overlap it otherwise. order: of y in memory
@@ -268,10 +272,10 @@ def bind(operation: Callable[P, R], /, *given: P.args, **options: P.kwargs) -> C
     """A call that is made again and again on the same arrays: everything is checked, compiled and allocated here, once.
 
     operation: a function of this module that works on arrays (all but accumulate); then what it takes. Each call of
-    what comes back enqueues the work on x.queue, takes a third of the time that the operation takes on the host, and
-    returns the same results, which it overwrites: let their last reader be enqueued first (on a queue that is out of
-    order, with its event among theirs). It keeps all of the arrays, works on the memory that they have now, and belongs
-    to the thread that made it.
+    what comes back, without arguments, enqueues the work on x.queue, takes a third of the time that the operation takes
+    on the host, and returns the same results, which it overwrites: let their last reader be enqueued first (on a queue
+    that is out of order, with its event among theirs). It keeps all of the arrays, works on the memory that they have
+    now, and belongs to the thread that made it.
 
     Errors are those of the operation; of what comes back, DeviceError.
 
@@ -290,7 +294,9 @@ def bind(operation: Callable[P, R], /, *given: P.args, **options: P.kwargs) -> C
             "as in bind(batch_norm_train, x)"
         )
     doing = driver_errors(operation.__name__)
-    return doing(doing(doing(prepared)(*given, **options).bound)())
+    step = doing(doing(doing(prepared)(*given, **options).bound)())
+    step.__name__ = step.__qualname__ = f"bound {operation.__name__}"
+    return step
 
 
 def _shown(operation: Any) -> str:

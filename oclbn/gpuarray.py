@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pyopencl.array import Array
 
 from oclbn import device, names
-from oclbn.call import arguments
+from oclbn.call import arguments, values
 from oclbn.call.copying import copy_strided
 from oclbn.call.prepared import check_fp64
 from oclbn.device import driver_errors, pages
@@ -175,7 +175,10 @@ def _order_and_queue(view: Array, order: str, queue: cl.CommandQueue | None) -> 
         raise ParameterError(f"order is {order!r}; 'C' or 'F' is wanted")
     queue = arguments.queue("queue", queue) or _queue_of(view, "view")
     if queue.context != view.context:
-        raise ContextError(f"queue belongs to context {queue.context}, view to {view.context}; one context is wanted")
+        raise ContextError(
+            f"queue belongs to {values.context_of(queue)}, view to another, {values.context_of(view)}; one context is "
+            "wanted"
+        )
     return queue
 
 

@@ -149,9 +149,21 @@ ATTRIBUTES = (
         "load()",
         "Arrays are assigned, in any shape: `bn.scale = values`, likewise bias, mean and var.",
     ),
-    Name("calcMode(dtype)", "float() double() half() type()", "", "calcMode()", "np.float32 or np.float64."),
+    Name(
+        "calcMode()",
+        "float() double() half() type() dtype",
+        "dtype",
+        "calcMode()",
+        "To np.float32 or np.float64.",
+    ),
     Name("queue", "to() cuda() cpu() device", "", "", "A module stays on the queue that it was made with."),
-    Name("affine", "requires_grad_()", "center", "affine", "Or `backward(grad, updParamGrads=False)`."),
+    Name(
+        "affine",
+        "requires_grad_()",
+        "center",
+        "affine",
+        "The constructor's; it stays. Or `backward(grad, updParamGrads=False)`.",
+    ),
     Name(
         "mean, var and numOfProps",
         "reset_running_stats()",
@@ -197,6 +209,8 @@ ARGUMENTS = (
         "dtype",
         "gpuarray.to_gpu keeps the type: give it `np.asarray(values, np.float32)`.",
     ),
+    Name("out", "out grad_input", "", "out", "An array of x's shape that the result is written to."),
+    Name("learnRate", "lr", "learning_rate", "learnRate", "Of updateParams, by position; it descends where negative."),
     Name("axis", "dim", "axis data_format axes", "channels_last", "Of the channels: 1; -1 is channels last."),
     Name("queue", "device", "device", "", 'A pyopencl.CommandQueue, as `oclbn.device.queue_for("gpu")` makes it.'),
 )
@@ -236,8 +250,23 @@ def hints(names: Sequence[Name], foreign: str, here: Collection[str] | None = No
         said = f"did you mean {' or '.join(own)}?" if own else "there is none here."
         notes = [f"{name.here}: {name.note}" if len(own) > 1 else name.note for name in found if name.note]
         return " ".join([f"; {said}", *notes]).replace("`", "")
-    near = difflib.get_close_matches(foreign, here or (), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    ours = here or ()
+    known = {word for name in names if name.here in ours for word in name.foreign}
+    near = _nearest(foreign, [*ours, *sorted(known)])
+    if near in known and near not in ours:
+        return hints(names, near, here)  # a slip of the pen in a name of another library
+    return f"; did you mean {near}?" if near else ""
+
+
+def _nearest(word: str, known: Collection[str]) -> str | None:
+    """The one of these that was most likely meant, whatever the letters' case; None: none is near.
+
+    Digits are no slips: BatchNorm4D is not BatchNorm3D.
+    """
+    digits = re.findall(r"\d", word)
+    lower = {one.lower(): one for one in reversed([*known]) if re.findall(r"\d", one) == digits}
+    found = difflib.get_close_matches(word.lower(), lower, 1)
+    return lower[found[0]] if found else None
 
 
 def refuse(call: Callable[..., Any], given: Sequence[Any], options: Mapping[str, Any]) -> None:
@@ -247,18 +276,36 @@ def refuse(call: Callable[..., Any], given: Sequence[Any], options: Mapping[str,
         signature.bind(*given, **options)
     except TypeError as error:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        method = next(iter(signature.parameters)) == "self"
+        method = next(iter(signature.parameters), None) == "self"
         takes = [name for name, one in signature.parameters.items() if one.kind in kinds and name != "self"]
         label = _label(call.__name__, given[0] if method and given else None)
+        if not signature.parameters:
+            raise TypeError(f"{label} takes no arguments") from None
         unknown = next((name for name in options if name not in takes), None)
         if unknown is None:
-            raise TypeError(f"{label}: {error}") from None
+            raise TypeError(f"{label}{_too_many(signature, given) or f': {error}'}") from None
         if unknown in signature.parameters:
             raise TypeError(f"{label} takes {unknown} by position") from None
         table = OPTIONS if call.__name__ == "__init__" else ARGUMENTS
         known = takes if table is OPTIONS else [*signature.parameters]
         hint = hints(table, unknown, known) or f"; it takes {', '.join(takes) or 'nothing by name'}"
         raise TypeError(f"{label} takes no {unknown!r}{hint}") from None
+
+
+def _too_many(signature: inspect.Signature, given: Sequence[Any]) -> str:
+    """What is said of more arguments by position than there are, or nothing."""
+    parameters = {name: one.kind for name, one in signature.parameters.items()}
+    if inspect.Parameter.VAR_POSITIONAL in parameters.values():
+        return ""
+    named = [name for name, kind in parameters.items() if kind is inspect.Parameter.KEYWORD_ONLY]
+    placed = [
+        name for name in parameters if name not in named and parameters[name] is not inspect.Parameter.VAR_KEYWORD
+    ]
+    if len(given) <= len(placed):
+        return ""
+    method = placed[:1] == ["self"]
+    by_keyword = f"; by keyword: {', '.join(named)}" if named else ""
+    return f" takes by position {', '.join(placed[method:])}, and was given {len(given) - method} values{by_keyword}"
 
 
 def absent(whole: str, name: str, names: Sequence[Name], more: str = "") -> AttributeError:
@@ -275,6 +322,8 @@ def lacking(module: str) -> Callable[[str], NoReturn]:
         parts = [part for part in ("functional", "gpuarray", "device") if name in _public(f"oclbn.{part}")]
         more = f"; did you mean oclbn.{parts[0]}.{name}?" if parts else ""
         hint = hints(CONTENTS, name) or more
+        if not hint and (near := _nearest(name, _public(module))):
+            hint = more = f"; did you mean {near}?"
         if hint and f"{module}.{name}" not in sys.modules and _imports(sys._getframe(1)):
             raise ImportError(f"cannot import name {name!r} from {module!r}{hint}", name=module)
         raise absent(f"module {module!r}", name, CONTENTS, more)

@@ -298,7 +298,11 @@ def _count(name: str, one: Any, kind: type[Any]) -> int:
     if not isinstance(one, kind):
         makes = "statistics(x)" if kind is Statistics else "gradient_sums(x, dy, statistics)"
         wanted = f"{kind.__name__} {'are' if kind is Statistics else 'is'} wanted, as {makes} gives"
-        hint = "; give them one by one: merge(*parts)" if isinstance(one, (list, tuple)) and name == "first" else ""
+        hint = ""
+        if isinstance(one, tuple) and [type(part) for part in one] == [int, Array, Array]:
+            hint = "; what moments(x) gives is rounded, and is not merged"
+        elif isinstance(one, (list, tuple)) and name == "first":
+            hint = "; give them one by one: merge(*parts)"
         raise ArrayTypeError(f"{name} is {values.kind_of(one)}; {wanted}{hint}")
     return arguments.count(f"{name}.count", one.count)
 

@@ -86,6 +86,31 @@ def test_the_code_of_a_page_runs_and_prints_what_it_says(page: Path, spec: str, 
             out = ""
 
 
+def test_each_program_of_the_readme_stands_alone() -> None:
+    """Whoever copies one of them alone has all that it needs."""
+    for block in blocks(ROOT / "README.md"):
+        if block.language == "python":
+            imported = re.findall(r"^(?:import|from) .*", block.text, re.MULTILINE)
+            for name in ("np", "gpuarray", "BatchNorm2D", "batch_norm_train"):
+                if re.search(rf"\b{name}\b[.(]", block.text):
+                    assert any(re.search(rf"\b{name}\b", line) for line in imported), f"README.md:{block.line}: {name}"
+
+
+def test_pages_agree_on_how_to_install() -> None:
+    """No package index has oclbn: the first thing that somebody does is in a checkout."""
+    for page in (ROOT / "README.md", DOCS / "pages/guide/devices.md", DOCS / "pages/guide/troubleshooting.md"):
+        text = page.read_text(encoding="utf-8")
+        assert "python -m pip install '.[pocl" in text
+        assert "pip install 'oclbn[" not in text
+
+
+def test_the_number_of_examples_is_right() -> None:
+    words = {3: "three", 4: "four", 5: "five"}
+    count = len([*(ROOT / "examples").glob("*.py")]) + 1  # the folder of a larger one
+    assert f"{words[count].capitalize()} programs" in (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    assert f"has {words[count]} programs" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_text_behind_code_is_compared() -> None:
     """Every page that shows what code prints is held to it: no block of text stands elsewhere."""
     for page in GUIDES:

@@ -70,6 +70,7 @@ def test_names_here_are_there() -> None:
     assert {name.here for name in OPTIONS} - {""} <= options
     functions = [getattr(functional, one) for one in functional.__all__ if one[0].islower()]
     functions += [getattr(gpuarray, one) for one in gpuarray.__all__ if one != "Array"]
+    functions += [BatchNorm2D.updateParams]
     arguments = {one for call in functions for one in inspect.signature(call).parameters}
     assert {name.here for name in ARGUMENTS} - {""} <= arguments
     for name in CONTENTS:
@@ -117,7 +118,14 @@ def test_foreign_options_are_told(cls: type[BatchNormND]) -> None:
         (lambda: BatchNorm2D(), "BatchNorm2D(): missing a required argument: 'maps'"),
         (lambda: BatchNorm(), "BatchNorm(): missing a required argument: 'size'"),
         (lambda: BatchNorm2D(4, epsilom=1), "BatchNorm2D() takes no 'epsilom'; did you mean epsilon?"),
-        (lambda: BatchNorm2D(*range(11)), "BatchNorm2D(): too many positional arguments"),
+        (
+            lambda: BatchNorm2D(4, epsilon=1, momentun=1),
+            "BatchNorm2D() takes no 'momentun'; did you mean minFactor?",
+        ),
+        (
+            lambda: BatchNorm2D(*range(11)),
+            "BatchNorm2D() takes by position maps, epsilon, initFactor, minFactor, sscale, affine, name, empty, inpla",
+        ),
         (lambda: BatchNorm2D(size=4), "BatchNorm2D() takes no 'size'; did you mean maps?"),
         (lambda: BatchNorm(maps=4), "BatchNorm() takes no 'maps'; did you mean size?"),
         (lambda: BatchNormND(2, 4, zzz=4), "BatchNormND() takes no 'zzz'; it takes nd, maps, epsilon, initFactor, "),
@@ -278,6 +286,23 @@ def x(queue: cl.CommandQueue) -> cla.Array:
         ("bind(batch_norm_train, x, eps=1)", "batch_norm_train() takes no 'eps'; did you mean epsilon?"),
         ("moments(x, axes=0)", "moments() takes no 'axes'; did you mean axis?"),
         ("accumulate(x, x, scal=0)", "accumulate() takes no 'scal'; did you mean scale?"),
+        ("batch_norm_backward(x, x, grad_input=x)", "batch_norm_backward() takes no 'grad_input'; did you mean out?"),
+        (
+            "batch_norm_infer(x, x, x, x, x, 1e-5)",
+            "batch_norm_infer() takes by position x, scale, bias, mean, var, and was given 6 values; by keyword: eps",
+        ),
+        (
+            "explain(x, 'train')",
+            "explain() takes by position x, and was given 2 values; by keyword: axis, operation",
+        ),
+        ("bind(moments, x)(x)", "bound moments() takes no arguments"),
+        ("[*map(bind(moments, x), [x, x])]", "bound moments() takes no arguments"),
+        ("bind(moments, x[:0])(y=x)", "bound moments() takes no arguments"),
+        ("bn.updateParams(lr=1)", "BatchNorm.updateParams() takes no 'lr'; did you mean learnRate?"),
+        (
+            "bn.backward(x, 1, 1, 1, 1, 1)",
+            "BatchNorm.backward() takes by position grad, updParamGrads, updGrad, scale",
+        ),
         ("explain(x, op='train')", "explain() takes no 'op'; it takes axis, operation, why"),
         ("prepare([(2, 3)], device='gpu')", "prepare() takes no 'device'; did you mean queue?"),
         ("zeros(3, device='gpu')", "zeros() takes no 'device'; did you mean queue?"),
@@ -337,6 +362,11 @@ def test_what_lies_in_a_module_of_the_package() -> None:
     [
         ("from oclbn import BatchNorm2d", "'BatchNorm2d' from 'oclbn'; did you mean BatchNorm2D? For (N, C, H, W)."),
         ("from oclbn import BatchNorm, SyncBatchNorm as S", "'SyncBatchNorm' from 'oclbn'; did you mean sync.SyncBatc"),
+        ("from oclbn import Batchnorm2D", "'Batchnorm2D' from 'oclbn'; did you mean BatchNorm2D?"),
+        (
+            "from oclbn.functional import batchnorm_train",
+            "'batchnorm_train' from 'oclbn.functional'; did you mean batch_norm",
+        ),
         ("from oclbn import moments", "'moments' from 'oclbn'; did you mean functional.moments?"),
         ("from oclbn import bind", "'bind' from 'oclbn'; did you mean oclbn.functional.bind?"),
         ("from oclbn.functional import batch_norm", "'batch_norm' from 'oclbn.functional'; did you mean functional."),

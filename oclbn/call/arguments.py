@@ -33,6 +33,8 @@ _ORIGINS = {
     "save_invstd": ", as batch_norm_train returns it (with epsilon: the variance)",
 }
 _PARAMETERS = frozenset(("scale", "bias", "running_mean", "running_var", "mean", "var"))  # of a network cast as a whole
+_OUT = "oclbn.gpuarray.empty_like(x) makes one"
+_IN_PLACE = ("running_mean", "running_var", "skipped", "entered", "scale_grad", "bias_grad")
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in NUMBERS}
 _MOST_COUNT = (1 << 63) - 1
 _BUFFER = cl.Buffer
@@ -40,14 +42,14 @@ _SIZE = cl.mem_info.SIZE
 _STATUS = cl.event_info.COMMAND_EXECUTION_STATUS  # asked for by get_info(), which takes half as long as a property
 
 
-def array(name: str, value: Any, dtype: np.dtype[Any] | None = None, queue: str = "") -> Array:
+def array(name: str, value: Any, dtype: np.dtype[Any] | None = None, queue: str = "", size: int = 1) -> Array:
     """`value` if it is a device array, and was not left behind by a command that failed.
 
     ArrayTypeError and DeviceError otherwise. dtype, queue: what the advice for other values is to lead to; the queue as
-    an expression.
+    an expression; size: the elements that a single number is to become.
     """
     if not isinstance(value, Array):
-        raise _no_array(name, value, dtype, queue)
+        raise _no_array(name, value, dtype, queue, size)
     for event in value.events:
         if event.get_info(_STATUS) < 0:  # type: ignore[operator]
             raise _failed(name, event)
@@ -61,9 +63,8 @@ def model(name: str, value: Any) -> Array:
     return value
 
 
-def _no_array(name: str, value: Any, dtype: Any = None, queue: str = "") -> ArrayTypeError:
-    made = ": oclbn.gpuarray.empty_like(x) makes one"
-    advice = made if name == "out" else values.made_of(name, value, dtype, queue)
+def _no_array(name: str, value: Any, dtype: Any = None, queue: str = "", size: int = 1) -> ArrayTypeError:
+    advice = f": {_OUT}" if name == "out" else values.made_of(name, value, dtype, queue, size)
     return ArrayTypeError(f"{name} is {values.kind_of(value)}; a pyopencl.array.Array is wanted{advice}")
 
 
@@ -139,7 +140,7 @@ def per_channel(
                 f"channels is wanted{_ORIGINS.get(name, '')}"
             )
         wanted = _COUNTERS.get(name, dtype)
-        found[name] = a = array(name, value, wanted, "x.queue")
+        found[name] = a = array(name, value, wanted, "x.queue", channels)
         if a.size != channels:
             came = f"{a.size} elements (shape {a.shape})"
             raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}{_other_axis(x, axis, a)}")
@@ -207,7 +208,10 @@ def flat(given: Mapping[str, Any]) -> None:
         if a.size != first.size:
             raise ShapeError(f"{name} has {a.size} elements and {first_name} {first.size}; equal sizes are wanted")
         if a.context != first.context:
-            raise ContextError(f"{name} belongs to context {a.context}, {first_name} to {first.context}; one is wanted")
+            raise ContextError(
+                f"{name} belongs to {values.context_of(a)}, {first_name} to another, {values.context_of(first)}; one "
+                "context is wanted"
+            )
         _within(name, a)
 
 
@@ -227,6 +231,8 @@ def converted(name: str, a: Array, dtype: Any) -> str:
     one of the two types.
     """
     wanted = np.dtype(dtype)
+    if name == "out":
+        return f"; {_OUT}"  # a copy would be written in its place
     if a.dtype.kind not in "iufb" or a.queue is None:
         return ""
     dense = name if a.flags.c_contiguous else f"oclbn.gpuarray.pack({name})"
@@ -235,7 +241,7 @@ def converted(name: str, a: Array, dtype: Any) -> str:
         made = f"oclbn.gpuarray.to_gpu({dense}.get().astype(np.{wanted}), queue={name}.queue)"
     else:
         made = f"{dense}.astype(np.{wanted})"
-    return f"; convert it with {made}"
+    return f"; convert it once, as it is written: {name} = {made}" if name in _IN_PLACE else f"; convert it with {made}"
 
 
 def _other_axis(x: Array, axis: int, a: Array) -> str:
@@ -250,7 +256,7 @@ def _other_axis(x: Array, axis: int, a: Array) -> str:
 def _alike(name: str, a: Array, wanted: np.dtype[Any], x: Array) -> str:
     """What makes an array and x of one type: the one that is wanted, or that of the array where x may have it."""
     advice = converted(name, a, wanted)
-    if advice and wanted == x.dtype and kind(a.dtype) is not None:
+    if advice and name != "out" and wanted == x.dtype and kind(a.dtype) is not None:
         advice += f", or x: {converted('x', x, a.dtype).removeprefix('; convert it with ')}"
     return advice
 
@@ -258,7 +264,7 @@ def _alike(name: str, a: Array, wanted: np.dtype[Any], x: Array) -> str:
 def _same_context(name: str, a: Array, x: Array) -> None:
     if a.context != x.context:
         raise ContextError(
-            f"{name} belongs to context {a.context}; x belongs to {x.context}, and one context is wanted: "
+            f"{name} belongs to {values.context_of(a)}, x to another, {values.context_of(x)}, and one is wanted: "
             f"oclbn.gpuarray.to_gpu({name}.get(), queue=x.queue) makes a copy there"
         )
 

@@ -15,6 +15,10 @@ from oclbn.call.request import Request
 from oclbn.call.results import fresh_result, per_channel_results, queue_of, result_like
 from oclbn.plan.operations import ALL
 
+_IN_PLACE = (
+    "; to normalise in place give the batch's mean and var, of statistics(x), to batch_norm_infer(x, ..., out=x): "
+    "the guide shows it (Functions, Results in place)"
+)
 Arrays = Mapping[str, Array | None]
 
 
@@ -67,7 +71,8 @@ def check(
     if writes:
         if not (wanted.in_place and out is not None and overlap.same_elements(out, x)):
             reads["x"] = x
-        overlap.exclusive(writes, reads)
+        advice = _IN_PLACE if operation in ("train", "normalize") else ""
+        overlap.exclusive(writes, reads, {"out": advice})
 
 
 def make(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ _MEMORY = (cl.Buffer, cl.MemoryObjectHolder)  # the class of most first, as bein
 _PARENT, _OFFSET = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET
 # Steps that NumPy may spend on proving that interleaved views are disjoint. Its types before 2.5 allow 0 and -1 only.
 _OVERLAP_WORK: Any = 100_000
+
+NO_ADVICE: Mapping[str, str] = MappingProxyType({})
 
 
 def writable(name: str, a: Array) -> None:
@@ -58,10 +62,10 @@ def _interlock(dims: list[tuple[int, int]], itemsize: int) -> bool:
         return False
 
 
-def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
+def exclusive(writes: dict[str, Array], reads: dict[str, Array], advice: Mapping[str, str] = NO_ADVICE) -> None:
     """What is written must be writable and share no element with anything else in the call, given by name.
 
-    ReadOnlyError and OverlapError otherwise.
+    ReadOnlyError and OverlapError otherwise. advice: by the names of what is written, what to say of an overlap with x.
     """
     memories = {_memory(a) for a in reads.values()}
     for name, a in writes.items():
@@ -74,6 +78,7 @@ def exclusive(writes: dict[str, Array], reads: dict[str, Array]) -> None:
                 if shares_memory(a, other):
                     raise OverlapError(
                         f"{name} overlaps {other_name} in memory; {name} is written, so an array of its own is wanted"
+                        + (advice.get(name, "") if other_name == "x" else "")
                     )
         memories.add(memory)
 

@@ -13,21 +13,40 @@ import numpy as np
 
 from oclbn.errors import ParameterError
 
+_LONGEST = 200  # characters of a value that a message repeats
+
 
 def kind_of(value: Any) -> str:
     """What came instead of an array, as errors tell it: "None", or "a numpy.ndarray"."""
     return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
-def made_of(name: str, value: Any, dtype: Any = None, queue: str = "") -> str:
+def shown(value: Any) -> str:
+    """What came instead of a number, a flag or a name: as Python writes it, or what it is where that is an array."""
+    shape = getattr(value, "shape", ())
+    if isinstance(shape, tuple) and shape:
+        return f"{kind_of(value)} of shape {shape}"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else kind_of(value)
+
+
+def made_of(name: str, value: Any, dtype: Any = None, queue: str = "", size: int = 1) -> str:
     """How a device array of this type (None: float32) is made of what came instead, or nothing where it is no numbers.
 
-    queue: an expression for the queue that it has to be on.
+    queue: an expression for the queue that it has to be on. size: the elements that are made of a single number.
     """
     if not isinstance(value, (np.ndarray, np.generic, list, tuple, float, int)) and not hasattr(value, "__array__"):
         return ""
     where = f", queue={queue}" if queue else ""
-    return f": oclbn.gpuarray.to_gpu(np.asarray({name}, np.{np.dtype(dtype or np.float32)}){where}) makes one"
+    kind = f"np.{np.dtype(dtype or np.float32)}"
+    host = f"np.asarray({name}, {kind})" if size == 1 or real(value) is None else f"np.full({size}, {name}, {kind})"
+    return f": oclbn.gpuarray.to_gpu({host}{where}) makes one"
+
+
+def context_of(array_or_queue: Any) -> str:
+    """The context of an array or a queue, told by its devices."""
+    names = ", ".join(device.name.strip() for device in array_or_queue.context.devices)
+    return f"a context of {names}"
 
 
 def real(value: Any) -> float | None:
@@ -68,7 +87,7 @@ def number(
     if converted is None or not low <= converted <= high or math.isinf(converted):
         wanted = "a finite number" if low == -math.inf else f"a finite number from {low:g} on"
         wanted = wanted if high == math.inf else f"a number from {low:g} to {high:g}"
-        raise error(f"{name} is {value!r}; {wanted} is wanted")
+        raise error(f"{name} is {shown(value)}; {wanted} is wanted")
     return converted
 
 
@@ -79,5 +98,5 @@ def whole(
     converted = integer(value)
     if converted is None or converted < low or (most is not None and converted > most):
         wanted = f"a whole number from {low} " + ("on" if most is None else f"to {most}")
-        raise error(f"{name} is {value!r}; {wanted} is wanted")
+        raise error(f"{name} is {shown(value)}; {wanted} is wanted")
     return converted

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,7 +62,8 @@ class _Bench(Once):
 @click.command(
     name="bench",
     cls=_Bench,
-    epilog="A library that is not installed, or does not do something, leaves a dash and a line that says why.",
+    epilog="A library that does not do something leaves a dash and a line that says why; so does one that is not "
+    "installed, which is told first. Where none of them is there, nothing is timed (status 2).",
 )
 @click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
 @click.option(
@@ -148,6 +150,8 @@ def command(
     Each shape is shown as soon as it has been timed; after Ctrl-C, what has been found is printed, written and drawn,
     and the exit status is 130. It is 1 where nothing could be timed.
     """
+    if axis != 1 and not shapes:
+        raise click.BadParameter("it needs --shape: suites say where their channels are", param_hint="--axis")
     if profile and packed:
         raise click.UsageError("--profile and --packed show other things: leave out one of them")
     if (profile or packed) and (picture or against):
@@ -172,8 +176,10 @@ def command(
         return
     beside = () if element == SINGLE else (BASELINE,)
     report = Report(info, cases, names, kinds, (*beside, *peers), dtype)
+    if peers:
+        _tell_missing(queue, peers, peer_python)
     _warn_of_others()
-    console = output.console(wide=True)
+    console = output.console()
     shown = None if as_json else Shown(console, report, details=details)
     with builds.counted() as built:
         try:
@@ -188,6 +194,21 @@ def command(
     if picture and report.rows:
         _draw(report, picture)
     _end(report.complete, bool(report.rows), report.skipped.values())
+
+
+def _tell_missing(queue: cl.CommandQueue, names: Sequence[str], python: str) -> None:
+    """Say which libraries are not there before anything is timed; a usage error where none of them is."""
+    if shutil.which(python) is None:
+        raise click.BadParameter(f"{python!r} is no program that can be started", param_hint="--peer-python")
+    library, told = platform_library(queue.device.platform.int_ptr), {}
+    for name in names:
+        with contextlib.closing(PeerProcess(PEERS[name], "preallocated", python=python, library=library)) as peer:
+            if reason := benchmark.missing(queue, peer):
+                told[name] = reason
+    if len(told) == len(names):
+        raise click.BadParameter("; ".join(f"{name}: {why}" for name, why in told.items()), param_hint="--against")
+    for name, why in told.items():
+        output.say(f"Note: {name} is left out: {why}")
 
 
 def _compare(report: Report, queue: cl.CommandQueue, rounds: int | None, python: str, shown: Shown | None) -> None:
@@ -237,7 +258,7 @@ def _profile(
     skipped: dict[Case, str] = {}
     weights = [_PROFILE * _seconds(queue, shape, operations, 0, None) for shape, _ in cases]
     expect(_counted(len(cases), "shape"), sum(weights))
-    console = output.console(wide=True)
+    console = output.console()
     shown = None if as_json else ShownProfile(console, info, cases)
     complete = True
     with builds.counted() as built:
@@ -277,7 +298,7 @@ def _packed(
     skipped: dict[Case, str] = {}
     weights = [_seconds(queue, shape, operations, 0, rounds) for shape, _ in cases]
     expect(_counted(len(cases), "shape"), sum(weights))
-    console = output.console(wide=True)
+    console = output.console()
     shown = None if as_json else ShownPacked(console, info, cases)
     complete = True
     with builds.counted() as built:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from typing import Any
 
 from oclbn import __version__
@@ -21,6 +22,7 @@ RATIOS_SAY = (
 PEERS_SAY = "Other libraries: right of 1, oclbn is faster."
 BANDWIDTHS_SAY = "Bandwidth counts every tensor that has to be read or written once; the copy's is what memory allows."
 _ROW = 0.235  # inches for a shape
+_LETTERS = 12.5  # of what stands below, to an inch
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000)
 
 
@@ -42,11 +44,13 @@ def draw(report: Report, file_format: str) -> bytes:
     panels = 1 + len(compared)
     sizes = {math.prod(row.shape) for row in report.rows}
     heights = [1.8 + _ROW * len(report.cases) for _ in kinds] + [4.2] * (len(sizes) > 1)
-    figure = Figure(figsize=(max(11.0, 3.4 + 2.7 * panels), sum(heights) + 1.4), dpi=110, layout="constrained")
+    wide = max(11.0, 3.4 + 2.7 * panels)
+    figure = Figure(figsize=(wide, sum(heights) + 1.7), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(_title(report), fontsize=11)
     reading = [RATIOS_SAY] + [PEERS_SAY] * bool(compared) + [BANDWIDTHS_SAY] * (len(sizes) > 1)
-    figure.supxlabel("\n".join(reading) if kinds else "Nothing was timed.", fontsize=9, color="0.35")
+    lines = [textwrap.fill(line, round(_LETTERS * wide)) for line in reading] if kinds else ["Nothing was timed."]
+    figure.supxlabel("\n".join(lines), fontsize=9, color="0.35")
     parts = figure.subfigures(max(1, len(heights)), 1, height_ratios=heights or [1], squeeze=False)[:, 0]
     for part, outputs in zip(parts, kinds, strict=False):
         known = {row.operation for row in report.rows if row.outputs == outputs and row.who in report.peers}

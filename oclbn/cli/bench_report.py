@@ -22,12 +22,12 @@ from oclbn.tools.bench.suites import Case, Shape
 from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES
 
 SCHEMA = 3  # of the JSON: goes up when a key goes away or changes its meaning
-SUMMARIES = ("geometric mean", "over plain copy", "worst over plain")
+SUMMARIES = ("geometric mean", "worst", "over plain copy", "worst over plain")
 MEDIANS = "Times are medians."
 LEGEND = (
     "Times are medians; /copy: times as long as the baseline, the fastest copy of the same tensor.",
     "Plain copy: the faster of the device's command and a plain kernel, without non-temporal stores.",
-    "over plain copy: means of ratios to that one's time; worst over plain: the largest of these ratios.",
+    "worst: the largest ratio. over plain copy, worst over plain: mean and largest ratio to the plain copy's time.",
 )
 PROFILE_LEGEND = (
     "Times are medians, with outputs preallocated (out=). host: from the call to the empty queue.",
@@ -155,7 +155,7 @@ class Shown:
         if not self._details:
             means = _stacked_means if self._stacks else _means
             self._print(*(self._grid.row(*row) for row in means(self._report, self._outputs)))
-        elif self._grid.missing:
+        if self._grid.missing:
             self._missing = self._grid.missing
             told = f"Not shown in {self._console.width} columns: {', '.join(self._missing)}."
             self._console.print(Text(told, style="dim"))
@@ -182,7 +182,7 @@ class Shown:
         for note in notes:
             self._console.print(Text(note, style="dim"))
         for line in [*_absences(report.absences), *_skipped(report.skipped)]:
-            self._console.print(Text(line))
+            self._console.print(Text(line), soft_wrap=True)  # commands in it can be copied
 
     @property
     def _stacks(self) -> bool:
@@ -191,7 +191,7 @@ class Shown:
     def _table(self) -> Grid:
         if self._details:
             return _details(self._report, self._console.width)
-        return _narrow(self._report) if self._stacks else _wide(self._report, self._console.width)
+        return _narrow(self._report, self._console.width) if self._stacks else _wide(self._report, self._console.width)
 
     def _print(self, *lines: Text) -> None:
         for line in lines:
@@ -219,10 +219,15 @@ def _wide(report: Report, width: int) -> Grid:
     return Grid(columns, width)
 
 
-def _narrow(report: Report) -> Grid:
-    """An operation a row."""
-    columns = [Column("operation", width=9, left=True), Column("time", "ms", 7), Column("ratio", "/copy", 6)]
-    return Grid([_shape_column(report, *SUMMARIES), *columns], 0)
+def _narrow(report: Report, width: int) -> Grid:
+    """An operation a row; the rate of the copy stands in the copy's."""
+    columns = [
+        Column("operation", width=9, left=True),
+        Column("time", "ms", 7),
+        Column("ratio", "/copy", 6),
+        Column("rate", "GB/s", 5, spare=1),
+    ]
+    return Grid([_shape_column(report, *SUMMARIES), *columns], width)
 
 
 Rows = Iterator[tuple[dict[str, str | Text], str]]  # cells by column, and the row's style
@@ -243,7 +248,8 @@ def _side_by_side(report: Report, case: Case, outputs: str) -> Rows:
 
 def _stacked(report: Report, case: Case, outputs: str) -> Rows:
     best = report.best_copy(case, outputs)
-    yield {"shape": label(*case), "operation": "copy", "time": _ms(best.median) if best else "-"}, ""
+    rate = f"{best.bandwidth / 1e9:.1f}" if best else ""
+    yield {"shape": label(*case), "operation": "copy", "time": _ms(best.median) if best else "-", "rate": rate}, ""
     for operation in report.operations:
         if row := report.row(case, outputs, "oclbn", operation):
             ratio = Text(_ratio(row.ratio), style=_style(operation, row.ratio))
@@ -263,6 +269,7 @@ def _summaries(report: Report, outputs: str) -> Iterator[tuple[str, dict[str, Te
                 over_plain[operation].append(row.median / plain.median)
     each: tuple[tuple[Callable[[list[float]], float], dict[str, list[float]]], ...] = (
         (geometric_mean, found),
+        (max, found),
         (geometric_mean, over_plain),
         (max, over_plain),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn import __version__
+from oclbn.cli import tables
 from oclbn.cli.devices import as_size
 from oclbn.device import DeviceInfo
 from oclbn.plan.operations import OPERATIONS
@@ -63,15 +64,22 @@ def print_checked(console: Console, checked: Checked) -> None:
 
 def print_matrix(console: Console, all_checked: Sequence[Checked]) -> None:
     """Devices side by side, an operation a column."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    table.add_column("device")
-    for operation in OPERATIONS:
-        table.add_column(_WORDS.get(operation, operation))
-    for checked in all_checked:
-        info = checked.info
-        name = Text.assemble(f"{info.spec} {info.name}", "\n", (info.runtime, "dim"))
-        table.add_row(name, *(_state(checked.of(operation)) for operation in OPERATIONS))
-    console.print(table)
+
+    def made(shown: Collection[str]) -> Table:
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+        table.add_column("device", no_wrap=True)
+        for operation in OPERATIONS:
+            table.add_column(_WORDS.get(operation, operation))
+        for checked in all_checked:
+            info = checked.info
+            name = Text(info.spec)
+            if shown:
+                name = Text.assemble(f"{info.spec} {info.name}", "\n", (info.runtime, "dim"))
+            table.add_row(name, *(_state(checked.of(operation)) for operation in OPERATIONS))
+        return table
+
+    # A name that is cut selects nothing; what the index alone stands for is told above each table.
+    console.print(tables.fitting(console, made, ("name",)))
 
 
 def as_dict(checked: Checked) -> dict[str, Any]:

@@ -106,7 +106,12 @@ def command(
     shown = outcomes[-1]
     if output is not None:
         _write(output, lambda file: np.save(file, shown.y))
-        told.print(Text(f"Wrote {output}: {shown.case.name}, normalised, {shown.y.shape} {shown.y.dtype}"))
+        wrote = f"Wrote {output}: {shown.case.name}, normalised, {shown.y.shape} {shown.y.dtype}"
+        if lost := shown.y.size - np.count_nonzero(np.isfinite(shown.y)):
+            wrote += f"; {lost:,} of {shown.y.size:,} values are not finite"
+        if lost and (quiet or as_json):
+            screen.say(wrote)
+        told.print(Text(wrote))
     if picture is not None:
         title = f"{DIGITS}, {shown.case.name}" if source is None else shown.case.name
         title += f" {shown.y.shape}\nnormalised on {info.name}, {info.runtime}"
@@ -119,6 +124,9 @@ def command(
             Text(f"Hint: of ({shape}), axis 1 was taken for the channels; pictures have them last: --axis -1")
         )
     status, lines = demo_report.verdict(outcomes, info)
+    if status == 0:
+        for line in demo_report.cures(outcomes):
+            told.print(line)
     for line in lines:
         console.print(line)
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn import __version__
+from oclbn.cli import tables
 from oclbn.cli.plot import evenly
 from oclbn.device import DeviceInfo
 from oclbn.plan.words import in_brief
@@ -42,10 +43,13 @@ _KERNELS = (
     "how memory is walked. The guide has more (Speed), and so has oclbn.functional.explain"
 )
 Rows = list[tuple[str, list[str], str]]  # what a row is of, its numbers, its style
-Section = tuple[RenderableType, list[str]]  # a table and the remarks below it
+# A table, or what makes one with as many of its spare columns as there is room for, and the remarks below it.
+Section = tuple[RenderableType | Callable[[Collection[str]], Table], list[str]]
 FAILED, UNFIT = 1, 3  # exit statuses: a result is wrong; the data are such that none can be right
 _FAR_OFF = 1000.0  # from here on, how far off a result is says nothing more
 _SQUARED_IN_FLOAT64 = 1e150
+_SPARE = ("type",)  # columns of the data's table
+_USUAL = 5  # axes of a shape that is not broken
 _SHORT = 16  # letters of a name that is not broken
 CHANNELS_SHOWN = 16  # of one case; fewer when there are several cases
 
@@ -64,6 +68,10 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
         table, remarks = part(outcomes)
         console.print()
         console.print(Text(title, style="bold"))
+        if callable(table):
+            table = tables.fitting(console, table, _SPARE)
+            if missing := [name for name in _SPARE if name not in [column.header for column in table.columns]]:
+                remarks = [f"not shown in {console.width} columns: {', '.join(missing)}", *remarks]
         console.print(table, crop=False)
         for remark in remarks:
             console.print(Text(remark, style="dim"))
@@ -149,26 +157,62 @@ def _impossible(outcome: Outcome, info: DeviceInfo) -> list[Text]:
             case.x.dtype == np.float32 and info.limits.fp64 and bool(np.all(outcome.before.std < _SQUARED_IN_FLOAT64))
         )
         other = ", or x.astype(np.float64)" if wider else ""
-        lines.append(Text(f"Too large: give x / np.abs(x).max(){other}; normalised values do not depend on a factor."))
+        values = "x[np.isfinite(x)]" if outcome.not_finite.any() else "x"
+        lines.append(
+            Text(f"Too large: give x / np.abs({values}).max(){other}; normalised values do not depend on a factor.")
+        )
     if unfit.without_numbers.any():
         lines.append(Text("Without one finite value: look at what has made these data."))
-    return lines
+    return lines + _cure(outcome)
+
+
+def cures(outcomes: Sequence[Outcome]) -> list[Text]:
+    """What to do about values that are not finite."""
+    return [line for outcome in outcomes for line in _cure(outcome)]
+
+
+def _cure(outcome: Outcome) -> list[Text]:
+    """Of channels that have finite values as well."""
+    case, some = outcome.case, outcome.not_finite & ~outcome.unfit.without_numbers
+    if not some.any():
+        return []
+    told = "NaN or infinite, and so are all results of these channels: look at what has made these values"
+    others = tuple(axis for axis in range(case.x.ndim) if axis != case.batch_axis)
+    good = np.count_nonzero(np.isfinite(case.x).all(axis=others))
+    if good:
+        before = ":, " * case.batch_axis
+        kept = f"x[{before}np.isfinite(x).all(axis={others[0] if len(others) == 1 else others})]"
+        told += f", or give the {good} samples without them: {kept}"
+    return [Text(f"{_counted(int(np.count_nonzero(some)), 'channel')} of {case.name} with values that are {told}.")]
 
 
 def data(outcomes: Sequence[Outcome]) -> Section:
-    table = _table()
     whole = {"type", "layer"}
     if all(len(outcome.case.name) <= _SHORT for outcome in outcomes):
         whole.add("data set")  # others may be names of files, of any length
-    for heading in ("data set", "shape", "type", "layer", "trained on"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in whole)
-    for outcome in outcomes:
-        case = outcome.case
-        shape = ", ".join(map(str, case.x.shape))
-        batch = outcome.batch_shape[case.batch_axis]
-        trained = f"{_counted(outcome.settling[-1].batch, 'batch', 'batches')} of {batch}"
-        table.add_row(case.name, f"({shape})", str(case.x.dtype), outcome.label, trained)
-    return table, [remark for outcome in outcomes for remark in _remarks(outcome)]
+    if all(len(outcome.case.name) <= _SHORT and outcome.case.x.ndim <= _USUAL for outcome in outcomes):
+        whole.add("shape")
+
+    def made(shown: Collection[str]) -> Table:
+        table = _table()
+        spared = set(_SPARE) - set(shown)
+        headings = [name for name in ("data set", "shape", "type", "layer", "trained on") if name not in spared]
+        for heading in headings:
+            table.add_column(heading, overflow="fold", no_wrap=heading in whole)
+        for outcome in outcomes:
+            case = outcome.case
+            batch = outcome.batch_shape[case.batch_axis]
+            cells = {
+                "data set": case.name,
+                "shape": f"({', '.join(map(str, case.x.shape))})",
+                "type": str(case.x.dtype),
+                "layer": outcome.label,
+                "trained on": f"{_counted(outcome.settling[-1].batch, 'batch', 'batches')} of {batch}",
+            }
+            table.add_row(*(cells[heading] for heading in headings))
+        return table
+
+    return made, [remark for outcome in outcomes for remark in _remarks(outcome)]
 
 
 def _remarks(outcome: Outcome) -> list[str]:

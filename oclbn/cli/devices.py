@@ -28,7 +28,7 @@ _UNWRAPPED = "a runtime on one line"
 _SHOWN = 8  # kernels that a driver gets wrong
 _LEFT_OUT_FIRST = (_UNWRAPPED, "fp16", "Alloc", "Local", "CU", "fp64", "Kind")
 _RUNTIME = 35  # characters, in which AMD's platform has its name; a longer runtime is wrapped at a blank
-RANKING = "first in the ranking GPU, accelerator, CPU, simulator"
+RANKING = "first in the ranking GPU, accelerator, processor, software rasteriser, simulator"
 
 
 @click.command()
@@ -101,7 +101,7 @@ def _print_failures(console: Console, listed: Sequence[DeviceInfo]) -> None:
         what = "kernel is" if len(told) == 1 else "kernels are"
         console.print(Text(f"{info.title}: {len(told)} {what} wrong with this driver, and not used:"))
         for one in told[:_SHOWN]:
-            console.print(Padding(Text(one, style="dim"), (0, 0, 0, 2)))
+            console.print(Padding(Text(one, style="dim"), (0, 0, 0, 2), expand=False))
         if len(told) > _SHOWN:
             console.print(Text(f"  ... and {len(told) - _SHOWN} more; --json has all", style="dim"))
         console.print(Text(f"`oclbn check --device {info.spec} --repro report.py` shows it to the driver's maker."))
@@ -114,7 +114,7 @@ def _print_lacking(console: Console) -> None:
     if lacking:
         console.print(Text(f"{WITHOUT_DEVICES}:", style="dim"))
     for line in lacking:
-        console.print(Padding(Text(line, style="dim"), (0, 0, 0, 2)))
+        console.print(Padding(Text(line, style="dim"), (0, 0, 0, 2), expand=False))
     if lacking:
         console.print()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import os
 import re
@@ -47,6 +48,18 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"oclbn.cli.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in SUBCOMMANDS or name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        options = [option for param in self.get_params(ctx) for option in param.opts if option.startswith("--")]
+        known = {option.removeprefix("--"): option for option in options} | {one: one for one in SUBCOMMANDS}
+        near = difflib.get_close_matches(name.lower(), known, 1)
+        hint = f"did you mean {known[near[0]]}?" if near else f"there are {', '.join(SUBCOMMANDS)}"
+        raise click.UsageError(f"No such command {name!r}; {hint}", ctx=ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands with the first sentence of each; click would cut it after 45 letters."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import textwrap
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import click
 from rich.console import Console
 
 CLOSED = 141  # the status of a program that its reader has left, as shells report it: 128 + SIGPIPE
-_PRINTERS = ("click.utils", "rich.console")
-_WIDE = 140  # columns for a file or a pipe, where nothing has to fit on a screen
+_PRINTERS = ("click.utils", "rich.console", __name__)
+_BLANKS = re.compile(r" +(?=\n)")
+_WIDE = 10_000  # columns of a file or a pipe, where nothing has to fit on a screen
 
 
 class StandardOutput(Console):
@@ -25,13 +27,28 @@ class StandardOutput(Console):
         raise SystemExit(CLOSED)
 
 
-def console(*, wide: bool = False, quiet: bool = False) -> StandardOutput:
-    """Standard output for texts and tables. wide: a file or a pipe without COLUMNS takes wide tables as they are.
+class _Trimmed:
+    """Standard output without the blanks that end lines: columns of a table are filled up with them."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(_BLANKS.sub("", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def console(*, quiet: bool = False) -> StandardOutput:
+    """Standard output for texts and tables. A file or a pipe takes them as they are, without COLUMNS at any width.
     quiet: it takes nothing.
     """
     made = StandardOutput(highlight=False, quiet=quiet)
-    if wide and not made.is_terminal and not os.environ.get("COLUMNS"):
-        made.width = max(made.width, _WIDE)
+    if not made.is_terminal:
+        made.file = cast("IO[str]", _Trimmed(sys.stdout))
+        if not os.environ.get("COLUMNS"):
+            made.width = _WIDE
     return made
 
 

@@ -100,8 +100,8 @@ def _edges(rows: list[NDArray[Any]]) -> NDArray[np.float64]:
         return np.linspace(-1.0, 1.0, BINS + 1)
     low, high = np.quantile(finite, [0.0005, 0.9995])
     largest = max(abs(low), abs(high))
-    constant = high - low < 1e-6 * largest  # but for rounding: some room, so that it is a bar and not a line
-    margin = max(1e-3 * largest if constant else 0.03 * (high - low), 1e-30)
+    constant = high - low <= 1e-6 * largest  # but for rounding: some room, so that it is a bar and not a line
+    margin = (0.1 * largest or 1.5) if constant else 0.03 * (high - low)
     return np.linspace(low - margin, high + margin, BINS + 1)
 
 

@@ -58,4 +58,4 @@ def print_lines(console: Console, told: Sequence[str]) -> None:
     """Below a verdict, under a heading."""
     console.print(Text(HEADING, style="bold"))
     for line in told:
-        console.print(Padding(Text(line), (0, 0, 0, 2)))
+        console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))

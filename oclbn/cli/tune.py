@@ -14,9 +14,9 @@ from oclbn.cli import tune_report, tune_run
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import expect
 from oclbn.cli.tune_run import Shapes, Tuned
-from oclbn.cli.types import SELECTIONS, Names, Once, Seconds, ShapeType, together, trainable
+from oclbn.cli.types import SELECTIONS, Names, Once, Seconds, ShapeType, check_ending, together, trainable
 from oclbn.device import DeviceInfo
-from oclbn.errors import DeviceNotFoundError
+from oclbn.errors import DeviceNotFoundError, ParameterError
 from oclbn.files import whole
 from oclbn.tools.bench.suites import SUITES
 from oclbn.tools.tune import search
@@ -40,11 +40,13 @@ _BESIDE = 15.0  # seconds of the check before the search and the last timing, on
 @click.option("--axis", default=1, show_default=True, help="Axis of the channels, for --shape.")
 @click.option("--show", is_flag=True, help="Show the choices in force, their origins and their plans; tune nothing.")
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
-@click.option("--keep", is_flag=True, help="Keep what has been found when interrupted with Ctrl-C.")
+@click.option(
+    "--keep", is_flag=True, help="After Ctrl-C keep what has been found; the exit status is 130 all the same."
+)
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write to this table instead of the user's own; what it holds of other devices is kept.",
+    help="Write to this table (.toml) instead of the user's own; what it holds of other devices is kept.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else; times in seconds.")
 def command(
@@ -70,6 +72,8 @@ def command(
     The result goes to the user's tuning table, which beats what oclbn ships; the environment variable OCLBN_TUNING may
     name another one. Without --suite and --shape: a few shapes that stand for all others.
     """
+    if axis != 1 and not shapes:
+        raise click.BadParameter("it needs --shape: suites say where their channels are", param_hint="--axis")
     if every and spec is not None:
         raise click.UsageError("--all and --device exclude each other")
     infos = _all_devices() if every else [device.select(spec)]
@@ -90,14 +94,17 @@ def command(
             tune_report.print_origins(console, *one, usertable.path())
         return
     target = usertable.path() if output is None else output
+    if output is not None:
+        check_ending(output, ("toml",), "--output")
     if not dry_run:
-        _check_target(target)
+        _check_target(target, named=output is not None)
     cases = [trainable(shape, axis) for shape in shapes] + [
         case for suite in together(suites) for case in SUITES[suite]
     ]
     given: Shapes = list(dict.fromkeys(cases))
     budget = seconds if seconds is not None else QUICK_SECONDS if quick else SECONDS
     reports: list[dict[str, Any]] = []
+    interrupted = False
     each = budget + _BESIDE
     devices = "1 device" if len(infos) == 1 else f"{len(infos)} devices"
     expect(f"A check, {budget:g} s of candidates at most and a last timing on {devices}", len(infos) * each)
@@ -107,6 +114,7 @@ def command(
             tuned = tune_run.run(info, _in_force(info, target), todo, budget, keep=keep)
         except KeyboardInterrupt:
             raise Interrupted("nothing was written; --keep keeps what was found") from None
+        interrupted = not tuned.rows
         entry = _entry(tuned)
         written = None
         if tuned.worthwhile and not dry_run and target is not None:
@@ -116,8 +124,12 @@ def command(
             reports.append(tune_report.as_dict(tuned, entry, written))
         else:
             tune_report.print_tuned(console, tuned, entry, written)
+        if interrupted:
+            break
     if as_json:
         click.echo(json.dumps(reports, indent=1))
+    if interrupted:
+        raise Interrupted("what was found until then is above")
 
 
 def _all_devices() -> list[DeviceInfo]:
@@ -128,18 +140,24 @@ def _all_devices() -> list[DeviceInfo]:
     return infos
 
 
-def _check_target(target: Path | None) -> None:
-    """Whatever would keep the result from being written has to show before the search."""
+def _check_target(target: Path | None, *, named: bool) -> None:
+    """Whatever would keep the result from being written has to show before the search. named: by --output."""
     if target is None:
         raise click.UsageError(
             f"{usertable.why_none()}, so there is no table to write to: name one with --output, or say --dry-run"
         )
     usertable.require_tomlkit()
-    usertable.read(target)
     try:
         whole.check_target(target)
+        usertable.read(target)
     except OSError as error:
+        if named:
+            raise click.BadParameter(f"{target}: {error.strerror}", param_hint="--output") from error
         raise click.FileError(str(target), hint=error.strerror) from error
+    except ParameterError as error:
+        if named:
+            raise click.BadParameter(str(error), param_hint="--output") from error
+        raise
 
 
 def _in_force(info: DeviceInfo, target: Path | None) -> Choices:

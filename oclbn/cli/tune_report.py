@@ -22,10 +22,31 @@ from oclbn.tools.tune.search import Choices, Planned
 from oclbn.tuning import Level, usertable
 
 LEGEND = (
-    "fused: one kernel reads a channel, sums and writes it (variant resident). two-kernel: partial sums, then their "
-    "results (split). reference: one work-item per channel (serial). LANES: work-items of a work-group; VEC: elements "
-    "of a vector; stream: non-temporal stores; fetch: prefetching."
+    "fused: one kernel reads a channel, sums and writes it (variant resident).",
+    "two-kernel: partial sums, then their results (split). reference: one work-item per channel (serial).",
+    "Behind that the names of the kernels, and how they read memory.",
+    "rows: one channel's values behind each other.",
+    "runs: short rows, together with those of neighbouring channels. columns: channels that lie side by side.",
+    "LANES, VEC, UNROLL, BLOCKS: the choices of these names. slices: the parts that a channel is summed in.",
+    "chains of n: n blocks of channels that a work-group takes in turn, summing one while it writes another.",
 )
+MEANINGS = {  # of the choices, to users
+    "lanes": "work-items of a work-group",
+    "vec": "elements of a vector",
+    "unroll": "independent sums of a work-item",
+    "blocks": "vectors of neighbouring channels for a work-item, where channels lie side by side and lanes > 1",
+    "chunk_bytes": "what is summed in one go, and may be read twice from the innermost cache",
+    "run_bytes": "rows up to this are read together with those of neighbouring channels, so much at a time",
+    "together_bytes": "the same where the rows are not adjacent",
+    "once_bytes": "pieces of rows that are read but once",
+    "near_bytes": "a compute unit's own cache, which what a work-group reads twice should fit",
+    "groups_per_unit": "work-groups for each compute unit, of two-kernel plans",
+    "stream": "non-temporal stores, where a call moves more than the cache may hold",
+    "fetch": "rows are prefetched",
+    "chains": "work-groups for each compute unit that sum some channels while they write others; 0: none",
+    "most_steps": "turns of loops that the driver allows a work-item; 0: any number",
+    "variant": "the one kind of plan that is allowed; '': the first that fits",
+}
 Origins = dict[str, tuple[Any, str]]  # choice -> value, and the level that it comes from
 
 
@@ -52,8 +73,11 @@ def print_origins(
         _print_hanging(console, f"{one.case} {one.operation}: {in_words(str(one.plan))}", "    ")
         for reason in one.plan.declined:
             _print_hanging(console, f"  not {in_words(reason)}", "      ", style="dim")
-    if plans:
-        _print_hanging(console, LEGEND, "", style="dim")
+    for line in LEGEND if plans else ():
+        _print_hanging(console, line, "  ", style="dim")
+    console.print(Text("Choices:", style="dim"))
+    for name in found:
+        _print_hanging(console, f"  {name}: {MEANINGS[name]}", "    ", style="dim")
 
 
 def origins_as_dict(info: DeviceInfo, found: Origins, plans: Sequence[Planned]) -> dict[str, Any]:

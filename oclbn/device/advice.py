@@ -87,7 +87,7 @@ def _rusticl(environment: Mapping[str, str]) -> str:
     told = f"RUSTICL_ENABLE is {enabled!r}, and no driver named there finds a device" if enabled else ""
     return (
         told or "RUSTICL_ENABLE is not set, which leaves it switched off"
-    ) + "; RUSTICL_ENABLE=llvmpipe offers the processor, RUSTICL_ENABLE=iris GPUs of Intel's, radeonsi of AMD's"
+    ) + "; RUSTICL_ENABLE=llvmpipe offers the processor; for GPUs of Intel it is iris, for those of AMD radeonsi"
 
 
 def _gpu_nodes(devices: Path = Path("/dev")) -> str:

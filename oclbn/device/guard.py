@@ -41,7 +41,7 @@ def driver_errors(doing: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
                 wanted = SizeError if isinstance(error, cl.MemoryError) else DeviceError
                 raise wanted(f"{doing}: the driver fails: {error}") from error
             except TypeError:
-                names.refuse(work, given, options)
+                names.refuse(guarded, given, options)
                 raise
 
         return guarded

@@ -15,7 +15,11 @@ _PICTURES = {
     b"RIFF": "a WebP picture, or a sound",
 }
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_HDF5 = b"\x89HDF\r\n\x1a\n"
+PICKLED = (
+    "it holds pickled Python objects, which are never loaded: where you trust the file, np.load(..., "
+    "allow_pickle=True) reads it, and np.save of an array of numbers makes one"
+)
+HDF5 = b"\x89HDF\r\n\x1a\n"
 _SEEN = 4096  # bytes
 
 
@@ -32,17 +36,17 @@ def described(path: Path) -> str:
         return _archive(path)
     for magic, what in _PICTURES.items():
         if head.startswith(magic):
-            made = f"np.asarray(PIL.Image.open({str(path)!r}))"
+            made = f"np.asarray(PIL.Image.open({str(path)!r}).convert('RGB'))"
             return f"it is {what}: np.save('x.npy', {made}) makes one (with Pillow), and --axis -1 has the colours"
     for magic, what in _PACKED.items():
         if head.startswith(magic):
             return f"it is packed with {what}: unpack it"
-    if head.startswith(_HDF5):
+    if head.startswith(HDF5):
         return (
             f"it is an HDF5 file: np.save('x.npy', h5py.File({str(path)!r})[NAME][()]) makes one of what it calls NAME"
         )
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "it holds pickled Python objects, which are never loaded"
+        return PICKLED
     return _text(path, head)
 
 
@@ -70,13 +74,16 @@ def _text(path: Path, head: bytes) -> str:
         text = head[: error.start].decode()
     if not all(letter.isprintable() or letter.isspace() for letter in text):
         return ""
-    comma = ", delimiter=','" if "," in text else ""
+    mark = next((mark for mark in ";," if mark in text), None)
+    delimiter = f", delimiter={mark!r}" if mark else ""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    numbers = [_are_numbers(line, "," if comma else None) for line in lines[:2]]
+    numbers = [_are_numbers(line, mark) for line in lines[:2]]
     if not any(numbers):
         return "it is text, and no table of numbers: wanted is what np.save writes"
     heading = "" if numbers[0] else ", skiprows=1"
-    return f"it is text: np.save('x.npy', np.loadtxt({str(path)!r}{comma}{heading})) makes one of a table of numbers"
+    return (
+        f"it is text: np.save('x.npy', np.loadtxt({str(path)!r}{delimiter}{heading})) makes one of a table of numbers"
+    )
 
 
 def _are_numbers(line: str, between: str | None) -> bool:

@@ -24,7 +24,7 @@ import os
 import stat
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from oclbn.errors import MissingExtraError, ModuleError, ModuleFileError, ModuleParameterError
 from oclbn.files import whole
+from oclbn.files.foreign import HDF5
 
 try:
     import h5py
@@ -85,8 +86,8 @@ def save(
 
     hdf: a path (written atomically; missing folders are made), an open file or group (added to, left open), or None.
     varlinks: key -> number of the variables that the file already holds; they are only linked to, and those written now
-    are added. ModuleFileError: the names are taken, or HDF5 cannot write. OSError: the disk's own, or the path is a
-    folder, a pipe, a device or the like.
+    are added. ModuleFileError: the names are taken, HDF5 cannot write, or the path is a file that is not HDF5. OSError:
+    the disk's own, or the path is a folder, a pipe, a device or the like.
     """
     if not (compress in (None, "gzip", "lzf") or (type(compress) is int and 0 <= compress <= 9)):
         raise ModuleParameterError(f"compress is {compress!r}; wanted None, 'gzip', 'lzf' or a gzip level from 0 to 9")
@@ -96,6 +97,8 @@ def save(
         if flush:
             hdf.file.flush()
     elif hdf is None or isinstance(hdf, (str, os.PathLike)):
+        if hdf is not None:
+            _check_replaceable(Path(hdf))
         # HDF5 works in memory, so that a full disk or a lost connection meets plain file operations only.
         with h5py.File(_unique_name(), "w", driver="core", backing_store=False, libver=_FORMAT) as file:
             links = _fill(file, "the new file", prefix, content, varlinks, compress)
@@ -109,6 +112,30 @@ def save(
         raise ModuleParameterError(f"hdf is a {type(hdf).__name__}; wanted a path, an open h5py.File or Group, or None")
     varlinks.update(links)
     return image
+
+
+def _check_replaceable(path: Path) -> None:
+    """ModuleFileError where the path holds something else than HDF5: a slip in a name would cost a program, or data."""
+    with suppress(OSError):  # nothing there, or what writing it tells of
+        if path.is_file() and path.stat().st_size and not _is_marked(path):
+            raise ModuleFileError(
+                f"{path} is there and is no HDF5 file, so it is not written over; give another name, or remove it"
+            )
+
+
+def _is_marked(path: Path) -> bool:
+    """Whether HDF5's mark stands where a file of its may begin: at 0, or at 512 times a power of two.
+
+    Without HDF5 itself, which says no of a file that another process has open.
+    """
+    with path.open("rb") as file:
+        size, place = path.stat().st_size, 0
+        while place < size:
+            file.seek(place)
+            if file.read(len(HDF5)) == HDF5:
+                return True
+            place = 2 * place or 512
+    return False
 
 
 def load(

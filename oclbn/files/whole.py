@@ -75,6 +75,18 @@ def check_target(path: str | os.PathLike[str]) -> None:
     _resolved(path)
 
 
+def check_source(path: str | os.PathLike[str]) -> None:
+    """Raise OSError where `path` is there and is no regular file: a pipe would be waited for, a device has no end."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not a regular file, so it is not read", os.fspath(path))
+
+
 def _resolved(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     """Where a path leads through all its links, and the permissions of the file that is there, if any."""
     given = os.fspath(path)

@@ -24,6 +24,7 @@ from numpy.typing import DTypeLike
 
 from oclbn.device import driver_errors
 from oclbn.modules.batchnormnd import BatchNormND
+from oclbn.modules.options import Fixed
 
 __all__ = ["BatchNorm", "BatchNorm1D", "BatchNorm2D", "BatchNorm3D", "BatchNormND"]
 
@@ -124,6 +125,7 @@ class BatchNorm(BatchNormND):
     """
 
     _maps_argument = "size"
+    size = Fixed[int]()
 
     @driver_errors("making a module")
     def __init__(

@@ -25,8 +25,8 @@ from oclbn.errors import (
 )
 from oclbn.gpuarray import Array
 from oclbn.modules.averaging import settled_count
-from oclbn.modules.flag import Flag
 from oclbn.modules.module import Module
+from oclbn.modules.options import Fixed, Flag, Number, flag
 from oclbn.modules.parameters import Shapes, whole
 from oclbn.modules.variable import Tensor, Variable, host_of
 
@@ -54,7 +54,10 @@ class BatchNormND(Module):
 
     _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad")
     scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
-    affine, inplace, guard, frozen_statistics = Flag(), Flag(), Flag(), Flag()
+    epsilon, initFactor, minFactor = Number(0.0), Number(0.0, 1.0), Number(0.0, 1.0)
+    inplace, guard, frozen_statistics = Flag(), Flag(), Flag()
+    maps, axis = Fixed[int](), Fixed[int]()
+    affine = Fixed[bool]("make another module, or leave gradients out with backward(grad, updParamGrads=False)")
     _maps_argument: ClassVar[str] = "maps"
 
     @driver_errors("making a module")
@@ -103,16 +106,18 @@ class BatchNormND(Module):
         of scale and bias are accumulated, as for fine-tuning; an attribute that may be set at any time. (Eval mode
         uses the running statistics as well, but `backward` accumulates no parameter gradients there.)
 
+        Attributes of the options' names may be set later, and are checked as here; affine, axis, maps and queue stay
+        (ModuleStateError), and calcMode changes the type.
+
         ModuleParameterError, ModuleDtypeError: an argument that is not wanted.
         """
         super().__init__(name, queue=queue, dtype=dtype)
         nd = self._whole_number("nd", nd, 0)
         self.maps = self._whole_number(self._maps_argument, maps, 1)
-        self.epsilon = self._real_number("epsilon", epsilon, 0.0)
-        self.initFactor = self._real_number("initFactor", initFactor, 0.0, 1.0)
-        self.minFactor = self._real_number("minFactor", minFactor, 0.0, 1.0)
+        self.epsilon, self.initFactor, self.minFactor = epsilon, initFactor, minFactor
         sscale = self._real_number("sscale", sscale, 0.0)
-        self.affine, self.inplace, self.guard, self.frozen_statistics = affine, inplace, guard, frozen_statistics
+        self.affine = flag(self, "affine", affine)
+        self.inplace, self.guard, self.frozen_statistics = inplace, guard, frozen_statistics
         self._batches = 0
         self.blueprint = {
             "nd": nd,
@@ -218,6 +223,7 @@ class BatchNormND(Module):
         self._batches, self._uncounted, self._entered = batches, max(0, batches - _MOST_COUNTED), entered
         self._may_warn, self._known_skips = True, skips
 
+    @driver_errors("updateParams")
     @whole
     def updateParams(self, learnRate: float) -> None:
         """One step: data += learnRate * grad, in place (to descend, learnRate is negative); nothing without affine."""

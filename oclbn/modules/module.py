@@ -19,7 +19,7 @@ from oclbn.device import driver_errors, limits
 from oclbn.elements import NUMBERS
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
-from oclbn.modules.flag import Flag
+from oclbn.modules.options import Flag
 from oclbn.modules.parameters import Parameters, whole
 
 __all__ = ["Module"]

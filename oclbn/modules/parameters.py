@@ -35,6 +35,7 @@ from oclbn.errors import (
 )
 from oclbn.gpuarray import Array
 from oclbn.modules.foreign import Contract, refuse_foreign, shown
+from oclbn.modules.options import Fixed, Name
 from oclbn.modules.variable import Named, Variable, duplicate, fitting, host_of, to_device, to_host
 from oclbn.names import ATTRIBUTES, hints
 
@@ -78,11 +79,12 @@ class Parameters(metaclass=Contract):
     """
 
     _passing: ClassVar[tuple[str, ...]] = ()  # attributes that the last call leaves
+    name = Name()
+    queue = Fixed[cl.CommandQueue]("make another module with queue=..., and save and load the values")
+    calctype = Fixed[Calctype]("calcMode(dtype) changes it")
 
     def __init__(self, name: str | None, queue: cl.CommandQueue | None, dtype: DTypeLike) -> None:
-        self.name = name if isinstance(name, str) else None
-        if self.name != name:
-            raise ModuleParameterError(f"{self}: name is {name!r}; a str or None is wanted")
+        self.name = name
         queue = arguments.queue(f"{self}: queue", queue, error=ModuleParameterError)
         self.queue = device.default_queue() if queue is None else queue
         self.calctype = self._calculation_type("dtype", dtype)
@@ -254,12 +256,25 @@ class Parameters(metaclass=Contract):
         except ValueError as error:  # lists of unequal lengths
             raise ModuleShapeError(f"{self}: {name} is given what is no array: {error}") from None
         if host.dtype.kind not in "iuf":
-            raise ModuleDtypeError(f"{self}: {name} is given elements of type {host.dtype}; real numbers are wanted")
+            mixed = host.dtype == object and any(isinstance(one, Array) for one in host.flat)
+            reason = ", which NumPy makes of its own arrays together with device arrays" if mixed else ""
+            advice = f", as bn.{name}.get() has" if mixed else ""
+            raise ModuleDtypeError(
+                f"{self}: {name} is given elements of type {host.dtype}{reason}; real numbers are wanted{advice}"
+            )
         if host.size != math.prod(shape):
             came = f"{host.size} elements (shape {host.shape})"
             raise ModuleShapeError(f"{self}: {name} is given {came}; {math.prod(shape)} are wanted, in any shape")
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
-            return np.ascontiguousarray(host.astype(self.calctype).reshape(shape))
+        with np.errstate(over="ignore"):
+            made = host.astype(self.calctype)
+        lost = np.isinf(made) & np.isfinite(host)
+        if lost.any():
+            most = f"{np.finfo(self.calctype).max:g}"
+            raise ModuleParameterError(
+                f"{self}: {name} is given {host[lost][0]:g}; numbers up to {most} are wanted, as the module "
+                f"computes with {np.dtype(self.calctype)}"
+            )
+        return np.ascontiguousarray(made.reshape(shape))
 
     @whole
     def reset(self) -> None:
@@ -283,7 +298,7 @@ class Parameters(metaclass=Contract):
         }
         attributes = {name: self._converted(attr, calctype) for name, attr in self._attrs.items()}
         self.reset()
-        self.calctype = calctype
+        vars(self)["calctype"] = calctype
         for name, (data, grad) in variables.items():
             self._vars[name].replace(data, grad)
         self._attrs |= attributes
@@ -304,6 +319,7 @@ class Parameters(metaclass=Contract):
                     cl.enqueue_fill(queue, grad.base_data, zero, grad.nbytes, offset=grad.offset, wait_for=grad.events)
                 )
 
+    @driver_errors("updateParams")
     @whole
     def updateParams(self, learnRate: float) -> None:
         """One step: data += learnRate * grad for every variable, in place (to descend, learnRate is negative)."""
@@ -351,7 +367,8 @@ class Parameters(metaclass=Contract):
         left open, and flushed when `isRoot`), or None. varlinks: Variable -> number of its dataset, for modules that
         share variables in one file. name: instead of the module's own. compress: None, "gzip", "lzf", a gzip level.
         assumeUniqueNames: "a.b.c" is written as "a.c". withBlueprint: adds the JSON of `getBlueprint`.
-        MissingExtraError: no h5py. ModuleStateError: nothing to save yet. ModuleFileError: the names are taken.
+        MissingExtraError: no h5py. ModuleStateError: nothing to save yet. ModuleFileError: the names are taken, or the
+        path is a file, not empty, that is not HDF5.
         OSError: the system's own, or the path is a folder, a pipe, a device or the like.
         """
         from oclbn.files import puzzlelib

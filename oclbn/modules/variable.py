@@ -89,6 +89,11 @@ def fitting(label: str, array: Any, shape: tuple[int, ...], dtype: Any, context:
     return array
 
 
+def kept_for_good(name: str) -> ModuleStateError:
+    """The error of taking a tensor out of a module."""
+    return ModuleStateError(f"{name} cannot be taken out of a module, which needs it; put another one in its place")
+
+
 class Host:
     """A device array while it is pickled."""
 
@@ -147,7 +152,7 @@ class Named(MutableMapping[str, T], Generic[T]):
         self._kept[name] = self._check(name, value)
 
     def __delitem__(self, name: str) -> None:
-        raise ModuleStateError(f"{name} cannot be taken out of a module, which needs it; put another one in its place")
+        raise kept_for_good(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kept)
@@ -182,3 +187,6 @@ class Tensor:
 
     def __set__(self, module: _Keeper, values: ArrayLike | Array) -> None:
         module._assign(self._name, values)
+
+    def __delete__(self, module: _Keeper) -> None:
+        raise kept_for_good(self._name)

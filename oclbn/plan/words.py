@@ -180,19 +180,22 @@ class Plan:
         return f"{self.variant} ({' + '.join(launch.kernel for launch in self.launches)}; {walk}, {shown}{cut})"
 
 
-BRIEF = re.compile(r"(?P<variant>\S+) \((?P<kernels>[^;]+); (?P<walk>\w+),")
+BRIEF = re.compile(r"(?P<variant>\S+|one kernel) \((?P<kernels>[^;]+); (?P<walk>\w+),")
 VARIANTS = {"resident": "fused", "split": "two-kernel", "serial": "reference"}  # what the field calls them
 
 
 def in_words(text: str) -> str:
-    """A plan, or a reason why there is none, with the field's words for the variants: as users read it."""
-    return re.sub(r"\b(resident|split|serial)\b", lambda found: VARIANTS[found[1]], text)
+    """A plan, or a reason why there is none, with the field's words for the variants: as users read it.
+
+    Where the second of two kernels is all there is to do, as in inference, that is one kernel.
+    """
+    told = re.sub(r"\b(resident|split|serial)\b", lambda found: VARIANTS[found[1]], text)
+    return re.sub(r"\btwo-kernel (?=\(\w+;)", "one kernel ", told)
 
 
 def in_brief(told: str) -> str:
-    """Of a plan in words its variant and its walk: "fused, rows". A single kernel that is not fused is one kernel."""
+    """Of a plan in words its variant and its walk: "fused, rows"."""
     found = BRIEF.match(told)
     if found is None:
         return told
-    single = found["variant"] == "two-kernel" and "+" not in found["kernels"]
-    return f"{'one kernel' if single else found['variant']}, {found['walk']}"
+    return f"{found['variant']}, {found['walk']}"

@@ -132,14 +132,14 @@ def _known(file: Path, entry: usertable.Entry) -> dict[str, Any]:
     if unknown:
         writer = f", written by oclbn {entry.oclbn}" if entry.oclbn else ""
         warnings.warn(
-            f"tuning table {file}: the entry of {entry.device.name or entry.device.platform}{writer} has "
+            f"{usertable.called(file)}: the entry of {entry.device.name or entry.device.platform}{writer} has "
             f"{', '.join(unknown)}, which this version does not know and leaves out; `oclbn tune` writes it anew",
             stacklevel=2,
         )
     try:
         _check(known)
     except ParameterError as error:
-        raise ParameterError(f"tuning table {file}, entry of {entry.device}: {error}") from error
+        raise ParameterError(f"{usertable.called(file)}, entry of {entry.device}: {error}") from error
     return known
 
 

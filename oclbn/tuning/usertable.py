@@ -27,7 +27,7 @@ from typing import Any
 import platformdirs
 
 from oclbn.errors import MissingExtraError, ParameterError
-from oclbn.files.whole import replacing, user_folder
+from oclbn.files.whole import check_source, replacing, user_folder
 
 VARIABLE = "OCLBN_TUNING"
 _HEAD = "What stands here beats what oclbn ships; delete a device's entry to undo it. Written by `oclbn tune`."
@@ -74,6 +74,11 @@ def path() -> Path | None:
         return user_folder(platformdirs.user_config_path) / "tuning.toml"
     except FileNotFoundError:
         return None
+
+
+def called(file: Path) -> str:
+    """The table, as messages begin with it: with the variable that names it, where one does."""
+    return f"tuning table {file}" + (f" (named by {VARIABLE})" if os.environ.get(VARIABLE) == str(file) else "")
 
 
 def why_none() -> str:
@@ -133,29 +138,37 @@ def require_tomlkit() -> Any:
 
 def _text(file: Path) -> str:
     try:
+        check_source(file)
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"tuning table {file} cannot be read: {error}") from error
+    except OSError as error:
+        raise ParameterError(f"{called(file)} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ParameterError(f"{called(file)} is no text, and so no tuning table; name another file") from error
 
 
 def _tables(file: Path) -> list[Any]:
+    text = _text(file)
     try:
-        content = tomllib.loads(_text(file))
+        content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ParameterError(f"tuning table {file} is no TOML: {error}; mend it, or delete it") from error
+        if "[[device]]" in text:
+            advice = "mend it, or delete it"
+        else:  # somebody's program, or notes
+            advice = "a tuning table has entries [[device]]; name another file"
+        raise ParameterError(f"{called(file)} is no TOML: {error}; {advice}") from error
     unknown = sorted(set(content) - {"device"})
     if unknown:
-        raise ParameterError(f"tuning table {file} has {unknown[0]!r}; it wants entries [[device]] only")
+        raise ParameterError(f"{called(file)} has {unknown[0]!r}; it wants entries [[device]] only")
     tables: Any = content.get("device", [])
     if not isinstance(tables, list):
-        raise ParameterError(f"tuning table {file}: device is no list; it wants entries [[device]]")
+        raise ParameterError(f"{called(file)}: device is no list; it wants entries [[device]]")
     return tables
 
 
 def _entry(file: Path, number: int, table: Any) -> Entry:
-    where = f"tuning table {file}, entry {number}"
+    where = f"{called(file)}, entry {number}"
     if not isinstance(table, dict):
         raise ParameterError(f"{where} is {table!r}; it wants a table [[device]]")
     texts = {*(field.name for field in fields(DeviceNames)), "oclbn"}

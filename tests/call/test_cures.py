@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,17 @@ import pytest
 
 import oclbn
 from oclbn import BatchNorm1D, BatchNorm2D, functional, gpuarray
-from oclbn.errors import ArrayTypeError, DtypeError, ModuleDtypeError, ModuleParameterError, ParameterError
+from oclbn.errors import (
+    ArrayTypeError,
+    ContextError,
+    DtypeError,
+    ModuleDtypeError,
+    ModuleParameterError,
+    OverlapError,
+    ParameterError,
+)
 
-CODE = r"(?:convert it with |: )(oclbn\..*?|\w+\.astype\(.*?\))(?: makes one|, or |, make |$)"
+CODE = r"(?:convert it with |: )(oclbn\..*?|\w+\.astype\(.*?\))(?: makes one| makes a copy there|, or |, make |$)"
 RNG = np.random.default_rng(5)
 HOST = RNG.standard_normal((4, 3, 5))
 PER_CHANNEL = ("scale", "bias", "running_mean", "running_var", "skipped", "entered")
@@ -71,6 +80,86 @@ def test_host_arrays_for_the_others(queue: cl.CommandQueue) -> None:
         name = str(caught.value).split()[0]
         given[name] = follow(caught.value, **given)
         assert given[name].dtype == np.float32
+
+
+@pytest.mark.parametrize("name", PER_CHANNEL)
+def test_one_number_per_channel(queue: cl.CommandQueue, name: str) -> None:
+    """It is repeated for each channel."""
+    x = put(queue, HOST.astype(np.float32))
+    for value in (2, np.float32(2), np.array(2.0)):
+        with pytest.raises(ArrayTypeError, match=f"^{name} is a ") as caught:
+            functional.batch_norm_train(x, **{name: value})
+        made = follow(caught.value, x=x, **{name: value})
+        assert made.get().tolist() == [2, 2, 2]
+        functional.batch_norm_train(x, **{name: made})
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f8"])
+def test_what_is_written_is_no_copy(queue: cl.CommandQueue, dtype: str) -> None:
+    """A converted copy would be written in its place, and the caller's array stay as it is."""
+    x, wrong = put(queue, HOST.astype(np.float32)), put(queue, HOST.astype(dtype))
+    one = put(queue, np.ones(3, np.float32))
+    backward = functools.partial(functional.batch_norm_backward, x, x, save_mean=one, save_invstd=one)
+    for call in (functools.partial(functional.batch_norm_train, x), backward):
+        with pytest.raises(
+            DtypeError, match=r"^out is \w+; float32 is wanted, as x is; oclbn\.\S+ makes one$"
+        ) as caught:
+            call(out=wrong)
+        out = eval(advised(caught.value, r"; (oclbn\..*) makes one$"), {"oclbn": oclbn, "x": x})
+        assert call(out=out)[0] is out
+    for name in ("running_mean", "running_var"):
+        given = {name: put(queue, np.ones(3, dtype))}
+        with pytest.raises(DtypeError, match=rf"^{name} is .*; convert it once, as it is written: {name} = ") as caught:
+            functional.batch_norm_train(x, **given)
+        exec(advised(caught.value, r"as it is written: (.*?)(?:, or x: .*)?$"), {"np": np}, given)
+        before = given[name].get()
+        functional.batch_norm_train(x, **given)
+        assert (given[name].get() != before).all()
+
+
+def test_what_is_merged(queue: cl.CommandQueue) -> None:
+    x = put(queue, HOST.astype(np.float32))
+    first = functional.moments(x)
+    for parts in ((first, first), (functional.statistics(x), first)):
+        with pytest.raises(
+            ArrayTypeError, match=r"as statistics\(x\) gives; what moments\(x\) gives is rounded, and is not"
+        ):
+            functional.merge(*parts)  # type: ignore[misc]
+    with pytest.raises(
+        ArrayTypeError, match=r"^first is a builtins\.int; Statistics are wanted, as statistics\(x\) gives$"
+    ):
+        functional.merge(*first)  # type: ignore[misc]
+    with pytest.raises(ArrayTypeError, match=r"; give them one by one: merge\(\*parts\)$"):
+        functional.merge([functional.statistics(x)])  # type: ignore[misc]
+
+
+def test_training_in_place_is_told_how(queue: cl.CommandQueue) -> None:
+    x = put(queue, HOST.astype(np.float32))
+    with pytest.raises(
+        OverlapError, match=r"an array of its own is wanted; to normalise in place give the batch's mean"
+    ):
+        functional.batch_norm_train(x, out=x)
+    wanted = functional.batch_norm_train(x)[0].get()
+    found = functional.statistics(x)
+    var = put(queue, found.m2.get() / np.float32(found.count))
+    assert functional.batch_norm_infer(x, mean=found.mean, var=var, out=x) is x
+    np.testing.assert_allclose(x.get(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_contexts_are_told_by_their_devices(queue: cl.CommandQueue) -> None:
+    other = cl.CommandQueue(cl.Context([queue.device]))
+    x, scale, name = put(queue, HOST.astype(np.float32)), put(other, np.ones(3, np.float32)), queue.device.name.strip()
+    with pytest.raises(ContextError) as caught:
+        functional.batch_norm_train(x, scale=scale)
+    assert str(caught.value).startswith(
+        f"scale belongs to a context of {name}, x to another, a context of {name}, and one"
+    )
+    one = follow(caught.value, x=x, scale=scale)
+    functional.batch_norm_train(x, scale=one)
+    for call in (lambda: functional.accumulate(scale, one), lambda: gpuarray.pack(x, queue=other)):
+        with pytest.raises(ContextError, match=f"a context of {re.escape(name)}") as caught:
+            call()
+        assert "0x" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [None, "text", {"a": 1}], ids=repr)

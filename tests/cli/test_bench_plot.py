@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
+import matplotlib.image
 import pyopencl as cl
 import pytest
 from click.testing import CliRunner
@@ -87,6 +89,17 @@ def test_no_panel_is_empty_where_libraries_were_timed_with_some_outputs_only(que
     text = bench_plot.draw(made, "svg").decode()
     assert text.count("<!-- library's time") == len(benchmark.TENSORS)
     assert text.count("<!-- outputs pool") == 2, "ratios and bandwidths"
+
+
+@pytest.mark.parametrize("peers", [(), PEERS])
+def test_what_stands_below_is_not_cut(queue: cl.CommandQueue, peers: tuple[str, ...]) -> None:
+    """Nothing but paper at both edges, beside the sentences that say how to read the picture."""
+    png = bench_plot.draw(report(queue, SUITES["resnet50"], ("preallocated",), peers), "png")
+    pixels = matplotlib.image.imread(io.BytesIO(png))[..., :3]
+    below = pixels[-70:]
+    assert (below < 0.6).any(), "there are sentences"
+    for edge in (below[:, :8], below[:, -8:]):
+        assert (edge == 1.0).all()
 
 
 def test_the_command_draws(queue: cl.CommandQueue, tmp_path: Path) -> None:

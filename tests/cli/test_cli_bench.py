@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from click.testing import CliRunner, Result
 from oclbn.cli import bench_report
 from oclbn.cli.group import oclbn
 from oclbn.tools.bench import benchmark, profiling
+from oclbn.tools.peers.registry import PEERS
 
 pytestmark = pytest.mark.once(reason="tables, files and exit statuses are the host's")
 
@@ -25,6 +28,13 @@ def bench(spec: str, *given: str, width: int | None = None) -> Result:
     return CliRunner(env=environment).invoke(oclbn, ["bench", "--device", spec, *given])
 
 
+@pytest.fixture
+def untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries that are not there show where they would have been timed, as where some of them are there."""
+    monkeypatch.setattr("oclbn.cli.bench._tell_missing", lambda *_: None)
+
+
+@pytest.mark.usefixtures("untold")
 def test_repeated_options_add_up(spec: str) -> None:
     given = ["--shape", "4,6,5", "--shape", "8,3", "--shape", "8,3", "--operations", "forward", "--operations"]
     given += [
@@ -181,6 +191,7 @@ def test_nothing_timed_is_an_error(spec: str, more: tuple[str, ...]) -> None:
 PEERS_THAT_ARE_NOT_THERE = ("--against", "torch,numpy,onednn", "--peer-python", "/nowhere")
 
 
+@pytest.mark.usefixtures("untold")
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("more", [(), ("--details",), ("--profile",), PEERS_THAT_ARE_NOT_THERE], ids=str)
 def test_it_fits_the_screen_with_whole_words(spec: str, width: int, more: tuple[str, ...]) -> None:
@@ -194,6 +205,40 @@ def test_it_fits_the_screen_with_whole_words(spec: str, width: int, more: tuple[
     for operation in benchmark.TENSORS:
         assert operation in done.stdout
     assert re.search(r"\bms\b", done.stdout), "units stand in headings"
+    if not more:
+        assert ("GB/s" in done.stdout.partition("Not shown")[0]) != ("Not shown in" in done.stdout)
+
+
+def refused_before_anything_is_timed(spec: str, *given: str) -> str:
+    done = bench(spec, "--shape", "4,6,5", *given)
+    assert (done.exit_code, done.stdout) == (2, "")
+    return " ".join(done.stderr.split())
+
+
+def test_a_python_that_does_not_start_is_told_first(spec: str) -> None:
+    told = refused_before_anything_is_timed(spec, "--against", "torch,numpy", "--peer-python", "/nowhere")
+    assert told.endswith("Invalid value for --peer-python: '/nowhere' is no program that can be started")
+
+
+def test_a_library_that_is_not_there_is_told_first(spec: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where none of them is there, that is an error; beside others, a note and a dash."""
+    lost = tmp_path / "lost_peer.py"
+    lost.write_text("class Peer:\n    def __init__(self, case):\n        import a_package_that_nobody_has\n")
+    monkeypatch.setitem(PEERS, "torch", replace(PEERS["torch"], file=lost, install="lost-and-found"))
+    told = refused_before_anything_is_timed(spec, "--against", "torch")
+    why = f"a_package_that_nobody_has is not installed for {sys.executable}: pip install lost-and-found"
+    assert told.endswith(f"Invalid value for --against: torch: {why}")
+    done = bench(spec, *SMALL, "--against", "torch,numpy", width=60)
+    assert done.exit_code == 0
+    assert done.stderr.startswith(f"Note: torch is left out: {why}\n")
+    assert [line for line in done.stdout.splitlines() if why in line], "on one line, to be copied"
+
+
+@pytest.mark.parametrize("command", ["bench", "tune"])
+def test_an_axis_without_a_shape_is_refused(spec: str, command: str) -> None:
+    done = CliRunner().invoke(oclbn, [command, "--device", spec, "--axis", "-1"])
+    assert done.exit_code == 2
+    assert "Invalid value for --axis: it needs --shape" in done.stderr
 
 
 def test_what_is_expected_grows_with_what_is_to_be_done() -> None:

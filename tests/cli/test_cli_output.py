@@ -26,6 +26,21 @@ COMMANDS = [["--help"], ["--version"], ["devices"], ["devices", "--json"], ["tun
 FULL = Path("/dev/full")
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("demos", "did you mean demo?"),
+        ("Bench", "did you mean bench?"),
+        ("version", "did you mean --version?"),
+        ("zzz", "there are devices, demo, check, bench, tune"),
+    ],
+)
+def test_a_command_that_there_is_not_gets_a_hint(name: str, hint: str) -> None:
+    done = CliRunner().invoke(group.oclbn, [name])
+    assert done.exit_code == 2
+    assert done.stderr.endswith(f"Error: No such command '{name}'; {hint}\n")
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
 @pytest.mark.parametrize("given", COMMANDS, ids=" ".join)
 def test_a_full_disk_is_one_line(given: list[str]) -> None:

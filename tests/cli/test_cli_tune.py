@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from click.testing import CliRunner, Result
 
 import oclbn.device
 from oclbn import functional, tuning
-from oclbn.cli import tune_run
+from oclbn.cli import tune_report, tune_run
 from oclbn.cli.group import oclbn as command
 from oclbn.plan.words import Tuning
 from oclbn.tools.child import Rejected
@@ -162,9 +165,10 @@ def test_an_interrupted_run_keeps_what_it_found_where_asked_to(
     monkeypatch.setattr(tune_run, "TrialProcess", Interrupted)
     result = run("--device", spec, *(["--keep"] if keep else []))
     assert table.exists() is keep
-    assert result.exit_code == (0 if keep else 130)
+    assert result.exit_code == 130
     assert ("Wrote" in result.stdout) is keep
     assert ("Interrupted: nothing was written" in result.stderr) is not keep
+    assert ("Interrupted: what was found until then is above" in result.stderr) is keep
 
 
 def test_choices_that_do_not_work_are_an_error(spec: str, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +221,8 @@ def test_show_says_what_the_choices_lead_to(spec: str, monkeypatch: pytest.Monke
         pytest.param(["--shape", "4,5", "--axis", "2"], 2, "2 is no axis of shape 4,5", id="no axis"),
         pytest.param(["--suite", "vgg"], 2, "resnet50", id="no suite"),
         pytest.param(["--output", "."], 2, "is a directory", id="a folder"),
+        pytest.param(["--output", "bn.hdf"], 2, "bn.hdf does not end in .toml", id="no table"),
+        pytest.param(["--output", "train.py"], 2, "train.py does not end in .toml", id="a program"),
     ],
 )
 def test_wrong_options(queue: cl.CommandQueue, arguments: list[str], status: int, says: str) -> None:
@@ -230,6 +236,32 @@ def test_a_table_that_cannot_be_used_shows_before_the_search(spec: str, table: P
     result = run("--device", spec)
     assert result.exit_code == 1
     assert "is no TOML" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pipes and devices")
+@pytest.mark.parametrize("kind", ["pipe", "/dev/full", "text", "bytes"])
+def test_another_table_that_cannot_be_used_shows_before_the_search(spec: str, tmp_path: Path, kind: str) -> None:
+    """As an option that makes no sense; nobody is told to delete a file that is no table."""
+    output = tmp_path / "other.toml"
+    if kind == "pipe":
+        os.mkfifo(output)
+    elif kind == "/dev/full":
+        output.symlink_to(kind)
+    else:
+        output.write_bytes(b"print(1)" if kind == "text" else b"\x89HDF\xff")
+    result = run("--device", spec, "--output", str(output), "--seconds", "1")
+    assert result.exit_code == 2
+    assert "Invalid value for --output" in result.stderr
+    assert ("name another file" if kind in ("text", "bytes") else "Not a regular file") in result.stderr
+    assert "delete" not in result.stderr
+
+
+def test_every_choice_is_explained(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCLBN_TUNING", "")
+    assert list(tune_report.MEANINGS) == [field.name for field in fields(Tuning)]
+    shown = run("--device", spec, "--show").stdout
+    for word in (*tune_report.MEANINGS, "slices", "chains of n", "rows", "runs", "columns"):
+        assert re.search(rf"^ *{word}: |[.] {word}: ", shown, re.MULTILINE), word
 
 
 def test_without_a_table_there_is_nothing_to_write_to(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -377,6 +377,38 @@ def test_folders_are_made(queue: cl.CommandQueue, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "runs" / "7").iterdir()] == ["bn.hdf"]
 
 
+@pytest.mark.parametrize(
+    "content", [b"print('a program')\n", b"\x93NUMPY" + bytes(5000), b"\x89HDF"], ids=["py", "npy", "cut"]
+)
+def test_a_file_that_is_no_hdf5_is_not_written_over(queue: cl.CommandQueue, tmp_path: Path, content: bytes) -> None:
+    """A slip in a name would cost a program."""
+    path = tmp_path / "train.py"
+    path.write_bytes(content)
+    with pytest.raises(
+        ModuleFileError, match=r"train\.py is there and is no HDF5 file, so it is not written over; give"
+    ):
+        trained(queue).save(path)
+    assert path.read_bytes() == content
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("block", [None, 512, 4096])
+def test_an_older_save_and_an_empty_file_are_written_over(
+    queue: cl.CommandQueue, tmp_path: Path, block: int | None
+) -> None:
+    """Those with a block of somebody's own before HDF5's as well, and those that are open elsewhere."""
+    path, bn, other = tmp_path / "bn.hdf", trained(queue), fresh(queue)
+    with h5py.File(path, "w", userblock_size=block) as file:
+        file["mine"] = np.arange(3)
+        file.flush()
+        bn.save(path)
+    other.load(path)
+    assert values(other) == values(bn)
+    (tmp_path / "empty.hdf").touch()
+    bn.save(tmp_path / "empty.hdf")
+    fresh(queue).load(tmp_path / "empty.hdf")
+
+
 def test_a_name_alone_goes_to_the_current_folder(
     queue: cl.CommandQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +444,12 @@ def test_a_failure_leaves_the_old_file(
 
         def __exit__(self, *_: object) -> None:
             self.file.close()
+
+        def read(self, count: int) -> bytes:
+            return self.file.read(count)
+
+        def seek(self, place: int) -> None:
+            self.file.seek(place)
 
         def write(self, content: bytes) -> None:
             self.file.write(content[:100])

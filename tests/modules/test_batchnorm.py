@@ -795,7 +795,7 @@ def test_data_of_another_type_and_what_helps(queue: cl.CommandQueue) -> None:
 # --- options that are likely meant otherwise
 
 
-@pytest.mark.parametrize("name", ["train", "affine", "inplace", "guard", "frozen_statistics"])
+@pytest.mark.parametrize("name", ["train", "inplace", "guard", "frozen_statistics"])
 def test_flags_are_true_or_false(queue: cl.CommandQueue, name: str) -> None:
     """A plain bool; text, which would always count as true, is refused, by constructors too."""
     bn = BatchNorm2D(3, queue=queue)
@@ -810,6 +810,57 @@ def test_flags_are_true_or_false(queue: cl.CommandQueue, name: str) -> None:
         if name != "train":
             with pytest.raises(ModuleParameterError, match=rf"^BatchNorm2D: {name} is "):
                 BatchNorm2D(3, queue=queue, **{name: wrong})  # type: ignore[arg-type]
+
+
+def test_what_is_set_is_what_is_shown(queue: cl.CommandQueue) -> None:
+    """By repr and in the blueprint, of which a module is made anew; copies have it too."""
+    bn = BatchNorm2D(3, queue=queue)
+    bn.epsilon, bn.minFactor, bn.initFactor, bn.inplace, bn.name = 1e-3, 0.25, 0, np.True_, "late"
+    for one in (bn, copy.deepcopy(bn), pickle.loads(pickle.dumps(bn))):
+        assert "(3, epsilon=0.001, initFactor=0.0, minFactor=0.25, affine=True, inplace=True, name='late', " in repr(
+            one
+        )
+        again = BatchNorm2D(**one.getBlueprint()["scheme"], queue=queue)
+        assert (again.epsilon, again.minFactor, again.inplace, again.name) == (1e-3, 0.25, True, "late")
+    other = copy.deepcopy(bn)
+    other.epsilon = 1e-5
+    assert "epsilon=0.001" in repr(bn)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("epsilon", -5, "is -5; a finite number from 0 on is wanted"),
+        ("epsilon", "a", "is 'a'; a finite number from 0 on is wanted"),
+        ("epsilon", np.ones((9, 9)), "is a numpy.ndarray of shape (9, 9); a finite number from 0 on is wanted"),
+        ("minFactor", 5, "is 5; a number from 0 to 1 is wanted"),
+        ("initFactor", None, "is None; a number from 0 to 1 is wanted"),
+        ("name", 5, "is 5; a str or None is wanted"),
+        ("affine", False, "stays as the module was made; make another module, or leave gradients out with backward("),
+        ("queue", 1, "stays as the module was made; make another module with queue=..."),
+        ("maps", 5, "stays as the module was made; make another module"),
+        ("size", 5, "stays as the module was made; make another module"),
+        ("axis", 0, "stays as the module was made; make another module"),
+        ("calctype", np.float64, "stays as the module was made; calcMode(dtype) changes it"),
+    ],
+)
+def test_options_are_checked_when_they_are_set(queue: cl.CommandQueue, name: str, wrong: Any, message: str) -> None:
+    """As the constructor checks them; nothing is changed. What a module cannot change says what to do."""
+    bn = BatchNorm(3, queue=queue)
+    before = repr(bn), getattr(bn, name)
+    with pytest.raises((ModuleParameterError, ModuleStateError), match=rf"^BatchNorm: {name} {re.escape(message)}"):
+        setattr(bn, name, wrong)
+    with pytest.raises(ModuleStateError, match=rf"^BatchNorm: {name} cannot be deleted; the module needs it$"):
+        delattr(bn, name)
+    assert (repr(bn), getattr(bn, name)) == before
+
+
+def test_a_constructor_tells_an_array_from_a_number(queue: cl.CommandQueue) -> None:
+    for values in (np.ones((9, 9), np.float32), cla.zeros(queue, (9, 9), np.float32)):
+        with pytest.raises(
+            ModuleParameterError, match=r"^BatchNorm2D: maps is a \S+ of shape \(9, 9\); a whole number"
+        ):
+            BatchNorm2D(values, queue=queue)  # type: ignore[arg-type]
 
 
 def test_an_initial_factor_without_effect_is_told(queue: cl.CommandQueue) -> None:

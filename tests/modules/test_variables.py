@@ -107,6 +107,35 @@ def test_operators_that_work_in_place(queue: cl.CommandQueue) -> None:
     assert names_of(bn, "mean") == [(VALUES + 1).tolist()] * 3
 
 
+def test_numpy_and_device_arrays_together_are_told(queue: cl.CommandQueue) -> None:
+    bn = module(queue)
+    assert bn.scale is not None
+    before = bn.scale.get()
+    with pytest.raises(ModuleDtypeError, match=r"device arrays; real numbers are wanted, as bn\.scale\.get\(\) has$"):
+        bn.scale = bn.scale + np.ones(SHAPE, np.float32)
+    bn.scale = bn.scale.get() + np.ones(SHAPE, np.float32)
+    np.testing.assert_array_equal(host_of(bn.scale), before + 1)
+
+
+def test_numbers_that_the_type_cannot_hold_are_refused(queue: cl.CommandQueue) -> None:
+    """They would become infinite without a word; what is infinite already is what was asked for."""
+    bn = module(queue)
+    for given in (np.full(C, 1e300), [*VALUES[1:].tolist(), -1e39]):
+        with pytest.raises(
+            ModuleParameterError, match=r"scale is given -?1e\+\d+; numbers up to 3\.40282e\+38 are wanted"
+        ):
+            bn.scale = given
+    bn.scale = np.full(C, np.inf)
+    assert np.isinf(host_of(bn.scale)).all()
+
+
+def test_a_tensor_cannot_be_deleted(queue: cl.CommandQueue) -> None:
+    bn = module(queue)
+    with pytest.raises(ModuleStateError, match=r"^scale cannot be taken out of a module"):
+        del bn.scale
+    assert bn.scale is bn.vars["scale"].data
+
+
 def test_an_array_may_be_put_in_the_place_of_another(queue: cl.CommandQueue) -> None:
     bn = module(queue)
     arrays = {name: put(queue, VALUES.reshape(SHAPE)) for name in TENSORS}

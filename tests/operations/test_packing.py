@@ -160,7 +160,7 @@ def test_what_cannot_be_packed(queue: cl.CommandQueue, other_queue: cl.CommandQu
     for order in ("A", None, 1):
         with pytest.raises(ParameterError, match=r"order is .*; 'C' or 'F' is wanted"):
             pack(array, order)
-    with pytest.raises(ContextError, match="queue belongs to context"):
+    with pytest.raises(ContextError, match="queue belongs to a context of"):
         pack(array, queue=other_queue)
     with pytest.raises(ParameterError, match="view has no queue"):
         pack(array.with_queue(None))

@@ -371,7 +371,7 @@ def test_arrays_beside_shards_that_do_not_fit(two: list[cl.CommandQueue]) -> Non
     for given, error, words in (
         ({"scale": five[0]}, ArrayTypeError, "scale is a pyopencl"),
         ({"scale": [five[0], None]}, ArrayTypeError, "scale has None beside arrays"),
-        ({"scale": [five[0], five[0]]}, ContextError, "of shard 1: scale belongs to context"),
+        ({"scale": [five[0], five[0]]}, ContextError, "of shard 1: scale belongs to a context of"),
         ({"bias": _some(two, (4,))}, ShapeError, "of shard 0: bias has 4 elements"),
         ({"running_mean": _some(two, (5,), np.float64)}, DtypeError, "running_mean is float64"),
         ({"running_mean": five, "running_var": five}, OverlapError, "running_mean"),

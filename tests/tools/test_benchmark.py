@@ -210,6 +210,7 @@ def test_means_are_over_all_copies_and_over_plain_ones(queue: cl.CommandQueue, m
     printed = run("--shape", "4,8,6,6", "--shape", "32,10", "--operations", "forward", "--outputs", "prepared")
     lines = {line.partition("  ")[0]: line.split()[-1] for line in map(str.strip, printed.splitlines()) if line}
     assert lines["geometric mean"] == "(4.24)"
+    assert lines["worst"] == "(6.00)"
     assert lines["over plain copy"] == "(2.12)"
     assert lines["worst over plain"] == "(3.00)"
 

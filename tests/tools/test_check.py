@@ -271,6 +271,21 @@ def test_no_fact_is_broken_and_faults_are_in_words_of_the_field(info: DeviceInfo
     )
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_devices_side_by_side_are_never_cut(info: DeviceInfo, width: int) -> None:
+    """A name that is cut selects nothing; where there is no room for it, its index stands alone."""
+    named = dataclasses.replace(info, platform_index=7, name="a processor with a long name, of many cores")
+    checked = check_run.Checked(named, check_run.choices_in_force(info), 5)
+    for operation in OPERATIONS:
+        checked.outcomes.append(check_run.Outcome(NumberCheck(operation, (2, 2), 1, checklist.ORDINARY), {}, ""))
+    screen = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None, highlight=False)
+    check_report.print_matrix(screen, [checked])
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "\u2026" not in shown
+    assert (f"7:0 {named.name}" in shown) == (width == 120)
+    assert re.search(r"^7:0 +(?:a processor.*)?ok +ok +ok +ok +ok *$", shown, re.MULTILINE)
+
+
 @pytest.mark.usefixtures("dying", "no_other")
 def test_the_command_is_red_and_writes_a_script(info: DeviceInfo, tmp_path: Path) -> None:
     script = tmp_path / "repro.py"

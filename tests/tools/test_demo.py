@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -65,8 +66,9 @@ def drawn(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
 # ---- the digits
 
 
-def test_the_digits_pass_and_are_written_and_drawn(spec: str, tmp_path: Path) -> None:
+def test_the_digits_pass_and_are_written_and_drawn(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, picture = tmp_path / "digits.npy", tmp_path / "digits.png"
+    monkeypatch.setenv("COLUMNS", "80")
     result = demo("--device", spec, "--output", output, "--plot", picture)
     assert result.exit_code == 0, result.output
     assert "PASS  all 30 checks" in result.output
@@ -204,8 +206,8 @@ OWN = [
     pytest.param((200, 6), 1, "BatchNorm(6)", id="features"),
     pytest.param((40, 3, 7), 1, "BatchNorm1D(3)", id="sequences"),
     pytest.param((9, 3, 2, 3, 2), 1, "BatchNorm3D(3)", id="volumes, fewer samples than a batch"),
-    pytest.param((50, 4, 5), -1, "functional, axis 2", id="channels last"),
-    pytest.param((5, 300), 0, "functional, axis 0", id="channels first"),
+    pytest.param((50, 4, 5), -1, "BatchNorm1D(5, axis=-1)", id="channels last"),
+    pytest.param((5, 300), 0, "BatchNorm(5, axis=0)", id="channels first"),
     pytest.param((6, 2, 2, 2, 2, 2), 1, "functional, axis 1", id="more axes than the modules have"),
 ]
 
@@ -452,6 +454,12 @@ def png(path: Path) -> Path:
     return path
 
 
+def png_of(mode: str, path: Path) -> Path:
+    """Such a picture has two axes as an array, and no colours on the last one."""
+    PIL.Image.open(png(path)).convert("RGB").convert(mode).save(path, format="png")
+    return path
+
+
 def hdf5(path: Path) -> Path:
     with h5py.File(path, "w") as file:
         file["NAME"] = np.arange(6.0).reshape(3, 2)
@@ -466,7 +474,10 @@ def hdf5(path: Path) -> Path:
         pytest.param(lambda p: written(p, b"1,2\n3,4\n"), (2, 2), id="commas"),
         pytest.param(lambda p: written(p, b"red,blue\n1,2\n3,4\n5,6\n"), (3, 2), id="a heading"),
         pytest.param(lambda p: written(p, b"# red blue\n1 2\n3 4\n"), (2, 2), id="a comment"),
-        pytest.param(png, (5, 7, 4), id="a picture"),
+        pytest.param(lambda p: written(p, b"red;blue\n1;2\n3;4\n5;6\n"), (3, 2), id="semicolons"),
+        pytest.param(png, (5, 7, 3), id="a picture"),
+        pytest.param(functools.partial(png_of, "L"), (5, 7, 3), id="a grey picture"),
+        pytest.param(functools.partial(png_of, "P"), (5, 7, 3), id="a picture with a palette"),
         pytest.param(hdf5, (3, 2), id="HDF5"),
     ],
 )
@@ -480,6 +491,100 @@ def test_the_line_that_is_told_makes_the_file(
     monkeypatch.chdir(tmp_path)
     exec(line[0], {"np": np, "PIL": PIL, "h5py": h5py, "NAME": "NAME"})
     assert demo_data.from_file(tmp_path / "x.npy", 1, fp64=True).x.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [
+        pytest.param(np.ones((4, 2), np.complex64), "np.abs(x)", id="complex"),
+        pytest.param(np.array([["1", "2.5"], ["3", "4"]]), "x.astype(np.float32)", id="numbers as text"),
+        pytest.param(np.array([["1", "two"]]), "", id="words"),
+    ],
+)
+def test_what_is_no_number_gets_a_cure_that_helps(given: np.ndarray, cure: str, tmp_path: Path) -> None:
+    with pytest.raises(DtypeError, match=r"x\.npy holds .*; wanted numbers: .* or bool") as caught:
+        demo_data.from_file(saved(tmp_path / "x.npy", given), 1, fp64=True)
+    told = str(caught.value).partition("bool")[2]
+    assert told.startswith(f"; {cure}" if cure else "")
+    if cure:
+        made = eval(cure, {"np": np, "x": given})
+        assert demo_data.from_file(saved(tmp_path / "y.npy", made), 1, fp64=True).x.shape == given.shape
+    else:
+        assert told == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pipes")
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+def test_what_has_no_end_is_not_read(spec: str, kind: str, tmp_path: Path) -> None:
+    """A pipe would be waited for, for good."""
+    source = tmp_path / "x.npy"
+    os.mkfifo(source) if kind == "pipe" else source.symlink_to(kind)
+    result = demo("--device", spec, "--input", source)
+    assert result.exit_code == 2
+    assert "x.npy cannot be read: Not a regular file, so it is not read" in words(result)
+
+
+@pytest.mark.parametrize(("axis", "samples"), [(1, "x[np.isfinite(x).all(axis=(1, 2))]"), (0, "x[:, np.isfinite(x)")])
+def test_what_is_advised_for_values_that_are_not_finite_helps(
+    spec: str, tmp_path: Path, axis: int, samples: str
+) -> None:
+    """Also beside a channel that is too large, whose cure has to leave them out."""
+    x = np.moveaxis(drawn((60, 3, 4)), 1, axis).copy()
+    channel = [np.s_[:]] * 3
+    for number, value in ((1, np.inf), (2, np.nan)):
+        channel[axis] = number  # type: ignore[call-overload]
+        x[tuple(channel)][7, 2] = value
+    options = ["--device", spec, "--axis", axis, "--input"]
+    result = demo(*options, saved(tmp_path / "x.npy", x))
+    told = "2 channels of x.npy with values that are NaN or infinite, and so are all results of these channels"
+    assert (result.exit_code, told in words(result)) == (0, True), result.output
+    code = re.search(r"or give the 59 samples without them: (.*)\.\n", result.output)
+    assert code is not None, result.output
+    assert code[1].startswith(samples)
+    result = demo(*options, saved(tmp_path / "y.npy", eval(code[1], {"np": np, "x": x})))
+    assert (result.exit_code, "NaN or infinite" in result.output) == (0, False)
+
+    channel[axis] = 0  # type: ignore[call-overload]
+    x[tuple(channel)] *= np.float32(1e30)
+    result = demo(*options, saved(tmp_path / "x.npy", x))
+    assert (result.exit_code, told in words(result)) == (3, True), result.output
+    code = re.search(r"Too large: give (x / .*?max\(\))", words(result))
+    assert code is not None
+    made = eval(code[1], {"np": np, "x": x})
+    assert np.isfinite(made).sum() == x.size - 2
+    assert made.any()
+    assert demo(*options, saved(tmp_path / "y.npy", made)).exit_code == 0
+
+
+def test_quiet_tells_of_a_file_without_numbers(spec: str, tmp_path: Path) -> None:
+    x = drawn((64, 2))
+    x[:, 1] = np.nan
+    given = ["--quiet", "--input", saved(tmp_path / "x.npy", x), "--output", tmp_path / "y.npy"]
+    result = demo("--device", spec, *given)
+    assert result.exit_code == 3
+    assert result.stdout.startswith("IMPOSSIBLE")
+    assert re.search(r"Wrote .*y\.npy: .*; 64 of 128 values are not finite", result.stderr)
+
+
+def test_sixty_columns_break_no_shape(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = demo("--device", spec, "--batches", 1).stdout.splitlines()
+    assert "not shown in 60 columns: type" in lines
+    for shape in ("(1797, 64)", "(1797, 1, 8, 8)", "(1797, 16, 8, 8)"):
+        assert sum(shape in line for line in lines) == 1, lines
+
+
+def test_a_pipe_gets_lines_that_are_not_broken(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict is the last line, however long, and no line ends with blanks."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    x = drawn((64, 5))
+    x[3, 2] = np.nan
+    source = saved(tmp_path / f"{'a-long-name-' * 8}.npy", x)
+    for options in ([], ["--quiet"]):
+        lines = demo("--device", spec, "--input", source, *options).stdout.splitlines()
+        assert lines[-1].startswith("PASS  all 10 checks; 1 of 5 channels of a-long-name-")
+        assert lines[-1].endswith("has values that are NaN or infinite")
+        assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_bad_options(spec: str, tmp_path: Path) -> None:
@@ -658,6 +763,14 @@ def test_a_picture_says_how_to_read_it_and_what_is_not_there() -> None:
     assert "Up to a thousandth of the values" in drawn
 
 
+@pytest.mark.parametrize("value", [0.0, 3.0, -1e20])
+def test_the_range_of_a_constant_channel_can_be_read(value: float) -> None:
+    """Wide enough that its ticks are numbers, which do not run into each other."""
+    edges = plot._edges([np.full(10, value, np.float32)])
+    assert edges[0] < value < edges[-1]
+    assert edges[-1] - edges[0] >= (0.1 * abs(value) or 1.5)
+
+
 def test_a_plot_of_one_constant_channel_is_drawn() -> None:
     x = np.full((10, 1), 3.0, np.float32)
     check_picture(plot.histograms(x, np.zeros_like(x), 1, "constant"), rows=1)
@@ -697,6 +810,8 @@ def test_of_kernels_variant_and_walk_are_shown_and_json_has_all(spec: str, tmp_p
     assert re.search(r"infer +(one kernel|reference), (columns|rows|runs) ", table), table
     times = json.loads(demo("--device", spec, "--json", "--input", source).output)["data_sets"][0]["times"]
     assert all("LANES" in timing["kernels"] for timing in times)
+    named = {timing["operation"]: timing["kernels"] for timing in times}
+    assert named["infer"].startswith(("one kernel (infer; ", "reference (")), "as in the table"
 
 
 def test_json_has_every_check(spec: str, tmp_path: Path) -> None:

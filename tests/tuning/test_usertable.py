@@ -134,7 +134,9 @@ def test_a_write_that_fails_leaves_the_old_table(table: Path, monkeypatch: pytes
         pytest.param(
             "[[device]]\nname = 'a'\n[[device]]\nname = 'b'\nchoices = 1", "entry 2: choices is 1", id="second"
         ),
-        pytest.param(b"\xff", "cannot be read", id="not UTF-8"),
+        pytest.param(b"\xff", "is no text, and so no tuning table; name another file", id="not UTF-8"),
+        pytest.param("x = 1 +", "is no TOML: .*; a tuning table has entries .*; name another file", id="a program"),
+        pytest.param("[[device]]\nname =", "is no TOML: .*; mend it, or delete it", id="a table"),
     ],
 )
 def test_broken_tables(table: Path, text: str | bytes, says: str) -> None:
@@ -143,6 +145,26 @@ def test_broken_tables(table: Path, text: str | bytes, says: str) -> None:
     with pytest.raises(ParameterError, match=says) as caught:
         usertable.read(table)
     assert str(table) in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pipes and devices")
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/full"])
+def test_what_has_no_end_is_no_table(table: Path, kind: str) -> None:
+    table.parent.mkdir()
+    os.mkfifo(table) if kind == "pipe" else table.symlink_to(kind)
+    with pytest.raises(ParameterError, match=r"cannot be read: Not a regular file, so it is not read$"):
+        usertable.read(table)
+
+
+def test_the_variable_that_names_a_table_is_told(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.parent.mkdir()
+    table.write_text("vec = 4")
+    with pytest.raises(ParameterError) as caught:
+        usertable.read(table)
+    assert "OCLBN_TUNING" not in str(caught.value)
+    monkeypatch.setenv("OCLBN_TUNING", str(table))
+    with pytest.raises(ParameterError, match=r"^tuning table .* \(named by OCLBN_TUNING\) has 'vec'"):
+        usertable.read(table)
 
 
 def test_the_example_in_the_documentation_is_a_table(table: Path) -> None:

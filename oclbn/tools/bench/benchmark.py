@@ -195,6 +195,37 @@ def checked_axis(shape: Shape, axis: int) -> int:
     return axis % len(shape)
 
 
+def missing(queue: cl.CommandQueue, peer: PeerProcess) -> str:
+    """Why a peer is not there, "" where it is: asked before anything is timed, with a tensor of six numbers.
+
+    What it declines or fails to do otherwise shows where it is asked to.
+    """
+    with tempfile.TemporaryDirectory(prefix="oclbn-bench-") as folder:
+        block = Path(folder, "block.npy")
+        np.save(block, contract.block(6))
+        try:
+            _load(peer, queue, block, (2, 3), 1, peer.outputs)
+        except Rejected as rejected:
+            return str(rejected) if rejected.gone or peer.deaths else ""
+    return ""
+
+
+def _load(
+    peer: PeerProcess,
+    queue: cl.CommandQueue,
+    block: Path,
+    shape: Shape,
+    axis: int,
+    outputs: str,
+    dtype: str = SINGLE.name,
+) -> None:
+    facts = limits(queue.device)
+    threads = facts.compute_units if facts.kind == "cpu" else os.cpu_count() or 1
+    tensor: dict[str, Any] = {"block": str(block), "shape": shape, "axis": axis, "dtype": dtype}
+    numbers = {"epsilon": EPSILON, "factor": FACTOR, "outputs": "preallocated" if outputs == "prepared" else outputs}
+    peer.load(threads=threads, **tensor, **numbers, device=describe(queue.device))
+
+
 def describe(device: cl.Device) -> dict[str, Any]:
     """What a peer's process finds the device by: names of platform and device, the platform's version, an index."""
     texts = {"platform": device.platform.name, "version": device.platform.version, "device": device.name}
@@ -247,18 +278,9 @@ class _Case:
 
     def entries(self, peer: PeerProcess) -> list[Entry]:
         """Those of a peer's operations whose results are there and right; the others are absences."""
-        facts, name = limits(self.queue.device), peer.kind.name
-        threads = facts.compute_units if facts.kind == "cpu" else os.cpu_count() or 1
-        tensor: dict[str, Any] = {
-            "block": str(self.block),
-            "shape": self.shape,
-            "axis": self.axis,
-            "dtype": self.dtype.name,
-        }
-        outputs = "preallocated" if self.outputs == "prepared" else self.outputs
-        numbers = {"epsilon": EPSILON, "factor": FACTOR, "outputs": outputs}
+        name = peer.kind.name
         try:
-            peer.load(threads=threads, **tensor, **numbers, device=describe(self.queue.device))
+            _load(peer, self.queue, self.block, self.shape, self.axis, self.outputs, self.dtype.name)
         except Rejected as rejected:
             self.absent(name, "", str(rejected))
             return []

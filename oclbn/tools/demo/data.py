@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oclbn.errors import DtypeError, MissingExtraError, ParameterError, ShapeError
-from oclbn.files import foreign
+from oclbn.files import foreign, whole
 
 FILTERS = 16
 
@@ -90,12 +90,13 @@ def read(path: Path) -> NDArray[Any]:
     ShapeError: fewer than two axes, or nothing in it.
     """
     try:
+        whole.check_source(path)
         with path.open("rb") as file:
             given = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
         raise ParameterError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # NumPy lets whatever its parsers raise on foreign bytes come through
-        pickled = "it holds pickled Python objects, which are never loaded" if "allow_pickle" in str(error) else ""
+        pickled = foreign.PICKLED if "allow_pickle" in str(error) else ""
         reason = pickled or _foreign(path) or str(error)
         raise ParameterError(f"{path} is not a .npy file of numbers: {reason}") from error
     if given.ndim < 2:
@@ -131,6 +132,14 @@ def _foreign(path: Path) -> str:
     return foreign.described(path)
 
 
+def _all_numbers(words: NDArray[Any]) -> bool:
+    try:
+        words.astype(np.float32)
+    except ValueError:
+        return False
+    return True
+
+
 def looks_channels_last(shape: tuple[int, ...]) -> bool:
     """Whether axis 1 is likely not that of the channels: three or four colours stand last, and more values there."""
     return len(shape) > 2 and shape[-1] in (3, 4) and shape[1] > 4
@@ -142,7 +151,14 @@ def _as_computed(given: NDArray[Any], path: Path, fp64: bool) -> tuple[NDArray[A
     if kept == np.float32 or (kept == np.float64 and fp64):
         return np.ascontiguousarray(given, dtype=kept), ""
     if kept != np.float64 and kept != np.float16 and given.dtype.kind not in "iub":
-        raise DtypeError(f"{path} holds {given.dtype}; wanted numbers: float16, float32, float64, integers or bool")
+        advice = {"c": "np.abs(x), or x.real and x.imag", "U": "x.astype(np.float32)", "S": "x.astype(np.float32)"}
+        cure = advice.get(given.dtype.kind, "")
+        if given.dtype.kind in "US" and not _all_numbers(given):
+            cure = ""
+        raise DtypeError(
+            f"{path} holds {given.dtype}; wanted numbers: float16, float32, float64, integers or bool"
+            + (f"; {cure} makes some" if cure else "")
+        )
     with np.errstate(over="ignore"):
         x = np.ascontiguousarray(given, dtype=np.float32)
     note = f"{kept} converted to float32"

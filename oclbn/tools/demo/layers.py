@@ -49,8 +49,9 @@ class ModuleLayer:
 
     def __init__(self, case: Case, queue: cl.CommandQueue) -> None:
         made = MODULES[case.x.ndim]
-        self.label = f"{made.__name__}({case.channels})"
-        self.module: Any = made(case.channels, queue=queue, dtype=case.x.dtype, seed=0)
+        axis = "" if case.axis == 1 else f", axis={-1 if case.axis == case.x.ndim - 1 else case.axis}"
+        self.label = f"{made.__name__}({case.channels}{axis})"
+        self.module: Any = made(case.channels, queue=queue, dtype=case.x.dtype, seed=0, axis=case.axis)
 
     def train(self, x: Array) -> tuple[Array, Array, Array]:
         return self.module(x), self.module.savemean, self.module.saveinvvar
@@ -74,7 +75,7 @@ class ModuleLayer:
 
 
 class FunctionalLayer:
-    """The functional calls, with the state that they need: for channels on another axis than 1."""
+    """The functional calls, with the state that they need: for ranks that no module is for."""
 
     def __init__(self, case: Case, queue: cl.CommandQueue) -> None:
         self.label = f"functional, axis {case.axis}"
@@ -115,7 +116,7 @@ class FunctionalLayer:
 
 
 def layer_for(case: Case, queue: cl.CommandQueue) -> Layer:
-    """A module when the channels are on axis 1 and there is one of that rank."""
-    if case.axis == 1 and case.x.ndim in MODULES:
+    """A module when there is one of that rank."""
+    if case.x.ndim in MODULES:
         return ModuleLayer(case, queue)
     return FunctionalLayer(case, queue)
