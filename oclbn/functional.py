@@ -51,7 +51,7 @@ from oclbn.call.making import check, gathering_numbers, make, training_numbers
 from oclbn.call.operating import CALLS, operation
 from oclbn.call.order import recording
 from oclbn.call.prepared import (
-    check_fp64,
+    check_type,
     count_of,
     prepare_vector,
     prepared_for,
@@ -325,7 +325,7 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
     queue = into.queue or new.queue
     if queue is None:
         raise ContextError("neither into nor new has a queue; give one of them a queue with with_queue(queue)")
-    check_fp64("into", into.dtype, queue)
+    check_type("into", into.dtype, queue)
     if into.size == 0:
         return Empty(None).run
     numbers = {"scale": scale, "momentum": momentum}

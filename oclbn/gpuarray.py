@@ -26,7 +26,7 @@ from pyopencl.array import Array
 from oclbn import device, names
 from oclbn.call import arguments, values
 from oclbn.call.copying import copy_strided
-from oclbn.call.prepared import check_fp64
+from oclbn.call.prepared import check_type
 from oclbn.device import driver_errors, pages
 from oclbn.elements import WANTED, dtype_of, kind
 from oclbn.errors import ContextError, DtypeError, ParameterError
@@ -105,7 +105,7 @@ def cast(view: Array, dtype: DTypeLike, order: str = "C", *, queue: cl.CommandQu
     assert wanted is not None
     target = _order_and_queue(view, order, queue)
     for name, one in (("view", view.dtype), ("dtype", wanted)):
-        check_fp64(name, one, target)
+        check_type(name, one, target)
     made = _empty(view.shape, wanted, target, order)
     copy_strided(view, made)
     return made

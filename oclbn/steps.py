@@ -24,7 +24,7 @@ from oclbn.call import arguments, packed, values
 from oclbn.call.calls import Call, Empty, Several
 from oclbn.call.making import check, gathering_numbers, make, together, training_numbers
 from oclbn.call.operating import operation
-from oclbn.call.prepared import check_fp64, count_of, prepare_vector
+from oclbn.call.prepared import check_type, count_of, prepare_vector
 from oclbn.call.results import allocated, result_like, temporary
 from oclbn.elements import numbers_of
 from oclbn.errors import ArrayTypeError, ContextError, ParameterError, ShapeError
@@ -116,7 +116,7 @@ def merge(first: Parts, /, *others: Parts) -> Call[Parts]:
     name, model = next(iter(_arrays(first, kind, "first.").items()))
     if model is None or model.queue is None:
         raise ContextError(f"{name} has no queue; give it one with {name}.with_queue(queue)")
-    check_fp64(name, model.dtype, model.queue)
+    check_type(name, model.dtype, model.queue)
     names = _names(kind)
     prepared = prepare_vector(_MERGES[kind], model, "channels") if model.size else None
     like: Any = packed.dense_model(model, model)

@@ -56,10 +56,22 @@ _OTHERS = {
     "ragged rows of several chunks": ("float64", "float16", "bfloat16"),
     "channels last, a scrap": ("float16",),
 }
+_OTHER_FORMS = {  # one for each way to load and save: vectors by work-items, sums and results apart or together
+    "resident, one work-item, wide",
+    "resident, 64 work-items, vectors",
+    "split, one work-item",
+    "split, strips of 18",
+    "split, one work-item, no vectors",
+    "split, 32 work-items",
+    "serial",
+}
 TYPED = [
-    pytest.param(*row.values, dtype_of(name), id=f"{row.id}" + (f", {name}" if name != "float32" else ""))
+    pytest.param(
+        *form.values, *row.values, dtype_of(name), id=f"{form.id}-{row.id}" + f", {name}" * (name != "float32")
+    )
+    for form in FORMS
     for row in SHAPES
-    for name in ("float32", *_OTHERS.get(str(row.id), ()))
+    for name in ("float32", *(_OTHERS.get(str(row.id), ()) if form.id in _OTHER_FORMS else ()))
 ]
 
 

@@ -81,7 +81,7 @@ def prepare(
     if processes is not None:
         processes = values.whole("processes", processes, 1)
     queue = arguments.queue("queue", queue) or default_queue()
-    prepared.check_fp64("dtype", wanted, queue)
+    prepared.check_type("dtype", wanted, queue)
     requests = [
         _request(operation, shape, index % len(shape), wanted)
         for shape in whole

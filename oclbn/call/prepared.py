@@ -192,7 +192,7 @@ def prepared_for(request: Request, queue: cl.CommandQueue) -> Prepared:
 
 def _make(request: Request, queue: cl.CommandQueue, tuning: Tuning) -> Prepared:
     context, device = queue.context, queue.device
-    check_fp64("x", request.dtype, queue)
+    check_type("x", request.dtype, queue)
     layout = request.layout()
 
     def most(launch: Launch) -> int:
@@ -223,10 +223,13 @@ def dissect(
     return planned, {**planned.numbers, **request.constants(layout), **request.described.numbers}
 
 
-def check_fp64(name: str, dtype: np.dtype[Any], queue: cl.CommandQueue) -> None:
-    """DtypeError where the queue's device cannot compute with numbers of this type."""
-    if dtype.itemsize == 8 and not limits(queue.device).fp64:
+def check_type(name: str, dtype: np.dtype[Any], queue: cl.CommandQueue) -> None:
+    """DtypeError where the queue's device cannot compute with numbers of this type, or store elements of it."""
+    facts = limits(queue.device)
+    if dtype.itemsize == 8 and not facts.fp64:
         raise DtypeError(f"{name} is {dtype}; {queue.device.name.strip()} computes in float32 only")
+    if dtype.itemsize == 2 and not facts.stores16:
+        raise DtypeError(f"{name} is {dtype}; {queue.device.name.strip()} stores nothing smaller than 32 bits")
 
 
 def start_of(array: Array) -> int:

@@ -33,6 +33,7 @@ def limits(device: cl.Device) -> DeviceLimits:
         fp64="cl_khr_fp64" in extensions or _double_config(device) != 0,
         fp16="cl_khr_fp16" in extensions,
         vector_bytes=widest_vector(device),
+        stores16="cl_khr_byte_addressable_store" in extensions or not device.version.startswith("OpenCL 1.0"),
     )
 
 

@@ -21,6 +21,7 @@ class DeviceLimits:
     fp64: bool
     fp16: bool
     vector_bytes: int = 0  # of the widest vector that is safe, of any type; 0: any
+    stores16: bool = True  # elements of 16 bits can be stored one by one
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pyopencl.array import Array
 
 from oclbn import device
 from oclbn.call import arguments, values
-from oclbn.call.prepared import check_fp64
+from oclbn.call.prepared import check_type
 from oclbn.errors import ArrayTypeError, ContextError, DtypeError, OclbnError, ParameterError, ShapeError
 
 
@@ -37,7 +37,7 @@ class Places:
         for index, x in enumerate(listed):
             label = name if alone else f"{name}[{index}]"
             arguments.tensor(label, x)
-            check_fp64(label, x.dtype, x.queue)
+            check_type(label, x.dtype, x.queue)
             self.on_device(label, x, index)
         for index, x in enumerate(listed):
             if x.dtype != listed[0].dtype:

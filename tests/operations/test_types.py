@@ -15,6 +15,7 @@ from data import FEW_SHAPES, NASTY
 from forms import suited
 
 from oclbn import gpuarray
+from oclbn.call import prepared
 from oclbn.device import limits
 from oclbn.elements import bfloat16, dtype_of, range_of
 from oclbn.errors import DtypeError, OverlapError
@@ -315,3 +316,12 @@ def test_cast_refuses_what_is_no_element(queue: cl.CommandQueue) -> None:
         gpuarray.cast(cla.zeros(queue, 3, np.int32), HALF)
     with pytest.raises(DtypeError, match="dtype is int8; float32"):
         gpuarray.cast(put(queue, np.float32([1])), "int8")
+
+
+def test_a_device_that_stores_no_16_bits(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCL 1.0 without its extension; 1.1 has it in the core."""
+    facts = replace(limits(queue.device), stores16=False)
+    monkeypatch.setattr(prepared, "limits", lambda device: facts)
+    x = put(queue, make((11, 3, 7), 1, HALF).x)
+    with pytest.raises(DtypeError, match=r"x is float16; .* stores nothing smaller than 32 bits"):
+        batch_norm_train(x)

@@ -60,8 +60,7 @@ def test_a_small_slice_of_less_than_a_strip(queue: cl.CommandQueue) -> None:
         check("backward", queue, host, 1)
 
 
-@pytest.mark.parametrize(("shape", "axis", "dtype"), TYPED)
-@pytest.mark.parametrize("form", FORMS, indirect=True)
+@pytest.mark.parametrize(("form", "shape", "axis", "dtype"), TYPED, indirect=["form"])
 def test_every_form_agrees_with_the_reference(
     queue: cl.CommandQueue, form: dict[str, Any], shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]
 ) -> None:
