@@ -53,6 +53,10 @@ class Data:
         """The element type of results that have x's shape."""
         return self.x.dtype if self.result is None else self.result
 
+    def widened(self) -> Data:
+        """The same, whose results are not rounded to 16 bits."""
+        return replace(self, result=self.scale.dtype)
+
     @property
     def good(self) -> list[int]:
         return [c for c in range(self.scale.size) if c not in self.bad]
