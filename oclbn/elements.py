@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from oclbn.errors import MissingExtraError
+
 NUMBERS = (np.dtype(np.float32), np.dtype(np.float64))  # what is computed with
 WANTED = "float32, float64, float16 or bfloat16"
 _BFLOAT16 = "bfloat16"
@@ -65,7 +67,7 @@ def is_narrow(dtype: np.dtype[Any]) -> bool:
 def dtype_of(value: Any) -> np.dtype[Any] | None:
     """The type that is named by a dtype, a scalar type or a name, if tensors can have it; else None.
 
-    ImportError: "bfloat16" is asked for by name, and ml_dtypes is not there.
+    MissingExtraError: "bfloat16" is asked for by name, and ml_dtypes is not there.
     """
     if isinstance(value, str) and value == _BFLOAT16:
         return bfloat16()
@@ -81,13 +83,16 @@ def narrow() -> tuple[str, ...]:
     return ("float16", _BFLOAT16) if importlib.util.find_spec("ml_dtypes") else ("float16",)
 
 
+def as_code(dtype: np.dtype[Any]) -> str:
+    """The type as code that makes an array of it says it, for advice."""
+    return f"ml_dtypes.{dtype.name}" if dtype.name == _BFLOAT16 else f"np.{dtype}"
+
+
 def bfloat16() -> np.dtype[Any]:
-    """ml_dtypes' bfloat16. ImportError where that is missing says what brings it."""
+    """ml_dtypes' bfloat16. MissingExtraError where that is not there."""
     try:
         from ml_dtypes import bfloat16 as scalar
     except ImportError as error:
-        raise ImportError(
-            "bfloat16 is a type of ml-dtypes, which is missing: pip install ml-dtypes brings it"
-        ) from error
+        raise MissingExtraError("bfloat16 is a type of ml-dtypes: pip install 'oclbn[bfloat16]'") from error
     found: np.dtype[Any] = np.dtype(scalar)
     return found

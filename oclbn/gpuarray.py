@@ -1,9 +1,10 @@
 """Device arrays on the default queue, under the names that PuzzleLib's users know.
 
 Every function takes ``queue=``, a pyopencl.CommandQueue (all else is a ParameterError), to use another one than
-:func:`oclbn.device.default_queue`. A dtype that is none is a DtypeError; something else than a device array, where one
-is the model, an ArrayTypeError. What comes back is a plain C-contiguous pyopencl.array.Array. Large arrays, but for
-those of zeros, lie in huge pages where oclbn.device.pages can have them.
+:func:`oclbn.device.default_queue`. A dtype may be a name, "bfloat16" too (MissingExtraError without ml_dtypes); one
+that is none is a DtypeError; something else than a device array, where one is the model, an ArrayTypeError. What comes
+back is a plain C-contiguous pyopencl.array.Array. Large arrays, but for those of zeros, lie in huge pages where
+oclbn.device.pages can have them.
 
     >>> import numpy as np
     >>> from oclbn import gpuarray
@@ -192,7 +193,7 @@ def _type_of(dtype: DTypeLike) -> np.dtype[Any]:
     if isinstance(dtype, (int, np.integer)):  # NumPy would take the type that a number of its own has
         raise DtypeError(f"{wanted}; several sizes are one tuple, as in (3, 3)")
     try:
-        return np.dtype(dtype)
+        return dtype_of(dtype) or np.dtype(dtype)
     except TypeError:
         raise DtypeError(wanted) from None
 

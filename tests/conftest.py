@@ -38,6 +38,7 @@ import oclbn.device
 import oclbn.device.pocl
 from oclbn.call import order
 from oclbn.device import DeviceInfo
+from oclbn.elements import dtype_of
 from oclbn.errors import DeviceNotFoundError
 
 HOW_TO_GET_A_DEVICE = (
@@ -307,6 +308,16 @@ def dtype(request: pytest.FixtureRequest) -> np.dtype:
     if request.param is np.float64:
         request.getfixturevalue("needs_fp64")
     return np.dtype(request.param)
+
+
+@pytest.fixture(params=["float32", "float64", "float16", "bfloat16"])
+def element(request: pytest.FixtureRequest) -> np.dtype:
+    """Each type that tensors have; float64 only where the device computes it."""
+    if request.param == "float64":
+        request.getfixturevalue("needs_fp64")
+    found = dtype_of(request.param)
+    assert found is not None
+    return found
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ WALLS = {
     "errors": set(),
     "version": set(),
     "names": set(),
-    "elements": set(),
+    "elements": {"errors"},
     "plan": {"errors"},
     "truth": {"errors", "elements"},
     "files": {"errors", "elements"},

@@ -16,7 +16,7 @@ from pyopencl.array import Array
 from oclbn.call import values
 from oclbn.call.layout import reach
 from oclbn.device import limits
-from oclbn.elements import NUMBERS, WANTED, is_narrow, kind, numbers_of
+from oclbn.elements import NUMBERS, WANTED, as_code, is_narrow, kind, numbers_of
 from oclbn.errors import (
     ArrayTypeError,
     ContextError,
@@ -227,18 +227,19 @@ def queue(name: str, value: Any, *, error: type[ParameterError] = ParameterError
 def converted(name: str, a: Array, dtype: Any) -> str:
     """What makes an array of this type of a device array, as advice, or nothing where its elements are no numbers.
 
-    pyopencl converts on the device, in C's order only (it takes other strides for C's), and not on a device that lacks
-    one of the two types.
+    pyopencl converts on the device, in C's order only (it takes other strides for C's), neither from nor to float16 and
+    bfloat16, and not on a device that lacks one of the two types.
     """
     wanted = np.dtype(dtype)
     if name == "out":
         return f"; {_OUT}"  # a copy would be written in its place
-    if a.dtype.kind not in "iufb" or a.queue is None:
+    narrow = is_narrow(a.dtype) or is_narrow(wanted)
+    if (a.dtype.kind not in "iufb" and kind(a.dtype) is None) or a.queue is None:
         return ""
     dense = name if a.flags.c_contiguous else f"oclbn.gpuarray.pack({name})"
     doubles = np.dtype(np.float64) in (a.dtype, wanted)
-    if a.dtype.kind == "b" or a.dtype == np.float16 or (doubles and not limits(a.queue.device).fp64):
-        made = f"oclbn.gpuarray.to_gpu({dense}.get().astype(np.{wanted}), queue={name}.queue)"
+    if a.dtype.kind == "b" or narrow or (doubles and not limits(a.queue.device).fp64):
+        made = f"oclbn.gpuarray.to_gpu({dense}.get().astype({as_code(wanted)}), queue={name}.queue)"
     else:
         made = f"{dense}.astype(np.{wanted})"
     return f"; convert it once, as it is written: {name} = {made}" if name in _IN_PLACE else f"; convert it with {made}"

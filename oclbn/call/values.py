@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from oclbn.elements import as_code
 from oclbn.errors import ParameterError
 
 _LONGEST = 200  # characters of a value that a message repeats
@@ -38,7 +39,7 @@ def made_of(name: str, value: Any, dtype: Any = None, queue: str = "", size: int
     if not isinstance(value, (np.ndarray, np.generic, list, tuple, float, int)) and not hasattr(value, "__array__"):
         return ""
     where = f", queue={queue}" if queue else ""
-    kind = f"np.{np.dtype(dtype or np.float32)}"
+    kind = as_code(np.dtype(dtype or np.float32))
     host = f"np.asarray({name}, {kind})" if size == 1 or real(value) is None else f"np.full({size}, {name}, {kind})"
     return f": oclbn.gpuarray.to_gpu({host}{where}) makes one"
 

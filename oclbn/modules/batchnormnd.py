@@ -91,10 +91,11 @@ class BatchNormND(Module):
         and 0. name: in files and messages. empty: tensors are not created until `load`, or until values are assigned.
         inplace: evaluation writes over its input.
 
-        queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: float32, or float64 where
-        the device has it. seed: for numpy.random.default_rng, which draws the scale; None: NumPy's global generator
-        does. axis: of the channels in the data, counted from 0, or from the end where it is negative: -1 is channels
-        last; parameters and files are the same.
+        queue: a pyopencl.CommandQueue for the parameters (None: the default queue). dtype: of data, their gradients and
+        results: float32, float16, ml_dtypes.bfloat16 (or "bfloat16"), or float64 where the device has it; parameters
+        and statistics are float32, and float64 for that. seed: for numpy.random.default_rng, which draws the scale;
+        None: NumPy's global generator does. axis: of the channels in the data, counted from 0, or from the end where
+        it is negative: -1 is channels last; parameters and files are the same.
 
         guard: channels whose batch statistics are not finite keep their running statistics: for them it is as if there
         had been no such batch. `skipped` counts the updates that were left out. The output and the gradients of such a
@@ -232,8 +233,8 @@ class BatchNormND(Module):
             super().updateParams(rate)
 
     def _create(self, scale: NDArray[Any]) -> None:
-        options: Any = {"dtype": self.calctype, "queue": self.queue}
-        self.setVar("scale", Variable(gpuarray.to_gpu(scale.astype(self.calctype), queue=self.queue), "scale"))
+        options: Any = {"dtype": self._numbers, "queue": self.queue}
+        self.setVar("scale", Variable(gpuarray.to_gpu(scale.astype(self._numbers), queue=self.queue), "scale"))
         self.setVar("bias", Variable(gpuarray.zeros(self._shape, **options), "bias"))
         self.setAttr("mean", gpuarray.zeros(self._shape, **options))
         self.setAttr("var", gpuarray.ones(self._shape, **options))

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 
 from oclbn.call import arguments, values
 from oclbn.device import driver_errors, limits
-from oclbn.elements import NUMBERS
+from oclbn.elements import as_code, is_narrow, kind
 from oclbn.errors import ContextError, ModuleDtypeError, ModuleShapeError, ModuleStateError
 from oclbn.gpuarray import Array
 from oclbn.modules.options import Flag
@@ -28,11 +28,12 @@ __all__ = ["Module"]
 class Module(Parameters):
     """Base of the modules: the contract that does not depend on what is computed.
 
-    name: used in files and messages. queue: where variables are made (None: the default queue). dtype: what is
-    computed with, float32, or float64 where the device has it.
+    name: used in files and messages. queue: where variables are made (None: the default queue). dtype: of data,
+    gradients and results: float32, float16, ml_dtypes.bfloat16, or float64 where the device has it; variables and
+    attributes, and what is computed with, are float64 for that one and float32 for all others.
 
-    Public state: `vars` (name -> Variable), `attrs` (name -> Array), `train`, `calctype`, `queue`, `blueprint`, and of
-    the last call `inData`, `data`, `grad` (None before it).
+    Public state: `vars` (name -> Variable), `attrs` (name -> Array), `train`, `calctype` (the scalar type of `dtype`),
+    `queue`, `blueprint`, and of the last call `inData`, `data`, `grad` (None before it).
 
     Errors are raised before anything changes, and are ModuleErrors but for these of oclbn.errors: ContextError, data or
     gradients of another OpenCL context, or data without a queue; and what oclbn.functional finds in such arrays,
@@ -69,12 +70,12 @@ class Module(Parameters):
     ) -> Array | None:
         """Gradients of the last call, for `grad`, the gradient with respect to its output.
 
-        grad: shape and dtype of the data. The gradient with respect to the data is returned and kept as `self.grad`
-        (None when `updGrad` is off). With `updParamGrads`, in training mode, the variables' gradients become
-        `scale * new + momentum * old`, in place. In evaluation mode they stay as they are: to train parameters on
-        running statistics that stay, leave the module in training mode and set `frozen_statistics`, which batch
-        normalizations have. ModuleStateError: nothing was called before. An error while they are added to leaves
-        `self.grad` and the kept parameter gradients as they were.
+        grad: shape and dtype of the data; where that is float16 or bfloat16, float32 as well. The gradient with respect
+        to the data, of the data's dtype, is returned and kept as `self.grad` (None when `updGrad` is off). With
+        `updParamGrads`, in training mode, the variables' gradients become `scale * new + momentum * old`, in place. In
+        evaluation mode they stay as they are: to train parameters on running statistics that stay, leave the module in
+        training mode and set `frozen_statistics`, which batch normalizations have. ModuleStateError: nothing was called
+        before. An error while they are added to leaves `self.grad` and the kept parameter gradients as they were.
         """
         if self.inData is None:
             raise ModuleStateError(f"{self}: backward needs a call of the module before it")
@@ -136,9 +137,9 @@ class Module(Parameters):
     def _cures(self, argument: str, array: Array) -> str:
         """What helps against data of another type."""
         own = arguments.converted(argument, array, self.calctype)
-        if array.dtype not in NUMBERS or not limits(self.queue.device).fp64:
+        if kind(array.dtype) is None or (array.dtype == np.float64 and not limits(self.queue.device).fp64):
             return own
-        others = f"make the module with dtype=np.{array.dtype}, or call calcMode(np.{array.dtype})"
+        others = f"make the module with dtype={as_code(array.dtype)}, or call calcMode({as_code(array.dtype)})"
         return f"{own}, {others}" if own else f"; {others}"
 
     def _check(self, array: Array, argument: str) -> None:
@@ -148,9 +149,13 @@ class Module(Parameters):
                 f"{self}: {argument} is {values.kind_of(array)}; a pyopencl.array.Array is wanted{advice}"
             )
         self._check_shape(array.shape, argument)
-        if array.dtype != self.calctype:
+        taken = [np.dtype(self.calctype)]
+        if argument == "grad" and self._numbers not in taken:
+            taken.append(self._numbers)
+        if array.dtype not in taken:
+            does = "takes" if is_narrow(taken[0]) else "computes with"
             raise ModuleDtypeError(
-                f"{self}: {argument} has dtype {array.dtype}; the module computes with {np.dtype(self.calctype)}"
+                f"{self}: {argument} has dtype {array.dtype}; the module {does} {' or '.join(map(str, taken))}"
                 + self._cures(argument, array)
             )
         if array.context != self.queue.context:

@@ -24,6 +24,7 @@ from oclbn import device, functional, gpuarray
 from oclbn.call import arguments, values
 from oclbn.call.copying import copy_strided
 from oclbn.device import driver_errors
+from oclbn.elements import WANTED, dtype_of, kind, numbers_of
 from oclbn.errors import (
     ModuleDtypeError,
     ModuleFileError,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Parameters", "Variable"]
 
 Shapes = dict[str, tuple[int, ...]]
-Calctype = type[np.float32] | type[np.float64]
+Calctype = type[Any]  # np.float32, np.float64, np.float16 or ml_dtypes.bfloat16
 _Own = TypeVar("_Own", bound="Parameters")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -213,12 +214,12 @@ class Parameters(metaclass=Contract):
                 f"{self}: variable {name} is {values.kind_of(var)}; an oclbn.modules.variable.Variable is wanted "
                 f"(values are assigned to the module's attribute {name})"
             )
-        fitting(f"{self}: data of variable {name}", var.data, shape, self.calctype, self.queue.context)
+        fitting(f"{self}: data of variable {name}", var.data, shape, self._numbers, self.queue.context)
         return var
 
     def _fitting_attribute(self, name: str, attr: Any) -> Array:
         shape = self._shape_of("attribute", name, self._shapes()[1])
-        return fitting(f"{self}: attribute {name}", attr, shape, self.calctype, self.queue.context)
+        return fitting(f"{self}: attribute {name}", attr, shape, self._numbers, self.queue.context)
 
     def _shape_of(self, kind: str, name: str, shapes: Shapes) -> tuple[int, ...]:
         if name not in shapes:
@@ -255,10 +256,10 @@ class Parameters(metaclass=Contract):
             host = np.asarray(values)
         except ValueError as error:  # lists of unequal lengths
             raise ModuleShapeError(f"{self}: {name} is given what is no array: {error}") from None
-        if host.dtype.kind not in "iuf":
+        if host.dtype.kind not in "iuf" and kind(host.dtype) is None:
             mixed = host.dtype == object and any(isinstance(one, Array) for one in host.flat)
             reason = ", which NumPy makes of its own arrays together with device arrays" if mixed else ""
-            advice = f", as bn.{name}.get() has" if mixed else ""
+            advice = f", as bn.{name}.get() has" if mixed else _lost_name(host.dtype)
             raise ModuleDtypeError(
                 f"{self}: {name} is given elements of type {host.dtype}{reason}; real numbers are wanted{advice}"
             )
@@ -266,13 +267,13 @@ class Parameters(metaclass=Contract):
             came = f"{host.size} elements (shape {host.shape})"
             raise ModuleShapeError(f"{self}: {name} is given {came}; {math.prod(shape)} are wanted, in any shape")
         with np.errstate(over="ignore"):
-            made = host.astype(self.calctype)
+            made = host.astype(self._numbers)
         lost = np.isinf(made) & np.isfinite(host)
         if lost.any():
-            most = f"{np.finfo(self.calctype).max:g}"
+            most = f"{np.finfo(self._numbers).max:g}"
             raise ModuleParameterError(
                 f"{self}: {name} is given {host[lost][0]:g}; numbers up to {most} are wanted, as the module "
-                f"computes with {np.dtype(self.calctype)}"
+                f"computes with {self._numbers}"
             )
         return np.ascontiguousarray(made.reshape(shape))
 
@@ -285,18 +286,23 @@ class Parameters(metaclass=Contract):
     @driver_errors("calcMode")
     @whole
     def calcMode(self, T: DTypeLike) -> None:
-        """Compute with another type: variables, gradients and attributes are converted, the last call dropped.
+        """Take data of another type from now on; what the last call left is dropped.
 
-        T: numpy.float32, or numpy.float64 where the device has it; all else is a ModuleDtypeError.
+        T: numpy.float32, numpy.float16, ml_dtypes.bfloat16 (or the name of one), or numpy.float64 where the device has
+        it; all else is a ModuleDtypeError. Variables, gradients and attributes are converted between float64 and
+        float32, which they are for the three others: between those they stay as they are, the same arrays.
         """
         calctype = self._calculation_type("T", T)
         if calctype is self.calctype:
             return
-        variables = {
-            name: (self._converted(var.data, calctype), self._converted(var.grad, calctype))
-            for name, var in self._vars.items()
-        }
-        attributes = {name: self._converted(attr, calctype) for name, attr in self._attrs.items()}
+        numbers = numbers_of(np.dtype(calctype))
+        variables, attributes = {}, {}
+        if numbers != self._numbers:
+            variables = {
+                name: (self._converted(var.data, numbers), self._converted(var.grad, numbers))
+                for name, var in self._vars.items()
+            }
+            attributes = {name: self._converted(attr, numbers) for name, attr in self._attrs.items()}
         self.reset()
         vars(self)["calctype"] = calctype
         for name, (data, grad) in variables.items():
@@ -409,8 +415,8 @@ class Parameters(metaclass=Contract):
         hdf: a path, the bytes that `save` returned, or an open h5py.File or Group (left open; isRoot has no effect).
         initvars: Variables that are loaded already; they are passed over, and the ones loaded here added. What the
         last call left is dropped. FileNotFoundError: no such path. ModuleFileError: the file is damaged, foreign or
-        does not fit. float32 files fit float64 modules, not the other way round. check_finite: a file with NaN
-        or infinity among the values does not fit. MissingExtraError: no h5py.
+        does not fit. float32, float16 and bfloat16 in files fit all modules, float64 only those of float64.
+        check_finite: a file with NaN or infinity among the values does not fit. MissingExtraError: no h5py.
         """
         from oclbn.files import puzzlelib
 
@@ -422,7 +428,7 @@ class Parameters(metaclass=Contract):
             {key: shape for key, shape in var_shapes.items() if self._vars.get(key) not in initvars},
             attr_shapes,
             self._counter_shapes(),
-            np.dtype(self.calctype),
+            self._numbers,
             check_finite=check_finite,
         )
         for key, host in (stored.variables | stored.attributes).items():
@@ -476,17 +482,22 @@ class Parameters(metaclass=Contract):
         variables, attributes = self._shapes()
         return ", ".join(name for name in variables | attributes if self._tensor(name) is None)
 
-    def _calculation_type(self, argument: str, value: DTypeLike) -> Calctype:
-        fp64 = device.limits(self.queue.device).fp64
-        for accepted in (np.float32, np.float64) if fp64 else (np.float32,):
-            if _as_dtype(value) == accepted:
-                return accepted
-        wanted = "float32 or float64" if fp64 else f"float32 ({self.queue.device.name.strip()} has no float64)"
-        raise ModuleDtypeError(f"{self}: {argument} is {value!r}; {wanted} is wanted")
+    @property
+    def _numbers(self) -> np.dtype[Any]:
+        """What variables and attributes are of, and all that is computed, where data have the type `calctype`."""
+        return numbers_of(np.dtype(self.calctype))
 
-    def _converted(self, array: Array, calctype: Calctype) -> Array:
+    def _calculation_type(self, argument: str, value: DTypeLike) -> Calctype:
+        found, fp64 = dtype_of(value), device.limits(self.queue.device).fp64
+        if found is not None and (fp64 or found != np.float64):
+            return found.type
+        wanted = WANTED if fp64 else WANTED.replace(" float64,", "")
+        lacking = "" if fp64 else f" ({self.queue.device.name.strip()} has no float64)"
+        raise ModuleDtypeError(f"{self}: {argument} is {value!r}; {wanted} is wanted{lacking}")
+
+    def _converted(self, array: Array, numbers: np.dtype[Any]) -> Array:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, as on the device
-            return gpuarray.to_gpu(host_of(array).astype(calctype), queue=self.queue)
+            return gpuarray.to_gpu(host_of(array).astype(numbers), queue=self.queue)
 
     def _whole_number(self, argument: str, value: object, low: int, most: int | None = None) -> int:
         return values.whole(f"{self}: {argument}", value, low, most, error=ModuleParameterError)
@@ -503,11 +514,9 @@ class Parameters(metaclass=Contract):
 refuse_foreign(Parameters)
 
 
-def _as_dtype(value: DTypeLike) -> np.dtype[Any] | None:
-    try:
-        return None if value is None else np.dtype(value)
-    except TypeError:
-        return None
+def _lost_name(dtype: np.dtype[Any]) -> str:
+    """Advice, where elements may be bfloat16 that NumPy's own files gave back without their type's name."""
+    return "; if they are bfloat16, give values.view(ml_dtypes.bfloat16)" if dtype == np.dtype("V2") else ""
 
 
 def _overwrite(pairs: list[tuple[Array, NDArray[Any]]]) -> None:

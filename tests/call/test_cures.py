@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
@@ -14,6 +15,7 @@ import pytest
 
 import oclbn
 from oclbn import BatchNorm1D, BatchNorm2D, functional, gpuarray
+from oclbn.elements import kind
 from oclbn.errors import (
     ArrayTypeError,
     ContextError,
@@ -41,7 +43,7 @@ def advised(error: Exception, pattern: str = CODE) -> str:
 
 
 def follow(error: Exception, **known: Any) -> Any:
-    return eval(advised(error), {"oclbn": oclbn, "np": np, **known})
+    return eval(advised(error), {"oclbn": oclbn, "np": np, "ml_dtypes": ml_dtypes, **known})
 
 
 @pytest.mark.parametrize(
@@ -179,24 +181,62 @@ VIEWS: dict[str, Callable[[Any], Any]] = {
     "mirrored": lambda a: a[:, :, ::-1],
 }
 
+TYPES = ["f8", "f4", "f2", ml_dtypes.bfloat16, "i4", "i8", "u1", "?"]
+PAIRS = [(taken, came) for taken in ("f4", "f2", ml_dtypes.bfloat16) for came in TYPES if came != taken]
+
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("dtype", ["f8", "f2", "i4", "i8", "u1", "?"])
-def test_x_of_another_type(queue: cl.CommandQueue, dtype: str, view: str) -> None:
+@pytest.mark.parametrize(("taken", "dtype"), PAIRS)
+def test_x_of_another_type(queue: cl.CommandQueue, dtype: Any, taken: Any, view: str) -> None:
     """pyopencl's astype mixes the elements of arrays in Fortran's order; what is advised gives the right ones."""
     host = (HOST * 10).astype(dtype)
-    x, wanted = VIEWS[view](put(queue, host)), VIEWS[view](host).astype(np.float32)
-    bn = BatchNorm1D(3, queue=queue)
-    with pytest.raises(ModuleDtypeError, match="; the module computes with float32; convert it with ") as caught:
+    x, wanted = VIEWS[view](put(queue, host)), VIEWS[view](host).astype(taken)
+    bn = BatchNorm1D(3, queue=queue, dtype=taken)
+    with pytest.raises(ModuleDtypeError, match=r"; the module (computes with|takes) .*; convert it with ") as caught:
         bn(x)
     converted = follow(caught.value, data=x)
-    assert converted.dtype == np.float32
+    assert converted.dtype == taken
     np.testing.assert_array_equal(converted.get(), wanted)
     assert bn(converted).shape == wanted.shape
-    if dtype != "f8":
-        with pytest.raises(DtypeError, match="float32 or float64 is wanted; convert it with") as other:
+    if kind(host.dtype) is None:
+        with pytest.raises(DtypeError, match="float16 or bfloat16 is wanted; convert it with") as other:
             functional.moments(x)
-        np.testing.assert_array_equal(follow(other.value, x=x).get(), wanted)
+        np.testing.assert_array_equal(follow(other.value, x=x).get(), VIEWS[view](host).astype(np.float32))
+    elif host.dtype != np.float64 or oclbn.device.limits(queue.device).fp64:
+        with_own, call = re.findall(r"dtype=(.*), or (call.*)$", str(caught.value))[0]
+        known = {"np": np, "ml_dtypes": ml_dtypes}
+        eval(f"bn.{call.removeprefix('call ')}", {"bn": bn, **known})
+        assert BatchNorm1D(3, dtype=eval(with_own, known), queue=queue).calctype is bn.calctype is host.dtype.type
+
+
+@pytest.mark.parametrize("narrow", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("wrong", ["f8", "i4"])
+def test_a_gradient_of_another_type(queue: cl.CommandQueue, narrow: Any, wrong: str) -> None:
+    """Those of half and bfloat16 may be float32."""
+    bn, x = BatchNorm1D(3, queue=queue, dtype=narrow), put(queue, HOST.astype(narrow))
+    bn(x)
+    grad = put(queue, HOST.astype(wrong))
+    with pytest.raises(ModuleDtypeError, match=f"the module takes {np.dtype(narrow)} or float32; convert it") as caught:
+        bn.backward(grad)
+    for right in (follow(caught.value, grad=grad), put(queue, HOST.astype(np.float32))):
+        result = bn.backward(right)
+        assert result is not None
+        assert result.dtype == narrow
+
+
+@pytest.mark.parametrize("narrow", [np.float16, ml_dtypes.bfloat16])
+def test_mixed_types(queue: cl.CommandQueue, narrow: Any) -> None:
+    """Of functions: what is advised makes them fit."""
+    x, odd = put(queue, HOST.astype(narrow)), np.float16 if narrow is not np.float16 else ml_dtypes.bfloat16
+    wide = put(queue, np.ones(3))
+    with pytest.raises(DtypeError, match=r"^scale is float64; float32 is wanted, as x is ") as caught:
+        functional.batch_norm_train(x, scale=wide)
+    functional.batch_norm_train(x, scale=follow(caught.value, scale=wide))
+    zeros, ones = put(queue, np.zeros(3, np.float32)), put(queue, np.ones(3, np.float32))
+    for dy in (put(queue, HOST), put(queue, HOST.astype(odd))):
+        with pytest.raises(DtypeError, match=f"^dy is .*; {np.dtype(narrow)} or float32 is wanted") as caught:
+            functional.batch_norm_backward(x, dy, save_mean=zeros, save_invstd=ones)
+        functional.batch_norm_backward(x, follow(caught.value, dy=dy), save_mean=zeros, save_invstd=ones)
 
 
 @pytest.mark.usefixtures("needs_fp64")
@@ -230,15 +270,15 @@ def test_a_device_without_float64(queue: cl.CommandQueue, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("value", [HOST[..., None], HOST[..., None].tolist()], ids=["array", "list"])
-def test_host_data_for_a_module(queue: cl.CommandQueue, value: Any, dtype: np.dtype[Any]) -> None:
-    bn = BatchNorm2D(3, queue=queue, dtype=dtype)
+def test_host_data_for_a_module(queue: cl.CommandQueue, value: Any, element: np.dtype[Any]) -> None:
+    bn = BatchNorm2D(3, queue=queue, dtype=element)
     with pytest.raises(ModuleDtypeError, match=r"^BatchNorm2D: data is a ") as caught:
         bn(value)
     y = bn(follow(caught.value, data=value, bn=bn))
     with pytest.raises(ModuleDtypeError, match=r"^BatchNorm2D: grad is a ") as caught:
         bn.backward(value)
     bn.backward(follow(caught.value, grad=value, bn=bn))
-    assert y.dtype == dtype
+    assert y.dtype == element
 
 
 def test_values_where_an_array_is_wanted(queue: cl.CommandQueue) -> None:

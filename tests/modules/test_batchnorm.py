@@ -8,9 +8,11 @@ import importlib
 import inspect
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
@@ -21,8 +23,10 @@ from tolerances import assert_within
 
 import oclbn
 from oclbn import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND, device
+from oclbn.elements import numbers_of, range_of
 from oclbn.errors import (
     ContextError,
+    MissingExtraError,
     ModuleDtypeError,
     ModuleError,
     ModuleParameterError,
@@ -32,7 +36,7 @@ from oclbn.errors import (
     ShapeError,
 )
 from oclbn.truth import reference
-from oclbn.truth.bounds import Bound
+from oclbn.truth.bounds import Bound, stored
 from oclbn.truth.hostile import Data, Offset, Spoiled, gaussian, make
 
 OPTIONS = ["epsilon", "initFactor", "minFactor", "sscale", "affine", "name", "empty", "inplace"]
@@ -55,9 +59,10 @@ def bound_of(host: Data, expected: reference.TrainReference, bn: BatchNormND) ->
 
 @pytest.mark.parametrize(("maker", "shape", "parameters"), MODULES)
 def test_a_new_module(
-    queue: cl.CommandQueue, maker: Maker, shape: tuple[int, ...], parameters: tuple[int, ...], dtype: np.dtype[Any]
+    queue: cl.CommandQueue, maker: Maker, shape: tuple[int, ...], parameters: tuple[int, ...], element: np.dtype[Any]
 ) -> None:
-    bn = maker(C, queue=queue, dtype=dtype, seed=1)
+    bn = maker(C, queue=queue, dtype=element, seed=1)
+    dtype = numbers_of(element)
     for array in (bn.scale, bn.bias, bn.mean, bn.var, bn.vars["scale"].grad, bn.vars["bias"].grad):
         assert array is not None
         assert array.shape == parameters
@@ -69,7 +74,7 @@ def test_a_new_module(
     assert bn.var is bn.attrs["var"]
     for array, value in ((bn.bias, 0), (bn.mean, 0), (bn.var, 1), (bn.vars["scale"].grad, 0)):
         np.testing.assert_array_equal(host_of(array), value)
-    assert (bn.train, bn.numOfProps, bn.calctype, bn.name, bn.skipped) == (True, 0, dtype.type, None, 0)
+    assert (bn.train, bn.numOfProps, bn.calctype, bn.name, bn.skipped) == (True, 0, element.type, None, 0)
     for name in ("inData", "data", "grad", "savemean", "saveinvvar", "scalegrad", "biasgrad"):
         assert getattr(bn, name) is None, name
     assert bn.numOfParams() == 2 * C
@@ -177,8 +182,13 @@ def test_bad_numbers_of_axes_and_maps(queue: cl.CommandQueue) -> None:
         BatchNormND(-1, 6, queue=queue)
 
 
+NARROW = [np.float16, ml_dtypes.bfloat16]
 BAD_TYPES = [
-    pytest.param(np.float16, id="half"),
+    pytest.param(np.longdouble, id="long double"),
+    pytest.param(np.complex64, id="complex"),
+    pytest.param(ml_dtypes.float8_e4m3fn, id="eight bits"),
+    pytest.param("V2", id="two bytes without a name"),
+    pytest.param(">f2", id="half in foreign byte order"),
     pytest.param(np.int32, id="int"),
     pytest.param(">f4", id="foreign byte order"),
     pytest.param("single precision", id="no dtype at all"),
@@ -188,11 +198,11 @@ BAD_TYPES = [
 
 @pytest.mark.parametrize("bad", BAD_TYPES)
 def test_types_that_nothing_is_computed_with(queue: cl.CommandQueue, bad: Any) -> None:
-    with pytest.raises(ModuleDtypeError, match=r"dtype is .*; float32 .*is wanted"):
+    with pytest.raises(ModuleDtypeError, match=r"dtype is .*; float32, .*float16 or bfloat16 is wanted"):
         BatchNorm(6, queue=queue, dtype=bad)
     bn = BatchNorm(6, queue=queue)
     before = state_of(bn)
-    with pytest.raises(ModuleDtypeError, match=r"T is .*; float32 .*is wanted"):
+    with pytest.raises(ModuleDtypeError, match=r"T is .*; float32, .*float16 or bfloat16 is wanted"):
         bn.calcMode(bad)
     assert state_of(bn) == before
 
@@ -200,7 +210,9 @@ def test_types_that_nothing_is_computed_with(queue: cl.CommandQueue, bad: Any) -
 def test_float64_on_a_device_without_it(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = device.limits(queue.device)
     monkeypatch.setattr(device, "limits", lambda _: type(limits)(**(vars(limits) | {"fp64": False})))
-    with pytest.raises(ModuleDtypeError, match=r"dtype is .*float64.*; float32 \(.* has no float64\) is wanted"):
+    with pytest.raises(
+        ModuleDtypeError, match=r"float64.*; float32, float16 or bfloat16 is wanted \(.* has no float64\)$"
+    ):
         BatchNorm(6, queue=queue, dtype=np.float64)
 
 
@@ -220,12 +232,12 @@ def test_training_against_the_reference(
     shape: tuple[int, ...],
     parameters: tuple[int, ...],
     data: Any,
-    dtype: np.dtype[Any],
+    element: np.dtype[Any],
 ) -> None:
-    bn = maker(C, queue=queue, dtype=dtype, seed=2, sscale=0.5)
+    bn = maker(C, queue=queue, dtype=element, seed=2, sscale=0.5)
     mean, var = np.zeros(C), np.ones(C)
     for n in range(1, 4):
-        host = make(shape, 1, dtype, data, seed=n)
+        host = make(shape, 1, element, data, seed=n)
         factor = max(1 / n, 0.1)
         expected = forward(host, bn, mean, var, factor)
         bound = bound_of(host, expected, bn)
@@ -237,12 +249,12 @@ def test_training_against_the_reference(
         assert bn.data is y
         assert bn.inData is x
         assert y.shape == shape
-        assert y.dtype == dtype
+        assert y.dtype == element
         assert bn.numOfProps == n
-        assert_within(y, expected.y, bound.y(), "y")
+        assert_within(y, *stored(expected.y, bound.y(), element), "y")
         for array in (bn.savemean, bn.saveinvvar):
             assert array is not None
-            assert array.shape == parameters
+            assert (array.shape, array.dtype) == (parameters, numbers_of(element))
         assert_within(host_of(bn.savemean).ravel(), expected.mean, bound.stored_mean(), "savemean")
         assert_within(host_of(bn.saveinvvar).ravel(), expected.invstd, bound.stored_invstd(), "saveinvvar")
         assert_within(host_of(bn.mean).ravel(), expected.running_mean, mean_bound, "mean")
@@ -254,10 +266,10 @@ def test_training_against_the_reference(
 
 @pytest.mark.parametrize(("maker", "shape", "parameters"), MODULES)
 def test_gradients_against_the_reference(
-    queue: cl.CommandQueue, maker: Maker, shape: tuple[int, ...], parameters: tuple[int, ...], dtype: np.dtype[Any]
+    queue: cl.CommandQueue, maker: Maker, shape: tuple[int, ...], parameters: tuple[int, ...], element: np.dtype[Any]
 ) -> None:
-    bn = maker(C, queue=queue, dtype=dtype, seed=2, sscale=0.5)
-    host = make(shape, 1, dtype)
+    bn = maker(C, queue=queue, dtype=element, seed=2, sscale=0.5)
+    host = make(shape, 1, element)
     expected = forward(host, bn, None, None, 1.0)
     dx, dscale, dbias = reference.backward(host.x, host.dy, host_of(bn.scale), expected.mean, expected.invstd)
     bounds = bound_of(host, expected, bn).gradients(host.dy, training=True)
@@ -266,10 +278,12 @@ def test_gradients_against_the_reference(
 
     assert result is bn.grad
     assert host_of(bn.grad).shape == shape
-    assert_within(bn.grad, dx, bounds[0], "grad")
+    assert host_of(bn.grad).dtype == element
+    assert_within(bn.grad, *stored(dx, bounds[0], element), "grad")
     for name, wanted, bound in (("scale", dscale, bounds[1]), ("bias", dbias, bounds[2])):
         kept = getattr(bn, f"{name}grad")
         assert kept.shape == bn.vars[name].grad.shape == parameters
+        assert kept.dtype == numbers_of(element)
         assert_within(kept.get().ravel(), wanted, bound, f"{name}grad")
         np.testing.assert_array_equal(kept.get(), bn.vars[name].grad.get())
 
@@ -395,17 +409,18 @@ def test_runs_repeat_bit_for_bit(queue: cl.CommandQueue) -> None:
 
 @pytest.mark.parametrize(("maker", "shape", "parameters"), MODULES)
 def test_evaluation_against_the_reference(
-    queue: cl.CommandQueue, maker: Maker, shape: tuple[int, ...], parameters: tuple[int, ...], dtype: np.dtype[Any]
+    queue: cl.CommandQueue, maker: Maker, shape: tuple[int, ...], parameters: tuple[int, ...], element: np.dtype[Any]
 ) -> None:
-    bn = maker(C, queue=queue, dtype=dtype, seed=2, sscale=0.5)
-    host = make(shape, 1, dtype)
+    bn = maker(C, queue=queue, dtype=element, seed=2, sscale=0.5)
+    host = make(shape, 1, element)
     bn(put(queue, host.x))
     mean, var, scale, bias = (host_of(array) for array in (bn.mean, bn.var, bn.scale, bn.bias))
     bn.evalMode()
     y = bn(put(queue, host.x))
     invstd = 1 / np.sqrt(var.astype(np.float64) + bn.epsilon)
-    bound = Bound(host.x, mean, invstd, scale, bias, axis=1, dtype=dtype)
-    assert_within(y, reference.infer(host.x, scale, bias, mean, var, epsilon=bn.epsilon), bound.inferred(), "y")
+    bound = Bound(host.x, mean, invstd, scale, bias, axis=1, dtype=element)
+    wanted = reference.infer(host.x, scale, bias, mean, var, epsilon=bn.epsilon)
+    assert_within(y, *stored(wanted, bound.inferred(), element), "y")
     assert bn.savemean is bn.saveinvvar is None
     assert bn.numOfProps == 1
     np.testing.assert_array_equal(host_of(bn.mean), mean)
@@ -415,7 +430,7 @@ def test_evaluation_against_the_reference(
     expected = reference.backward(host.x, host.dy, scale, mean, invstd, training=False)
     # One more rounding than where invstd is handed over: it was stored.
     bounds = [2 * b for b in bound.gradients(host.dy, training=False)]
-    assert_within(result, expected[0], bounds[0], "grad")
+    assert_within(result, *stored(expected[0], bounds[0], element), "grad")
     assert_within(host_of(bn.scalegrad).ravel(), expected[1], bounds[1], "scalegrad")
     assert_within(host_of(bn.biasgrad).ravel(), expected[2], bounds[2], "biasgrad")
     assert host_of(bn.scalegrad).shape == parameters
@@ -583,6 +598,82 @@ def test_calc_mode_of_the_same_type_changes_nothing(queue: cl.CommandQueue) -> N
     assert state_of(bn) == before
 
 
+@pytest.mark.parametrize("first", NARROW)
+@pytest.mark.parametrize("then", NARROW)
+def test_calc_mode_keeps_what_is_float32(queue: cl.CommandQueue, first: Any, then: Any) -> None:
+    """To a type that is computed with as float32, and to another one: the same arrays, with the same bits."""
+    bn, host, dy = trained(queue)
+    bn.backward(dy)
+    whole, y = state_of(bn)[:4] + state_of(bn)[11:13], host_of(bn.data)
+    variables, skipped, batches = dict(bn.vars), bn.skipped, bn.numOfProps
+    for T in (first, then):
+        bn.calcMode(T)
+        assert np.dtype(bn.calctype) == T
+        assert bn.inData is bn.data is bn.savemean is None
+        assert state_of(bn)[:4] + state_of(bn)[11:13] == whole
+        assert (dict(bn.vars), bn.skipped, bn.numOfProps) == (variables, skipped, batches)
+    with pytest.raises(ModuleDtypeError, match="data has dtype float32; the module takes "):
+        bn(put(queue, host.x))
+    assert bn(put(queue, host.x.astype(then))).dtype == then
+    bn.calcMode(np.float32)
+    assert bn(put(queue, host.x)).get().tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+def test_results_are_those_of_float32_rounded_once(queue: cl.CommandQueue, narrow: Any) -> None:
+    """A module of half beside one of float32 that is given the same values: statistics have the same bits."""
+    bn, whole = (BatchNorm2D(C, queue=queue, seed=4, dtype=dtype) for dtype in (narrow, np.float32))
+    for seed in range(3):
+        host = make((4, C, 3, 3), 1, narrow, seed=seed)
+        y, wide = (one(put(queue, host.x.astype(one.calctype))) for one in (bn, whole))
+        assert y.get().tobytes() == wide.get().astype(narrow).tobytes()
+        for dy in (host.dy, host.dy.astype(np.float32)):
+            dx = bn.backward(put(queue, dy))
+            wide = whole.backward(put(queue, host.dy.astype(np.float32)))
+            assert dx is not None
+            assert wide is not None
+            assert dx.get().tobytes() == wide.get().astype(narrow).tobytes()
+        for one in (bn, whole):
+            one.updateParams(-0.1)
+    for name in ("scale", "bias", "mean", "var", "savemean", "saveinvvar", "scalegrad", "biasgrad"):
+        assert host_of(getattr(bn, name)).tobytes() == host_of(getattr(whole, name)).tobytes(), name
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+def test_a_type_in_place(queue: cl.CommandQueue, narrow: Any) -> None:
+    host = make((4, C, 3, 3), 1, narrow)
+    bn = BatchNorm2D(C, queue=queue, seed=4, dtype=narrow)
+    bn(put(queue, host.x))
+    bn.evalMode()
+    apart = bn(put(queue, host.x)).get()
+    bn.inplace = True
+    x = put(queue, host.x)
+    assert bn(x) is x
+    assert x.get().tobytes() == apart.tobytes()
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+def test_what_a_type_cannot_hold_is_infinite_and_counted_nowhere(queue: cl.CommandQueue, narrow: Any) -> None:
+    host = make((4, C, 3, 3), 1, narrow)
+    bn = BatchNorm2D(C, queue=queue, dtype=narrow)
+    bn.scale = np.full(C, range_of(np.dtype(narrow)).max, np.float32)  # type: ignore[assignment]
+    y = bn(put(queue, host.x)).get().astype(np.float32)
+    assert np.isinf(y).any()
+    assert not np.isnan(y).any()
+    assert np.isfinite(host_of(bn.mean)).all()
+    assert np.isfinite(host_of(bn.var)).all()
+    assert (bn.numOfProps, bn.skipped) == (1, 0)
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+def test_an_epsilon_that_the_data_could_not_hold(queue: cl.CommandQueue, narrow: Any) -> None:
+    """1e-8 is 0 as a float16, and is no float16: channels of one value are bias, and no NaN."""
+    bn = BatchNorm2D(C, epsilon=1e-8, queue=queue, dtype=narrow)
+    y = bn(put(queue, np.full((4, C, 3, 3), 7, narrow)))
+    assert not y.get().astype(np.float32).any()
+    np.testing.assert_allclose(host_of(bn.saveinvvar), 1e4, rtol=1e-6)
+
+
 # --- what is refused
 
 
@@ -596,6 +687,7 @@ BAD_DATA = [
     pytest.param(lambda q: zeros(q, (4, C + 1, 3, 3)), ModuleShapeError, "5 channels on axis 1", id="channels"),
     pytest.param(lambda q: zeros(q, (4, 3, 3, C)), ModuleShapeError, "5 channels on axis 1", id="channels last"),
     pytest.param(lambda q: zeros(q, (4, C, 3, 3), "f8"), ModuleDtypeError, "has dtype float64", id="float64"),
+    pytest.param(lambda q: zeros(q, (4, C, 3, 3), "f2"), ModuleDtypeError, "has dtype float16", id="half"),
     pytest.param(lambda q: zeros(q, (4, C, 3, 3), "i4"), ModuleDtypeError, "has dtype int32", id="integers"),
     pytest.param(lambda _: np.zeros((4, C, 3, 3), "f4"), ModuleDtypeError, "oclbn.gpuarray.to_gpu", id="NumPy array"),
     pytest.param(lambda _: [[1.0]], ModuleDtypeError, "is a builtins.list", id="list"),
@@ -771,6 +863,29 @@ def test_a_module_says_what_it_is(queue: cl.CommandQueue) -> None:
     assert told.endswith(f"name='first', dtype=float32, device={queue.device.name.strip()!r})")
     assert repr(BatchNormND(3, 5, queue=queue)).startswith("BatchNormND(3, 5, epsilon=1e-05, ")
     assert repr(BatchNorm(5, queue=queue)).startswith("BatchNorm(5, epsilon=1e-05, ")
+
+
+@pytest.mark.parametrize(("name", "narrow"), [("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)])
+def test_a_type_by_its_name(queue: cl.CommandQueue, name: str, narrow: Any) -> None:
+    bn = BatchNorm2D(3, queue=queue, dtype=name)
+    assert bn.calctype is BatchNorm2D(3, queue=queue, dtype=narrow).calctype is narrow
+    assert f"dtype={name}, " in repr(bn)
+    bn.calcMode("float32")
+    bn.calcMode(name)
+    assert bn.calctype is narrow
+    assert (bn.numOfParams(), bn.paramSize()) == (6, 24)
+    copied, kept = copy.deepcopy(bn), pickle.loads(pickle.dumps(bn))
+    assert (copied.calctype, kept.calctype) == (narrow, narrow)
+    assert host_of(copied.scale).tobytes() == host_of(kept.scale).tobytes() == host_of(bn.scale).tobytes()
+
+
+def test_bfloat16_where_its_package_is_missing(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    bn = BatchNorm2D(3, queue=queue)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    for ask in (lambda: BatchNorm2D(3, queue=queue, dtype="bfloat16"), lambda: bn.calcMode("bfloat16")):
+        with pytest.raises(MissingExtraError, match=r"pip install 'oclbn\[bfloat16\]'"):
+            ask()
+    assert bn.calctype is np.float32
 
 
 @pytest.mark.usefixtures("needs_fp64")

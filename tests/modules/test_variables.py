@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pyopencl as cl
 import pytest
@@ -64,6 +65,11 @@ GIVEN = [
     pytest.param(lambda q: VALUES.reshape(C, 1), id="in another shape"),
     pytest.param(lambda q: VALUES.astype(np.float64), id="float64"),
     pytest.param(lambda q: VALUES.astype(">f2"), id="half, bytes swapped"),
+    pytest.param(lambda q: VALUES.astype(np.float16), id="half"),
+    pytest.param(lambda q: VALUES.astype(ml_dtypes.bfloat16), id="bfloat16"),
+    pytest.param(lambda q: list(VALUES.astype(ml_dtypes.bfloat16)), id="list of bfloat16"),
+    pytest.param(lambda q: put(q, VALUES.astype(np.float16)), id="device array of half"),
+    pytest.param(lambda q: put(q, VALUES.astype(ml_dtypes.bfloat16)).with_queue(None), id="device array of bfloat16"),
     pytest.param(lambda q: VALUES.tolist(), id="list"),
     pytest.param(lambda q: np.repeat(VALUES, 2)[::2], id="NumPy view"),
     pytest.param(lambda q: put(q, VALUES), id="device array"),
@@ -183,6 +189,15 @@ BAD = [
     pytest.param(lambda q: np.ones(C, bool), ModuleDtypeError, "type bool; real numbers are wanted", id="bool"),
     pytest.param(
         lambda q: np.ones(C, complex), ModuleDtypeError, "type complex128; real numbers are wanted", id="complex"
+    ),
+    pytest.param(
+        lambda q: VALUES.astype(ml_dtypes.float8_e4m3fn), ModuleDtypeError, "type float8_e4m3fn; real", id="eight bits"
+    ),
+    pytest.param(
+        lambda q: VALUES.astype(ml_dtypes.bfloat16).view("V2"),
+        ModuleDtypeError,
+        "of type |V2; real numbers are wanted; if they are bfloat16, give values.view(ml_dtypes.bfloat16)",
+        id="bfloat16 as np.load gives it",
     ),
 ]
 

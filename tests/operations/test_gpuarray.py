@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pyopencl as cl
 import pytest
 
 from oclbn import device, gpuarray
-from oclbn.errors import ArrayTypeError, DtypeError, ParameterError
+from oclbn.errors import ArrayTypeError, DtypeError, MissingExtraError, ParameterError
 
 
 def test_gpuarray(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +41,60 @@ def test_gpuarray(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> No
     for made in (gpuarray.empty((0, 3)), gpuarray.zeros((0, 3)), gpuarray.ones((0, 3)), gpuarray.full((0, 3), 2)):
         assert (made.shape, made.size) == ((0, 3), 0)
     assert isinstance(integers, gpuarray.Array)
+
+
+NARROW = [np.float16, ml_dtypes.bfloat16]
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+def test_types_of_sixteen_bits(queue: cl.CommandQueue, narrow: Any) -> None:
+    """What pyopencl and we do with them: move, view, print, make, pack."""
+    host = np.array([[1.5, -0.0, 65504, 2.0**-24], [np.nan, -np.inf, 3, 0.1]], np.float32).astype(narrow)
+    array = gpuarray.to_gpu(host, queue=queue)
+    assert (array.dtype, array.get().dtype) == (narrow, narrow)
+    assert array.get().tobytes() == host.tobytes()
+    for view in (lambda a: a[1:], lambda a: a[1, 2], lambda a: a.T, lambda a: a.reshape(8), lambda a: a.reshape(4, 2)):
+        assert view(array).get().tobytes("A") == np.asarray(view(host)).tobytes("A")
+    assert array.view(np.uint16).view(narrow).get().tobytes() == host.tobytes()
+    assert array.copy().get().tobytes() == host.tobytes()
+    mirrored = gpuarray.pack(array[:, ::-1])
+    assert (mirrored.dtype, mirrored.get().tobytes()) == (narrow, host[:, ::-1].tobytes())
+    assert gpuarray.to_gpu(array[:, ::2]).get().tobytes() == host[:, ::2].tobytes()
+    assert str(array) == str(host)
+    assert repr(host.dtype).removeprefix("dtype(").rstrip(")").strip("'") in repr(array)
+    other = gpuarray.zeros((2, 4), narrow, queue=queue)
+    other.set(host)
+    assert other.get().tobytes() == host.tobytes()
+
+
+@pytest.mark.parametrize("named", [np.float16, "float16", np.dtype("f2"), ml_dtypes.bfloat16, "bfloat16"])
+def test_making_arrays_of_sixteen_bits(queue: cl.CommandQueue, named: Any) -> None:
+    wanted = np.dtype(ml_dtypes.bfloat16 if named == "bfloat16" else named)
+    made = {0: gpuarray.zeros, 1: gpuarray.ones, 2.5: lambda *a, **k: gpuarray.full(a[0], 2.5, *a[1:], **k)}
+    for value, make in made.items():
+        array = make((2, 3), named, queue=queue)
+        assert (array.dtype, array.shape) == (wanted, (2, 3))
+        assert array.get().tolist() == [[value] * 3] * 2
+    array = gpuarray.empty((2, 3), named, queue=queue)
+    for alike, value in (gpuarray.zeros_like, 0), (gpuarray.ones_like, 1):
+        assert alike(array).dtype == wanted
+        assert alike(array).get().tolist() == [[value] * 3] * 2
+    assert array.dtype == gpuarray.empty_like(array).dtype == wanted
+
+
+def test_half_of_a_foreign_byte_order(queue: cl.CommandQueue) -> None:
+    host = np.array([1.5, 2.0**-24, -np.inf], ">f2")
+    array = gpuarray.to_gpu(host, queue=queue)
+    assert (array.dtype, array.get().tobytes()) == (np.float16, host.astype("<f2").tobytes())
+
+
+@pytest.mark.parametrize("make", [gpuarray.empty, gpuarray.zeros, gpuarray.ones])
+def test_bfloat16_where_its_package_is_missing(
+    queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'oclbn\[bfloat16\]'"):
+        make(3, "bfloat16", queue=queue)
 
 
 @pytest.mark.parametrize(
