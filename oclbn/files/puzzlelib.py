@@ -10,6 +10,10 @@ A module without a name writes ".scale" and so on. Damage shows: arrays carry HD
 made here are of HDF5 1.10's format, which has checksums over all that describes them; the scalars lie in there, too.
 In a file that the caller opened, the format is the caller's: HDF5's older one has none over names and scalars.
 
+Elements are read in the file's own type and converted by NumPy: HDF5 rounds and clamps halves in ways of its own.
+bfloat16, which h5py does not know, is told by its description, as HDF5 2.0 names it, or is two bytes of HDF5's opaque
+type, as h5py writes arrays of ml_dtypes.bfloat16 (Keras's files among others).
+
 Files are not trusted. What leads out of the file (soft and external links, raw data elsewhere, virtual datasets) is
 refused, as it could be any file of the machine or a pipe that never ends; so is what would unpack to far more than the
 array that is wanted.
@@ -50,6 +54,8 @@ _ROOM = 1 << 24  # bytes that a piece of a stored array may have, however small 
 _OVERHEAD = 64  # bytes that a stored piece may take beyond twice what it unpacks to
 _SLACK = 1 << 16  # the same of all pieces together
 _HARMLESS_FILTERS = (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)  # those that do not unpack
+_BFLOAT16 = ((15, 7, 8, 0, 7), 127, h5t.NORM_IMPLIED)  # fields, bias, normalization of HDF5's type
+_BFLOAT16_TAGS = (b"", b"NUMPY:<V2", b"bfloat16")  # of opaque elements: h5py's without a word, h5py.opaque_dtype's
 _FORMAT = "v110"  # the first one with checksums over everything but the elements; those have their own
 
 
@@ -152,7 +158,8 @@ def load(
 
     hdf: a path, the bytes of a file, or an open file or group (left open). variables, attributes: name -> shape wanted;
     a stored array fits if it has as many elements and no second axis longer than 1, and if its type turns into
-    `dtype` without loss. counters: name -> shape, () of a single number, else of uint32; files may lack them.
+    `dtype`, float32 or float64, without loss. counters: name -> shape, () of a single number, else of uint32; files may
+    lack them.
     check_finite: an array that holds NaN or infinity does not fit. FileNotFoundError: no such path. ModuleFileError:
     all else that is wrong with the file.
     """
@@ -331,10 +338,11 @@ def _array(
     stored = dataset.shape  # None for HDF5's null dataspace
     if stored is None or math.prod(stored) != math.prod(shape) or sum(extent != 1 for extent in stored) > 1:
         raise ModuleFileError(f"{label}: {dataset.name} has shape {stored}; the module wants {shape}")
-    if not np.can_cast(dataset.dtype, dtype, "safe"):
+    bfloat16 = _holds_bfloat16(dataset) and dtype.kind == "f"
+    if not (bfloat16 or np.can_cast(dataset.dtype, dtype, "safe")):
         raise ModuleFileError(f"{label}: {dataset.name} holds {dataset.dtype}, which does not fit into {dtype}")
     _check_pieces(dataset, label)
-    values: Host = dataset[...]
+    values: Host = _bfloat16s(dataset) if bfloat16 else dataset[...]
     bad = np.flatnonzero(~np.isfinite(values)) if check_finite else ()
     if len(bad):
         shown = ", ".join(f"{index}: {values.flat[index]}" for index in bad[:_NUMBERS_SHOWN])
@@ -342,7 +350,27 @@ def _array(
             f"{label}: {dataset.name} has {len(bad)} of {values.size} values that are not finite ({shown}"
             f"{', ...' if len(bad) > _NUMBERS_SHOWN else ''}); load with check_finite=False takes them"
         )
-    return np.ascontiguousarray(values.astype(dtype, casting="safe").reshape(shape))
+    with np.errstate(invalid="ignore"):  # NaN may be one that signals
+        return np.ascontiguousarray(values.astype(dtype, casting="safe").reshape(shape))
+
+
+def _holds_bfloat16(dataset: h5py.Dataset) -> bool:
+    kind = dataset.id.get_type()
+    if kind.get_size() != 2:
+        return False
+    if isinstance(kind, h5t.TypeFloatID):
+        return bool((kind.get_fields(), kind.get_ebias(), kind.get_norm()) == _BFLOAT16)
+    return isinstance(kind, h5t.TypeOpaqueID) and kind.get_tag() in _BFLOAT16_TAGS
+
+
+def _bfloat16s(dataset: h5py.Dataset) -> NDArray[np.float32]:
+    """As float32, whose upper half a bfloat16 is: no bit is lost, not even of NaN."""
+    kind = dataset.id.get_type()
+    bits = np.empty(dataset.shape, np.uint16)
+    dataset.id.read(h5s.ALL, h5s.ALL, bits, mtype=kind)
+    swapped = isinstance(kind, h5t.TypeFloatID) and kind.get_order() == h5t.ORDER_BE
+    words: NDArray[np.uint32] = bits.view(">u2" if swapped else "<u2").astype(np.uint32) << np.uint32(16)
+    return words.view(np.float32)
 
 
 def _counter(dataset: h5py.Dataset, shape: tuple[int, ...], label: str) -> int | Host:

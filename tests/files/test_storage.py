@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -11,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import ml_dtypes
 import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
+from h5py import h5d, h5s, h5t
 from stored import SHAPE, TENSORS, C, as_puzzlelib, contents, fresh, refused, trained, values
 
 from oclbn import BatchNorm, BatchNorm2D, BatchNorm3D, BatchNormND
+from oclbn.elements import numbers_of
 from oclbn.errors import MissingExtraError, ModuleFileError, ModuleParameterError, ModuleStateError
+from oclbn.files import puzzlelib
 from oclbn.truth.hostile import make
 
 pytestmark = pytest.mark.once(reason="files are read and written by the host")
@@ -255,13 +260,106 @@ def test_the_shape_may_have_other_ones(queue: cl.CommandQueue, tmp_path: Path, s
     np.testing.assert_array_equal(bn.mean.get().ravel(), np.arange(C))
 
 
-@pytest.mark.parametrize("stored", ["float16", ">f4", "int16"])
-def test_types_that_fit_are_turned_into_float32(queue: cl.CommandQueue, tmp_path: Path, stored: str) -> None:
-    as_puzzlelib(tmp_path / "p.hdf", mean=np.arange(C).astype(stored).reshape(SHAPE))
-    bn = fresh(queue)
+@pytest.mark.parametrize("stored", ["float16", ">f2", ml_dtypes.bfloat16, ">f4", "int16"])
+def test_types_that_fit_are_turned_into_what_parameters_are(
+    queue: cl.CommandQueue, tmp_path: Path, element: np.dtype[Any], stored: Any
+) -> None:
+    arrays = {name: np.arange(1, C + 1).astype(stored).reshape(SHAPE) for name in TENSORS}
+    as_puzzlelib(tmp_path / "p.hdf", **arrays)
+    bn = fresh(queue, dtype=element)
     bn.load(tmp_path / "p.hdf")
-    assert bn.mean is not None
-    np.testing.assert_array_equal(bn.mean.get().ravel(), np.arange(C, dtype=np.float32))
+    for name in TENSORS:
+        array = getattr(bn, name).get()
+        assert array.dtype == numbers_of(element)
+        np.testing.assert_array_equal(array.ravel(), np.arange(1, C + 1))
+
+
+def bfloat16_of_hdf5(order: int) -> h5t.TypeFloatID:
+    """The type that HDF5 2.0 calls H5T_FLOAT_BFLOAT16LE, or BE."""
+    kind = h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_precision(16)
+    kind.set_offset(0)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    kind.set_order(order)
+    return kind
+
+
+PATTERNS = np.arange(1 << 16, dtype=np.uint16)
+WIDENED = (PATTERNS.astype(np.uint32) << 16).view(np.float32)
+STORED_HALVES = {  # how it is put under a name in a file, and what that holds
+    "half": (lambda file: file.create_dataset("x", data=PATTERNS.view("<f2")), PATTERNS.view("<f2")),
+    "half, bytes swapped": (lambda file: file.create_dataset("x", data=PATTERNS.view(">f2")), PATTERNS.view(">f2")),
+    "half in pieces": (
+        lambda file: file.create_dataset("x", data=PATTERNS.view("<f2"), compression=1, fletcher32=True, shuffle=True),
+        PATTERNS.view("<f2"),
+    ),
+    "bfloat16 of h5py": (lambda file: file.create_dataset("x", data=PATTERNS.view(ml_dtypes.bfloat16)), WIDENED),
+    "bfloat16 of h5py in pieces": (
+        lambda file: file.create_dataset("x", data=PATTERNS.view(ml_dtypes.bfloat16), compression=1, fletcher32=True),
+        WIDENED,
+    ),
+    "bfloat16 with a tag": (lambda file: put_raw(file, h5t.create(h5t.OPAQUE, 2), PATTERNS, b"NUMPY:<V2"), WIDENED),
+    "bfloat16 of HDF5": (lambda file: put_raw(file, bfloat16_of_hdf5(h5t.ORDER_LE), PATTERNS), WIDENED),
+    "bfloat16 of HDF5, bytes swapped": (
+        lambda file: put_raw(file, bfloat16_of_hdf5(h5t.ORDER_BE), PATTERNS.byteswap()),
+        WIDENED,
+    ),
+}
+
+
+def put_raw(file: h5py.File, kind: Any, bits: np.ndarray, tag: bytes | None = None) -> None:
+    if tag is not None:
+        kind.set_tag(tag)
+    dataset = h5d.create(file.id, b"x", kind, h5s.create_simple(bits.shape))
+    dataset.write(h5s.ALL, h5s.ALL, bits, mtype=kind)
+
+
+@pytest.mark.parametrize("how", STORED_HALVES)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_every_half_in_a_file_is_the_number_that_it_is(how: str, dtype: str) -> None:
+    """Of all 65,536, by the bits; NaN stays NaN, of float32 the same one."""
+    write, wanted = STORED_HALVES[how]
+    with h5py.File("x", "w", driver="core", backing_store=False) as file:
+        write(file)
+        found = puzzlelib._array(file["x"], (1, 1 << 16), np.dtype(dtype), "file")
+    with np.errstate(invalid="ignore"):
+        assert found.tobytes() == wanted.astype(dtype).tobytes()
+
+
+def test_two_bytes_that_are_named_otherwise_are_refused(queue: cl.CommandQueue, tmp_path: Path) -> None:
+    raw = np.zeros(SHAPE, "V2").astype(h5py.opaque_dtype("V2"))  # tagged as bytes without a meaning
+    as_puzzlelib(tmp_path / "p.hdf", mean=raw)
+    refused(fresh(queue), tmp_path / "p.hdf", r"holds \|V2, which does not fit into float32")
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_halves_that_are_not_finite(queue: cl.CommandQueue, tmp_path: Path, bad: float) -> None:
+    for stored in (np.float16, ml_dtypes.bfloat16):
+        as_puzzlelib(tmp_path / "p.hdf", mean=np.full(SHAPE, bad, stored))
+        refused(fresh(queue), tmp_path / "p.hdf", "5 of 5 values that are not finite")
+
+
+@pytest.mark.parametrize("narrow", [np.float16, ml_dtypes.bfloat16])
+def test_a_module_of_half_keeps_what_float32_holds(queue: cl.CommandQueue, narrow: Any) -> None:
+    """Its file is PuzzleLib's, of float32; it is loaded by modules of every type without loss."""
+    bn = trained(queue, dtype=narrow)
+    image = bn.save() or b""
+    with h5py.File(io.BytesIO(image), "r") as file:
+        assert {file[name].dtype for name in ("params/0", "params/1", "attrs/.mean", "attrs/.var")} == {
+            np.dtype(np.float32)
+        }
+    for dtype in (narrow, np.float32):
+        other = fresh(queue, dtype=dtype)
+        other.load(image)
+        assert values(other) == values(bn)
+        assert other.numOfProps == bn.numOfProps
+        assert other.save() == image
+    empty = fresh(queue, dtype=narrow, empty=True)
+    empty.load(image)
+    x = cla.to_device(queue, make((4, C, 3, 3), 1, narrow).x)
+    assert empty(x).get().tobytes() == bn(x).get().tobytes()
 
 
 # --- several modules in one file
