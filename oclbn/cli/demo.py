@@ -40,8 +40,8 @@ DIGITS = "scikit-learn's handwritten digits"
     "--input",
     "source",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A .npy file to use in place of the digits. float32 and float64 are taken as they are; float16, integers and "
-    "bool are converted to float32.",
+    help="A .npy file to use in place of the digits. float32 and float64 are taken as they are; float16, "
+    "bfloat16, integers and bool are converted to float32.",
 )
 @click.option("--axis", type=int, help="Channel axis of --input.  [default: 1]")
 @click.option(

@@ -16,6 +16,7 @@ from typing import Any
 
 import h5py
 import matplotlib.image
+import ml_dtypes
 import numpy as np
 import PIL.Image
 import pyopencl as cl
@@ -371,8 +372,12 @@ def test_conversion_says_when_it_rounds(tmp_path: Path) -> None:
     assert demo_data.from_file(exact, 1, fp64=True).note == "int64 converted to float32"
     rounded = saved(tmp_path / "rounded.npy", np.array([[1, 2**24 + 1]]))
     assert "rounded" in demo_data.from_file(rounded, 1, fp64=True).note
-    half = saved(tmp_path / "half.npy", np.array([[1.0, np.nan]], np.float16))
-    assert demo_data.from_file(half, 1, fp64=True).note == "float16 converted to float32"
+    for narrow in (np.float16, ml_dtypes.bfloat16):
+        values = np.array([[1.5, np.nan], [-np.inf, 3.0]], narrow)
+        for given in (values, np.asfortranarray(values)):
+            half = demo_data.from_file(saved(tmp_path / "half.npy", given), 1, fp64=True)
+            assert half.note == f"{values.dtype} converted to float32"
+            assert half.x.tobytes() == values.astype(np.float32).tobytes()
     double = demo_data.from_file(saved(tmp_path / "double.npy", np.array([[1.0, 1e300]])), 1, fp64=False)
     assert double.x.dtype == np.float32
     assert "no double precision" in double.note
@@ -398,7 +403,16 @@ def npy_bytes(array: np.ndarray) -> bytes:
 BAD_FILES = [
     pytest.param(lambda p: saved(p, np.array([[1, "a"]], dtype=object)), ParameterError, "pickled", id="objects"),
     pytest.param(lambda p: saved(p, np.zeros((2, 2), complex)), DtypeError, "complex128; wanted", id="complex"),
-    pytest.param(lambda p: saved(p, np.array([["a"]])), DtypeError, "wanted numbers: float16, float32", id="text"),
+    pytest.param(
+        lambda p: saved(p, np.zeros((2, 2), ml_dtypes.bfloat16).view("V2")),
+        DtypeError,
+        r"V2; wanted .*; if .* bfloat16, np.save\('x.npy', np.load\('.*x.npy'\).view\(ml_dtypes.bfloat16\)\) makes",
+        id="two bytes of no type",
+    ),
+    pytest.param(
+        lambda p: saved(p, np.zeros((2, 2), ml_dtypes.float8_e4m3fn)), DtypeError, r"V1; wanted", id="eight bits"
+    ),
+    pytest.param(lambda p: saved(p, np.array([["a"]])), DtypeError, "wanted numbers: float16, bfloat16", id="text"),
     pytest.param(lambda p: saved(p, np.zeros(5)), ShapeError, r"shape \(5,\).*at least 2 axes", id="one axis"),
     pytest.param(lambda p: saved(p, np.array(1.0)), ShapeError, r"shape \(\).*at least 2 axes", id="a scalar"),
     pytest.param(lambda p: saved(p, np.zeros((0, 3))), ShapeError, "nothing in it", id="empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oclbn.elements import bfloat16, kind
 from oclbn.errors import DtypeError, MissingExtraError, ParameterError, ShapeError
 from oclbn.files import foreign, whole
 
 FILTERS = 16
+_TWO_BYTES = np.dtype("V2")
+_BFLOAT16 = re.compile(rb"'descr': *'<V2'")  # how NumPy saves it, and nothing else; two bytes of no type are '|V2'
+_HEAD = 128  # bytes of a .npy file, in which its element type stands
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,15 @@ def from_file(path: Path, axis: int, *, fp64: bool) -> Case:
 
 
 def read(path: Path) -> NDArray[Any]:
-    """The array in a .npy file. Pickled objects are never loaded.
+    """The array in a .npy file. Pickled objects are never loaded. What ml_dtypes.bfloat16 was, is that again.
 
     ParameterError: not a readable .npy file (what it is instead is told, where that is known, with what to do);
-    ShapeError: fewer than two axes, or nothing in it.
+    ShapeError: fewer than two axes, or nothing in it. MissingExtraError: bfloat16, without ml_dtypes.
     """
     try:
         whole.check_source(path)
         with path.open("rb") as file:
+            head = file.peek(_HEAD)[:_HEAD]  # read_array does not tell how the file calls its type
             given = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
         raise ParameterError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -99,6 +105,8 @@ def read(path: Path) -> NDArray[Any]:
         pickled = foreign.PICKLED if "allow_pickle" in str(error) else ""
         reason = pickled or _foreign(path) or str(error)
         raise ParameterError(f"{path} is not a .npy file of numbers: {reason}") from error
+    if given.dtype == _TWO_BYTES and _BFLOAT16.search(head):
+        given = given.view(bfloat16())
     if given.ndim < 2:
         raise ShapeError(
             f"{path} has shape {given.shape}; batch normalization needs at least 2 axes, samples and channels: "
@@ -150,21 +158,24 @@ def _as_computed(given: NDArray[Any], path: Path, fp64: bool) -> tuple[NDArray[A
     kept = given.dtype.newbyteorder("=")
     if kept == np.float32 or (kept == np.float64 and fp64):
         return np.ascontiguousarray(given, dtype=kept), ""
-    if kept != np.float64 and kept != np.float16 and given.dtype.kind not in "iub":
+    if kind(kept) is None and given.dtype.kind not in "iub":
         advice = {"c": "np.abs(x), or x.real and x.imag", "U": "x.astype(np.float32)", "S": "x.astype(np.float32)"}
         cure = advice.get(given.dtype.kind, "")
         if given.dtype.kind in "US" and not _all_numbers(given):
             cure = ""
+        told = f"; {cure} makes some" if cure else ""
+        if kept == _TWO_BYTES:
+            made = f"np.save('x.npy', np.load({str(path)!r}).view(ml_dtypes.bfloat16))"
+            told = f"; if they are bfloat16, {made} makes a file that says so"
         raise DtypeError(
-            f"{path} holds {given.dtype}; wanted numbers: float16, float32, float64, integers or bool"
-            + (f"; {cure} makes some" if cure else "")
+            f"{path} holds {given.dtype}; wanted numbers: float16, bfloat16, float32, float64, integers or bool{told}"
         )
     with np.errstate(over="ignore"):
         x = np.ascontiguousarray(given, dtype=np.float32)
     note = f"{kept} converted to float32"
     if kept == np.float64:
         note += " (the device has no double precision)"
-    elif not np.array_equal(x, given, equal_nan=kept == np.float16):
+    elif not np.array_equal(x, given, equal_nan=kind(kept) is not None):
         note += ", rounded: not every value fits"
     if infinite := np.count_nonzero(np.isfinite(given) & ~np.isfinite(x)):
         note += f"; {infinite} of {x.size} values are too large for it and became infinite"
