@@ -23,7 +23,7 @@ from oclbn.call.making import check, make, training_numbers
 from oclbn.call.prepared import count_of
 from oclbn.call.results import result_like
 from oclbn.device import driver_errors
-from oclbn.elements import NUMBERS
+from oclbn.elements import NUMBERS, numbers_of
 from oclbn.errors import ArrayTypeError, DtypeError, ParameterError, ShapeError
 from oclbn.steps import GradientSums, Statistics, normalize, part_gradient, part_numbers
 from oclbn.sync import rows, whole
@@ -139,7 +139,7 @@ class Group(Collective):
                 with self._places.of_shard(index):
                     check("normalize", x, axis, given, given["out"])
             averaging = whole.Averaging(numbers["factor"], numbers["init_factor"], bool(guard))
-            kind = xs[0].dtype
+            kind = numbers_of(xs[0].dtype)
             counts = [count_of(x, axis) for x in xs]
             found = [self._moments(x, axis) for x in xs]
             moved = [name for name in _MOVED if each[0][name] is not None]
@@ -234,7 +234,7 @@ class Group(Collective):
                             f"statistics are of {statistics.count} values per channel, and x has {count_of(x, axis)}"
                         )
             numbers = part_numbers(xs[0], statistics.count, statistics.epsilon, grad_scale, grad_momentum)
-            kind = xs[0].dtype
+            kind = numbers_of(xs[0].dtype)
             found = [
                 self._sums(x, given["dy"], axis, statistics.parts[index].mean)
                 for index, (x, given) in enumerate(zip(xs, each, strict=True))
@@ -399,19 +399,19 @@ class Group(Collective):
         return pending.result()
 
     def _moments(self, x: Array, axis: int) -> Read:
-        made = Rows(cast("cl.CommandQueue", x.queue), 4, x.shape[axis], x.dtype)
+        made = Rows(cast("cl.CommandQueue", x.queue), 4, x.shape[axis], numbers_of(x.dtype))
         mean, mean_rest, m2, m2_rest = made.arrays
         make("moments", x, axis, {}, {}, extra=True, places=(mean, m2, mean_rest, m2_rest)).run()
         return made.read()
 
     def _sums(self, x: Array, dy: Array, axis: int, mean: Array) -> Read:
-        made = Rows(cast("cl.CommandQueue", x.queue), 6, x.shape[axis], x.dtype)
+        made = Rows(cast("cl.CommandQueue", x.queue), 6, x.shape[axis], numbers_of(x.dtype))
         make("sums", x, axis, {"dy": dy, "save_mean": mean}, {}, places=made.arrays).run()
         return made.read()
 
     def _statistics(self, xs: Sequence[Array], count: int, moments: NDArray[Any], epsilon: float) -> GroupStatistics:
         sheet = np.concatenate([moments, whole.inverse_deviation(max(count, 1), moments, epsilon)[None]])
-        sent = [Rows(cast("cl.CommandQueue", x.queue), 5, sheet.shape[1], x.dtype, sheet) for x in xs]
+        sent = [Rows(cast("cl.CommandQueue", x.queue), 5, sheet.shape[1], sheet.dtype, sheet) for x in xs]
         parts = tuple(Statistics(count, *one.arrays[:4]) for one in sent)
         return GroupStatistics(count, moments, epsilon, parts, tuple(one.arrays[4] for one in sent))
 

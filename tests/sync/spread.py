@@ -89,7 +89,9 @@ def trained(
     found |= {name: hosts_of(one) for name, one in given.items() if name.startswith("running")}
     found |= told_of(statistics)
     assert [one.shape for one in found["y"]] == [x.shape for x in xs]
-    assert {one.dtype for each in found.values() for one in each} == {host.x.dtype}
+    whole = {"y", "dx"}
+    assert {one.dtype for name, each in found.items() if name in whole for one in each} == {host.x.dtype}
+    assert {one.dtype for name, each in found.items() if name not in whole for one in each} == {host.scale.dtype}
     return found
 
 
@@ -143,7 +145,7 @@ def check(made: dict[str, np.ndarray], host: Data, axis: int = 1, **options: flo
 
 def check_beside(made: dict[str, np.ndarray], whole: dict[str, np.ndarray], host: Data, axis: int = 1) -> None:
     """As the whole batch on one device: what that stores, to one rounding; the rest is held against the reference."""
-    eps, good = np.finfo(host.x.dtype).eps, host.good
+    eps, good = np.finfo(host.scale.dtype).eps, host.good
     with np.errstate(invalid="ignore"):
         deviation = np.std(host.x.astype(np.float64), axis=others(host.x.shape, axis))[good]
     for name, off in (("mean", 4 * deviation), ("running_mean", 1 + deviation), ("invstd", 0.0), ("running_var", 0.0)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
@@ -29,6 +30,7 @@ from spread import (
 )
 
 from oclbn import functional
+from oclbn.elements import numbers_of
 from oclbn.errors import (
     ArrayTypeError,
     ContextError,
@@ -65,14 +67,51 @@ def two(queue: cl.CommandQueue) -> list[cl.CommandQueue]:
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_beside_the_whole(group: DeviceGroup, dtype: np.dtype, how: str) -> None:
-    host = make((13, 5, 6, 7), 1, dtype, FAR)
+def test_beside_the_whole(group: DeviceGroup, element: np.dtype, how: str) -> None:
+    host = make((13, 5, 6, 7), 1, element, FAR)
     lengths = lengths_of(13, len(group.queues), how)
     made = together(trained(group, host, lengths))
     check(made, host)
     check_beside(made, alone(group.queues[0], host), host)
     again = together(trained(group, host, lengths))
     assert {name: one.tobytes() for name, one in again.items()} == {name: one.tobytes() for name, one in made.items()}
+
+
+@pytest.mark.parametrize("narrow", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("mean", [0.0, 40_000.0, -1e-6])
+def test_halves_are_summed_as_float32(group: DeviceGroup, narrow: Any, mean: float) -> None:
+    """Beside shards of float32 with the same values: what is exchanged has the same bits, results are rounded once.
+
+    The square of 40,000 is beyond float16, and a mean of so many of them beyond what its sums would hold.
+    """
+    rng, queues = np.random.default_rng(5), group.queues
+    x = (mean + rng.standard_normal((9, 5, 31)) * (max(abs(mean), 1) / 50)).astype(narrow)
+    dy = rng.standard_normal(x.shape).astype(narrow)
+    lengths = lengths_of(9, len(queues), "one each, and the rest")
+    made = {}
+    for name, given, slope in (("narrow", x, dy), ("wide", x, dy), ("mixed", x, dy)):
+        wide = np.float32 if name == "wide" else narrow
+        xs = put(queues, cut(given.astype(wide), lengths))
+        dys = put(queues, cut(slope.astype(narrow if name == "narrow" else np.float32), lengths))
+        running = {each: everywhere(queues, np.ones(5, np.float32)) for each in ("running_mean", "running_var")}
+        ys, found = group.train(xs, **running)
+        dxs, *sums = group.backward(xs, dys, found)
+        assert found.moments.dtype == np.float32
+        tensors = [np.concatenate(hosts_of(each)) for each in (ys, dxs)]
+        assert {one.dtype for one in tensors} == {np.dtype(wide)}
+        shared = [found.moments, *hosts_of(found.invstd), *(one for each in sums for one in hosts_of(each))]
+        shared += [one for each in running.values() for one in hosts_of(each)]
+        made[name] = [one.astype(narrow).tobytes() for one in tensors], [one.tobytes() for one in shared]
+    assert made["narrow"] == made["wide"] == made["mixed"]
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(found.moments[0], exact.mean(axis=(0, 2)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.moments[2], 279 * exact.var(axis=(0, 2)), rtol=1e-5)
+
+
+def test_shards_of_two_types(two: list[cl.CommandQueue]) -> None:
+    xs = put(two, [np.zeros((2, 3), np.float16), np.zeros((2, 3), ml_dtypes.bfloat16)])
+    with pytest.raises(DtypeError, match=r"^shards\[1\] is bfloat16; shards\[0\] is float16, and one is wanted"):
+        DeviceGroup(two).train(xs)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [*FEW_SHAPES, pytest.param((5, 4097), 1, id="many channels")])
@@ -84,16 +123,16 @@ def test_shapes(group: DeviceGroup, shape: tuple[int, ...], axis: int) -> None:
 
 
 @pytest.mark.parametrize("maker", NASTY)
-def test_hostile_data(group: DeviceGroup, dtype: np.dtype, maker: Any) -> None:
-    host = make((9, 5, 31), 1, dtype, maker)
+def test_hostile_data(group: DeviceGroup, element: np.dtype, maker: Any) -> None:
+    host = make((9, 5, 31), 1, element, maker)
     made = together(trained(group, host, lengths_of(9, len(group.queues), "one each, and the rest")))
     check(made, host)
 
 
-def test_one_value_per_shard(queue: cl.CommandQueue, dtype: np.dtype) -> None:
+def test_one_value_per_shard(queue: cl.CommandQueue, element: np.dtype) -> None:
     queues = queues_on(*[queue.device] * 4)
     group = DeviceGroup(queues)
-    host = make((4, 7), 1, dtype, FAR)
+    host = make((4, 7), 1, element, FAR)
     made = together(trained(group, host, [1] * 4))
     check(made, host)
     with pytest.raises(ShapeError, match="one value per channel in all"):
@@ -159,12 +198,14 @@ def test_no_channels(two: list[cl.CommandQueue]) -> None:
 
 
 @pytest.mark.parametrize(("shape", "axis"), EMPTY)
-def test_an_empty_batch(group: DeviceGroup, dtype: np.dtype, shape: tuple[int, ...], axis: int) -> None:
+def test_an_empty_batch(group: DeviceGroup, element: np.dtype, shape: tuple[int, ...], axis: int) -> None:
     """Gives what is empty, and moves nothing."""
     queues, channels = group.queues, shape[axis]
-    xs = [cla.empty(queue, shape, dtype) for queue in queues]
+    xs = [cla.empty(queue, shape, element) for queue in queues]
     rng = np.random.default_rng(0)
-    before = {name: rng.standard_normal(channels).astype(dtype) for name in ("running_mean", "running_var")}
+    before = {
+        name: rng.standard_normal(channels).astype(numbers_of(element)) for name in ("running_mean", "running_var")
+    }
     given = {name: everywhere(queues, one) for name, one in before.items()}
     counters = {name: everywhere(queues, np.full(channels, 5, np.uint32)) for name in ("entered", "skipped")}
     ys, found = group.train(xs, axis=axis, **given, **counters)
@@ -172,17 +213,17 @@ def test_an_empty_batch(group: DeviceGroup, dtype: np.dtype, shape: tuple[int, .
     for name, arrays in given.items():
         assert {one.get().tobytes() for one in arrays} == {before[name].tobytes()}
     assert {value for arrays in counters.values() for one in arrays for value in one.get()} == {5}
-    gathered = everywhere(queues, np.full(channels, 3.0, dtype))
+    gathered = everywhere(queues, np.full(channels, 3.0, numbers_of(element)))
     dxs, dscales, dbiases = group.backward(xs, xs, found, axis=axis, scale_grad=gathered, grad_momentum=0.5)
     assert {dx.shape for dx in dxs} == {shape}
     assert not any(one.get().any() for one in (*dscales, *dbiases))
     assert {value for one in gathered for value in one.get()} == {1.5}
 
 
-def test_counters_and_the_guard(group: DeviceGroup, dtype: np.dtype) -> None:
+def test_counters_and_the_guard(group: DeviceGroup, element: np.dtype) -> None:
     """NaN on one shard: its channel keeps its running statistics on all devices, and its results are NaN."""
     queues = group.queues
-    host = make((9, 5, 31), 1, dtype, Spoiled(np.nan))
+    host = make((9, 5, 31), 1, element, Spoiled(np.nan))
     counters = {"entered": np.arange(5, dtype=np.uint32), "skipped": np.full(5, 3, np.uint32)}
     given = {name: everywhere(queues, one) for name, one in counters.items()}
     made = together(trained(group, host, lengths_of(9, len(queues), "even"), forward=given))
@@ -216,10 +257,10 @@ def test_out(two: list[cl.CommandQueue], axis: int) -> None:
         assert [one.get().tobytes() for one in arrays] == [one.tobytes() for one in made[name]]
 
 
-def test_gradients_are_gathered(group: DeviceGroup, dtype: np.dtype) -> None:
+def test_gradients_are_gathered(group: DeviceGroup, element: np.dtype) -> None:
     """As one call of batch_norm_backward on the whole gathers them; on all devices the same bits."""
-    queues, host = group.queues, make((9, 5, 31), 1, dtype)
-    before = np.linspace(-3, 3, 5).astype(dtype)
+    queues, host = group.queues, make((9, 5, 31), 1, element)
+    before = np.linspace(-3, 3, 5).astype(numbers_of(element))
     options = {"grad_scale": 0.7, "grad_momentum": 0.9}
 
     def into(where: Any) -> dict[str, Any]:
@@ -231,8 +272,8 @@ def test_gradients_are_gathered(group: DeviceGroup, dtype: np.dtype) -> None:
     alone(queues[0], host, backward=one | options)
     for name, arrays in given.items():
         assert len({array.get().tobytes() for array in arrays}) == 1
-        np.testing.assert_allclose(arrays[0].get(), one[name].get(), rtol=20 * np.finfo(dtype).eps)
-    spoilt = {name: everywhere(queues, np.full(5, np.nan, dtype)) for name in given}
+        np.testing.assert_allclose(arrays[0].get(), one[name].get(), rtol=20 * np.finfo(before.dtype).eps)
+    spoilt = {name: everywhere(queues, np.full(5, np.nan, before.dtype)) for name in given}
     trained(group, host, lengths_of(9, len(queues), "even"), backward=spoilt)
     assert all(np.isfinite(array.get()).all() for arrays in spoilt.values() for array in arrays)
 
