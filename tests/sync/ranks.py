@@ -29,10 +29,11 @@ from spread import cut, lengths_of, queues_on, trained
 
 import oclbn
 from oclbn import BatchNorm2D, device
+from oclbn.elements import dtype_of
 from oclbn.errors import GroupError, OclbnError
 from oclbn.functional import statistics
 from oclbn.sync import Group, SyncBatchNorm
-from oclbn.truth.hostile import MAKERS, Data, make
+from oclbn.truth.hostile import MAKERS, Data, Offset, make
 
 # name -> shape, axis, dtype, data, how it is cut
 COMPARISONS: dict[str, tuple[tuple[int, ...], int, str, str, str]] = {
@@ -49,12 +50,17 @@ COMPARISONS: dict[str, tuple[tuple[int, ...], int, str, str, str]] = {
     "channels last": ((13, 6, 7, 20), -1, "float32", "mean is 1e6 std of 1e-3", "even"),
     "many channels": ((9, 4097), 1, "float32", "mean is 1e2 std", "even"),
     "one channel": ((9, 1, 31), 1, "float64", "first row is an outlier", "even"),
+    "half": ((13, 5, 6, 7), 1, "float16", "near 40,000", "one each, and the rest"),
+    "half with inf": ((13, 5, 6, 7), 1, "float16", "one inf", "even"),
+    "bfloat16": ((13, 5, 6, 7), 1, "bfloat16", "mean is 1e2 std", "one each, and the rest"),
+    "bfloat16 as columns": ((13, 20), 1, "bfloat16", "N(0,1)", "empty between"),
 }
+OWN_DATA = {"near 40,000": Offset(1e2, std=400.0)}  # whose squares float16 does not hold
 
 
 def host_of(name: str) -> Data:
     shape, axis, dtype, data, _ = COMPARISONS[name]
-    return make(shape, axis, dtype, MAKERS[data])
+    return make(shape, axis, dtype_of(dtype), (MAKERS | OWN_DATA)[data])
 
 
 def places_of(size: int) -> list[int]:

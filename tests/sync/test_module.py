@@ -17,6 +17,7 @@ from places import LAYOUTS, queues_of
 from spread import cut, hosts_of, lengths_of, put, queues_on
 
 from oclbn import BatchNorm1D, BatchNorm2D, BatchNormND
+from oclbn.elements import is_narrow, numbers_of, range_of
 from oclbn.errors import (
     ModuleDtypeError,
     ModuleParameterError,
@@ -72,9 +73,13 @@ def everywhere_alike(bn: SyncBatchNorm) -> dict[str, np.ndarray]:
 
 
 def assert_near(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], dtype: Any = np.float32) -> None:
-    room = 200 * np.finfo(dtype).eps
+    """To some units of what is computed with; what is stored in less may be rounded to the next number."""
+    unit = np.finfo(numbers_of(np.dtype(dtype))).eps
     for name, one in wanted.items():
-        np.testing.assert_allclose(found[name], one, rtol=room, atol=room * 10, err_msg=name)
+        assert found[name].dtype == one.dtype, name
+        room = 200 * unit + (range_of(one.dtype).eps if is_narrow(one.dtype) else 0.0)
+        given = found[name].astype(np.float64), one.astype(np.float64)
+        np.testing.assert_allclose(*given, rtol=room, atol=2000 * unit, err_msg=name)
 
 
 def step(bn: Any, x: Any, dy: Any, rate: float = -0.1) -> tuple[Any, Any]:
@@ -86,18 +91,18 @@ def step(bn: Any, x: Any, dy: Any, rate: float = -0.1) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("maker", "shape", "parameter_shape"), MODULES)
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "not affine"])
 def test_training(
-    group: DeviceGroup, dtype: np.dtype, maker: Maker, shape: Any, parameter_shape: Any, affine: bool
+    group: DeviceGroup, element: np.dtype, maker: Maker, shape: Any, parameter_shape: Any, affine: bool
 ) -> None:
     """A loop of steps, then evaluation and its gradient: as one module with the whole batch."""
     queue = group.queues[0]
-    alone = maker(C, queue=queue, dtype=dtype, seed=3, affine=affine)
+    alone = maker(C, queue=queue, dtype=element, seed=3, affine=affine)
     bn = SyncBatchNorm(alone, group)
     for number in range(4):
-        host = batch(number, (7, *shape[1:]), dtype)
+        host = batch(number, (7, *shape[1:]), element)
         ys, dxs = step(bn, *(split(group, one) for one in (host.x, host.dy)))
         y, dx = step(alone, *(cla.to_device(queue, one) for one in (host.x, host.dy)))
         found = {"y": np.concatenate(hosts_of(ys)), "dx": np.concatenate(hosts_of(dxs)), **everywhere_alike(bn)}
-        assert_near(found, {"y": y.get(), "dx": dx.get(), **numbers(alone)}, dtype)
+        assert_near(found, {"y": y.get(), "dx": dx.get(), **numbers(alone)}, element)
     assert bn.numOfProps == 4
     assert bn.module.scale.shape == bn.module.savemean.shape == parameter_shape
     bn.evalMode()
@@ -105,20 +110,20 @@ def test_training(
     ys, y = bn(split(group, host.x)), alone(cla.to_device(queue, host.x))
     dxs, dx = bn.backward(split(group, host.dy)), alone.backward(cla.to_device(queue, host.dy))
     found = {"y": np.concatenate(hosts_of(ys)), "dx": np.concatenate(hosts_of(dxs)), **everywhere_alike(bn)}
-    assert_near(found, {"y": y.get(), "dx": dx.get(), **numbers(alone)}, dtype)
+    assert_near(found, {"y": y.get(), "dx": dx.get(), **numbers(alone)}, element)
 
 
-def test_frozen_statistics(group: DeviceGroup, dtype: np.dtype) -> None:
+def test_frozen_statistics(group: DeviceGroup, element: np.dtype) -> None:
     """Gradients of parameters are those of the whole batch, by statistics that stay."""
-    queue, host = group.queues[0], batch(dtype=dtype)
-    alone = BatchNorm2D(C, queue=queue, dtype=dtype, seed=3, frozen_statistics=True)
-    alone.mean, alone.var = np.linspace(-1, 1, C).astype(dtype), np.linspace(1, 2, C).astype(dtype)
+    queue, host = group.queues[0], batch(dtype=element)
+    alone = BatchNorm2D(C, queue=queue, dtype=element, seed=3, frozen_statistics=True)
+    alone.mean, alone.var = np.linspace(-1, 1, C), np.linspace(1, 2, C)
     bn = SyncBatchNorm(alone, group)
     for _ in range(2):
         _, dxs = step(bn, split(group, host.x), split(group, host.dy))
         _, dx = step(alone, cla.to_device(queue, host.x), cla.to_device(queue, host.dy))
     assert_near(
-        {"dx": np.concatenate(hosts_of(dxs)), **everywhere_alike(bn)}, {"dx": dx.get(), **numbers(alone)}, dtype
+        {"dx": np.concatenate(hosts_of(dxs)), **everywhere_alike(bn)}, {"dx": dx.get(), **numbers(alone)}, element
     )
     assert bn.numOfProps == 0
     assert bn.module.mean.get().ravel().tolist() == alone.mean.get().ravel().tolist()
@@ -287,6 +292,7 @@ def test_bad_arguments(two: list[cl.CommandQueue]) -> None:
             (xs[:1], ModuleShapeError, "data is a list of 1; a list of 2"),
             (split(group, batch(shape=(11, C + 1, 3, 4)).x), ModuleShapeError, "data has shape"),
             (split(group, batch(dtype=np.float64).x), ModuleDtypeError, "float64"),
+            (split(group, batch(dtype=np.float16).x), ModuleDtypeError, "float16"),
         ):
             with pytest.raises(error, match=words):
                 bn(given)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pyopencl.array as cla
 from spread import queues_on
@@ -180,6 +181,9 @@ MANY = tuple(f"number {index} of many layers" for index in range(400))
 WRONGS = [
     Wrong("channels", train(shape=((3, 4, 4), (3, 5, 4)))),
     Wrong("type", train(dtype=(np.float32, np.float64))),
+    Wrong("half beside float32", train(dtype=(np.float32, np.float16))),
+    Wrong("bfloat16 beside half", train(dtype=(np.float16, ml_dtypes.bfloat16))),
+    Wrong("integers", train(dtype=(np.float16, np.int16))),
     Wrong("axis", train(axis=(1, 2))),
     Wrong("axes", train(shape=((3, 4, 4), (3, 4, 4, 1)))),
     Wrong("epsilon", train(epsilon=(1e-5, 1e-3))),
@@ -236,6 +240,7 @@ WRONGS = [
     Wrong("a module of another kind", module(bn_of(), bn_of(kind=BatchNorm))),
     Wrong("a module of another epsilon", module(bn_of(), bn_of(epsilon=1e-3))),
     Wrong("a module of another type", module(bn_of(), bn_of(dtype=np.float64))),
+    Wrong("a module of bfloat16 beside half", module(bn_of(dtype="float16"), bn_of(dtype="bfloat16"))),
     Wrong("a module of another name", module(bn_of(name="one"), bn_of(name="other"))),
     Wrong("a module without affine", module(bn_of(), bn_of(affine=False))),
     Wrong("a module with other parameters", module(bn_of(), bn_of(), parameters=("whole", "own"))),
