@@ -91,7 +91,13 @@ OPTIONS = (
     ),
     Name("axis", "", "axis data_format", "channels_last", "Of the channels: 1; -1 is channels last."),
     Name("queue", "device", "", "", 'A pyopencl.CommandQueue, as `oclbn.device.queue_for("gpu")` makes it.'),
-    Name("dtype", "dtype", "dtype", "", "float32 or float64; `calcMode` changes it."),
+    Name(
+        "dtype",
+        "dtype",
+        "dtype",
+        "",
+        "Of data and results: float32, float64, float16 or bfloat16; `calcMode` changes it. Parameters stay float32.",
+    ),
     Name(
         "",
         "",
@@ -151,10 +157,10 @@ ATTRIBUTES = (
     ),
     Name(
         "calcMode()",
-        "float() double() half() type() dtype",
+        "float() double() half() bfloat16() type() dtype",
         "dtype",
         "calcMode()",
-        "To np.float32 or np.float64.",
+        'To np.float32, np.float64, np.float16 or "bfloat16", of data and results: parameters of halves are float32.',
     ),
     Name("queue", "to() cuda() cpu() device", "", "", "A module stays on the queue that it was made with."),
     Name(
