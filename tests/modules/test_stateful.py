@@ -34,6 +34,7 @@ from layers import state_of
 from tolerances import assert_within
 
 from oclbn import BatchNorm, BatchNorm2D, device
+from oclbn.elements import dtype_of, numbers_of
 from oclbn.errors import (
     ModuleError,
     ModuleFileError,
@@ -43,7 +44,7 @@ from oclbn.errors import (
     OclbnError,
 )
 from oclbn.truth import reference
-from oclbn.truth.bounds import ELEMENT, Bound
+from oclbn.truth.bounds import ELEMENT, Bound, stored
 from oclbn.truth.hostile import along
 
 pytestmark = [
@@ -86,13 +87,13 @@ class Model:
         self.grads = {"scale": Number.of(0), "bias": Number.of(0)}
         self.train, self.guard, self.batches, self.skips = True, True, 0, np.zeros(C, int)
         self.frozen = False
-        self.dtype: Any = np.float32
+        self.dtype = np.dtype(np.float32)  # of data
         self.last: Call | None = None
 
     def file(self) -> dict[str, Any]:
         """What save keeps."""
-        names = ("scale", "bias", "mean", "var", "batches", "skips", "dtype")
-        return copy.deepcopy({name: getattr(self, name) for name in names})
+        names = ("scale", "bias", "mean", "var", "batches", "skips")
+        return copy.deepcopy({name: getattr(self, name) for name in names} | {"dtype": self.kept})
 
     def load(self, file: dict[str, Any]) -> None:
         own = self.dtype
@@ -100,18 +101,23 @@ class Model:
         self.dtype, self.last = own, None
 
     @property
+    def kept(self) -> np.dtype[Any]:
+        """What parameters are of."""
+        return numbers_of(self.dtype)
+
+    @property
     def eps(self) -> float:
-        return float(np.finfo(self.dtype).eps)
+        return float(np.finfo(self.kept).eps)
 
     def numbers(self) -> dict[str, Number]:
         named = {"scale": self.scale, "bias": self.bias, "mean": self.mean, "var": self.var}
         return named | {f"grad of {name}": grad for name, grad in self.grads.items()}
 
-    def convert(self, dtype: Any) -> None:
+    def convert(self, dtype: np.dtype[Any]) -> None:
         if dtype == self.dtype:
             return
-        self.dtype, self.last = dtype, None
-        for number in self.numbers().values():
+        before, self.dtype, self.last = self.kept, dtype, None
+        for number in () if before == self.kept else self.numbers().values():
             number.error += float(np.finfo(np.float32).eps) * np.abs(number.value)
 
     def forward(self, x: Host) -> tuple[Host, Host]:
@@ -275,7 +281,8 @@ class Machine(RuleBasedStateMachine):
         with np.errstate(all="ignore"):
             y, room = self.model.forward(x)
         found = self.bn(self.put(x))
-        assert_within(found, y, np.nan_to_num(room, nan=0.0), "y")
+        assert_within(found, *stored(y, np.nan_to_num(room, nan=0.0), self.model.dtype), "y")
+        assert found.dtype == self.model.dtype
         assert found is self.bn.data
         self.tally["operations on modules"] += 1
 
@@ -296,13 +303,15 @@ class Machine(RuleBasedStateMachine):
     )
     def backward(self, seed: int, update: bool, keep: bool, scale: float, momentum: float) -> None:
         shape = self.model.last.x.shape
-        dy = (np.random.default_rng(seed).standard_normal(shape) + 0.1).astype(self.model.dtype)
+        taken = self.model.kept if seed % 2 else self.model.dtype  # halves may have a gradient of float32
+        dy = (np.random.default_rng(seed).standard_normal(shape) + 0.1).astype(taken)
         dx, room = self.model.backward(dy, update, scale, momentum)
         found = self.bn.backward(self.put(dy), update, keep, scale, momentum)
         assert found is self.bn.grad
         assert (found is None) == (not keep)
         if found is not None:
-            assert_within(found, dx, np.nan_to_num(room, nan=0.0), "dx")
+            assert_within(found, *stored(dx, np.nan_to_num(room, nan=0.0), self.model.dtype), "dx")
+            assert found.dtype == self.model.dtype
         self.tally["operations on modules"] += 1
 
     @rule(rate=rates)
@@ -371,10 +380,11 @@ class Machine(RuleBasedStateMachine):
         self.model.last = None
         self.tally["operations on modules"] += 1
 
-    @precondition(lambda self: self.fp64)
-    @rule(double=st.booleans())
-    def convert(self, double: bool) -> None:
-        dtype = np.float64 if double else np.float32
+    @rule(name=st.sampled_from(["float32", "float64", "float16", "bfloat16"]))
+    def convert(self, name: str) -> None:
+        dtype = dtype_of(name)
+        if dtype is None or (dtype == np.float64 and not self.fp64):
+            return
         self.bn.calcMode(dtype)
         self.model.convert(dtype)
         self.tally["operations on modules"] += 1
@@ -393,7 +403,7 @@ class Machine(RuleBasedStateMachine):
         finite = all(np.isfinite(file[name].value).all() for name in ("scale", "bias", "mean", "var"))
         if not finite:
             self._refused(ModuleFileError, lambda: self.bn.load(image))
-        if np.can_cast(file["dtype"], self.model.dtype, "safe"):
+        if np.can_cast(file["dtype"], self.model.kept, "safe"):
             self.bn.load(image, check_finite=finite)
             self.model.load(file)
             assert self.bn.inData is None
@@ -457,7 +467,7 @@ class Machine(RuleBasedStateMachine):
         if last is not None and last.x.size:
             gradient = self.put(np.ones_like(last.x))
             calls["b"] = lambda: self.bn.backward(gradient)
-        if model.dtype == self.files[0][1]["dtype"]:
+        if model.kept == self.files[0][1]["dtype"]:
             calls["l"] = lambda: self.bn.load(self.files[0][0])
         if how in calls:
 
@@ -482,7 +492,7 @@ class Machine(RuleBasedStateMachine):
         found = {name: getattr(bn, name) for name in ("scale", "bias", "mean", "var")}
         found |= {f"grad of {name}": var.grad for name, var in bn.vars.items()}
         for name, number in model.numbers().items():
-            assert found[name].dtype == model.dtype
+            assert found[name].dtype == model.kept
             assert_within(found[name].get().ravel(), number.value, np.nan_to_num(number.error, nan=0.0), name)
         assert (bn.numOfProps, bn.train, bn.skipped) == (model.batches, model.train, int(model.skips.sum()))
         assert (bn.inData is None) == (model.last is None)
