@@ -228,7 +228,7 @@ def converted(name: str, a: Array, dtype: Any) -> str:
     """What makes an array of this type of a device array, as advice, or nothing where its elements are no numbers.
 
     pyopencl converts on the device, in C's order only (it takes other strides for C's), neither from nor to float16 and
-    bfloat16, and not on a device that lacks one of the two types.
+    bfloat16, which gpuarray.cast does; and neither converts on a device that lacks one of the two types.
     """
     wanted = np.dtype(dtype)
     if name == "out":
@@ -238,7 +238,9 @@ def converted(name: str, a: Array, dtype: Any) -> str:
         return ""
     dense = name if a.flags.c_contiguous else f"oclbn.gpuarray.pack({name})"
     doubles = np.dtype(np.float64) in (a.dtype, wanted)
-    if a.dtype.kind == "b" or narrow or (doubles and not limits(a.queue.device).fp64):
+    if narrow and kind(a.dtype) is not None and not (doubles and not limits(a.queue.device).fp64):
+        made = f"oclbn.gpuarray.cast({name}, {as_code(wanted)})"
+    elif a.dtype.kind == "b" or narrow or (doubles and not limits(a.queue.device).fp64):
         made = f"oclbn.gpuarray.to_gpu({dense}.get().astype({as_code(wanted)}), queue={name}.queue)"
     else:
         made = f"{dense}.astype(np.{wanted})"

@@ -15,6 +15,7 @@ from faults import NO_RESOURCES, counted, failing
 from places import LAYOUTS, queues_of
 from spread import (
     CUTS,
+    PER_CHANNEL,
     alone,
     along,
     check,
@@ -44,7 +45,7 @@ from oclbn.errors import (
 from oclbn.functional import batch_norm_train, statistics
 from oclbn.gpuarray import pack
 from oclbn.sync import DeviceGroup, GroupStatistics
-from oclbn.truth.expectation import EPSILON
+from oclbn.truth.expectation import EPSILON, FACTOR
 from oclbn.truth.hostile import Offset, Spoiled, make
 
 FAR = Offset(1e6)
@@ -111,6 +112,27 @@ def test_halves_are_summed_as_float32(group: DeviceGroup, narrow: Any, mean: flo
     exact = x.astype(np.float64)
     np.testing.assert_allclose(found.moments[0], exact.mean(axis=(0, 2)), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found.moments[2], 279 * exact.var(axis=(0, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("narrow", [np.float16, ml_dtypes.bfloat16])
+def test_parameters_of_the_type_of_shards(two: list[cl.CommandQueue], narrow: Any) -> None:
+    """They are taken as they are, as functions take them; running statistics are rounded once."""
+    host, lengths = make((9, 5, 31), 1, narrow), [2, 7]
+    given = {name: getattr(host, name).astype(narrow) for name in PER_CHANNEL}
+    cast = replace(host, **{name: one.astype(np.float32) for name, one in given.items()})
+    group, wanted = DeviceGroup(two), alone(two[0], cast)
+    arrays = {name: everywhere(two, one) for name, one in given.items()}
+    xs, dys = (put(two, cut(one, lengths)) for one in (host.x, host.dy))
+    ys, found = group.train(xs, epsilon=EPSILON, factor=FACTOR, **arrays)
+    dxs, dscale, dbias = group.backward(xs, dys, found, scale=arrays["scale"])
+    assert {one.dtype for one in (*dscale, *dbias)} == {np.dtype(np.float32)}
+    eps = range_of(np.dtype(narrow)).eps
+    made = {"y": np.concatenate(hosts_of(ys)), "dx": np.concatenate(hosts_of(dxs))}
+    made |= {name: arrays[name][1].get() for name in ("running_mean", "running_var")}
+    for name, one in made.items():
+        assert one.dtype == narrow
+        both = one.astype(np.float64), wanted[name].astype(np.float64)
+        np.testing.assert_allclose(*both, rtol=0.51 * eps, atol=0.51 * eps if name in ("y", "dx") else 1e-6)
 
 
 def test_shards_of_two_types(two: list[cl.CommandQueue]) -> None:
