@@ -161,9 +161,9 @@ def test_alone_where_nothing_is_kept(queue: cl.CommandQueue, monkeypatch: pytest
         ([np.zeros((2, 3))], {}, ShapeError, r"shapes\[0\] is a numpy\.ndarray; .* as x\.shape is$"),
         ([(2, 3)], {"operations": None}, ParameterError, r"operations is None; of train, .* are wanted"),
         ([(2, 3)], {"operations": oclbn.functional.moments}, ParameterError, r"operations is <function moments"),
-        ([(2, 3)], {"dtype": None}, DtypeError, r"dtype is None; float32 or float64 is wanted"),
-        ([(2, 3)], {"dtype": np.float16}, DtypeError, r"dtype is .*float16.*; float32 or float64 is wanted"),
-        ([(2, 3)], {"dtype": "no"}, DtypeError, r"dtype is 'no'; float32 or float64 is wanted"),
+        ([(2, 3)], {"dtype": None}, DtypeError, r"dtype is None; float32, float64, float16 or"),
+        ([(2, 3)], {"dtype": np.int32}, DtypeError, r"dtype is .*int32.*; float32, float64, float16 or bfloat16 is"),
+        ([(2, 3)], {"dtype": "no"}, DtypeError, r"dtype is 'no'; float32, float64, float16 or"),
         ([(2, 3)], {"axis": 1.0}, ParameterError, r"axis is 1\.0; an integer is wanted"),
         (
             [(2, 3, 4), (2, 3)],
