@@ -193,9 +193,12 @@ def _type_of(dtype: DTypeLike) -> np.dtype[Any]:
     if isinstance(dtype, (int, np.integer)):  # NumPy would take the type that a number of its own has
         raise DtypeError(f"{wanted}; several sizes are one tuple, as in (3, 3)")
     try:
-        return dtype_of(dtype) or np.dtype(dtype)
+        found = dtype_of(dtype) or np.dtype(dtype)
     except TypeError:
         raise DtypeError(wanted) from None
+    if found.hasobject or found.kind in "SUmM":
+        raise DtypeError(wanted)
+    return found
 
 
 def _sizes(shape: Shape) -> Shape:

@@ -240,7 +240,7 @@ def converted(name: str, a: Array, dtype: Any) -> str:
     doubles = np.dtype(np.float64) in (a.dtype, wanted)
     if narrow and kind(a.dtype) is not None and not (doubles and not limits(a.queue.device).fp64):
         made = f"oclbn.gpuarray.cast({name}, {as_code(wanted)})"
-    elif a.dtype.kind == "b" or narrow or (doubles and not limits(a.queue.device).fp64):
+    elif a.dtype.kind == "b" or narrow or not a.dtype.isnative or (doubles and not limits(a.queue.device).fp64):
         made = f"oclbn.gpuarray.to_gpu({dense}.get().astype({as_code(wanted)}), queue={name}.queue)"
     else:
         made = f"{dense}.astype(np.{wanted})"

@@ -32,12 +32,13 @@ def copying(x: Array, source: Array, target: Array) -> Call[None]:
 
 
 def _casting(x: Array, source: Array, target: Array) -> Call[None]:
-    """The same where elements are of two types that tensors can have; a source that lies off its place is packed."""
+    """The same where elements are of two types that tensors can have; what lies off its place goes by way of a copy."""
     if not _in_place(source):
-        itemsize = source.dtype.itemsize
-        memory = scratch(x, source.size * itemsize)
-        own = Array(x.queue, source.shape, source.dtype, data=memory)
+        own = _dense(x, source)
         return Several(None, [copying(x, source, own), _casting(x, own, target)])
+    if not _in_place(target):
+        own = _dense(x, target)
+        return Several(None, [_casting(x, source, own), copying(x, own, target)])
     steps = [
         tuple(
             stride // array.dtype.itemsize if size > 1 else 0
@@ -50,6 +51,11 @@ def _casting(x: Array, source: Array, target: Array) -> Call[None]:
         defines |= {f"KIND_{name}": kind(array.dtype) or 0, f"DOUBLE_{name}": int(array.dtype.itemsize == 8)}
     starts = source.offset // source.dtype.itemsize, target.offset // target.dtype.itemsize
     return _prepared(x, source, target, strided.cut(source.shape, 1, *steps, 1), defines, starts)
+
+
+def _dense(x: Array, model: Array) -> Array:
+    """A temporary of another's shape and type in C order."""
+    return Array(x.queue, model.shape, model.dtype, data=scratch(x, model.size * model.dtype.itemsize))
 
 
 def _in_place(array: Array) -> bool:

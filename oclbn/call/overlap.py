@@ -19,6 +19,7 @@ _MEMORY = (cl.Buffer, cl.MemoryObjectHolder)  # the class of most first, as bein
 _PARENT, _OFFSET = cl.mem_info.ASSOCIATED_MEMOBJECT, cl.mem_info.OFFSET
 # Steps that NumPy may spend on proving that interleaved views are disjoint. Its types before 2.5 allow 0 and -1 only.
 _OVERLAP_WORK: Any = 100_000
+_TOO_HARD: Any = getattr(np, "exceptions", np).TooHardError  # before 1.25 it is NumPy's own
 
 NO_ADVICE: Mapping[str, str] = MappingProxyType({})
 
@@ -58,7 +59,7 @@ def _interlock(dims: list[tuple[int, int]], itemsize: int) -> bool:
     others = _shadow((size - 1, *shape), (step, *strides), itemsize, step)
     try:
         return not np.shares_memory(first, others, max_work=_OVERLAP_WORK)
-    except np.exceptions.TooHardError:
+    except _TOO_HARD:
         return False
 
 
@@ -105,7 +106,7 @@ def shares_memory(a: Array, b: Array) -> bool:
         mine = _shadow(a.shape, a.strides, a.dtype.itemsize, a_offset)
         other = _shadow(b.shape, b.strides, b.dtype.itemsize, b_offset)
         return bool(np.shares_memory(mine, other, max_work=_OVERLAP_WORK))
-    except np.exceptions.TooHardError:
+    except _TOO_HARD:
         return True
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from oclbn.elements import as_code
+from oclbn.elements import as_code, is_narrow
 from oclbn.errors import ParameterError
 
 _LONGEST = 200  # characters of a value that a message repeats
@@ -54,7 +54,7 @@ def real(value: Any) -> float | None:
     """`value` as a float if it is one real number, of any type: NumPy's, a fraction, an array of no axes; else None."""
     array_like = isinstance(value, (np.generic, np.ndarray))
     if isinstance(value, (bool, str, bytes, bytearray)) or (
-        array_like and (value.ndim or value.dtype.kind not in "iuf")
+        array_like and (value.ndim or not (value.dtype.kind in "iuf" or is_narrow(value.dtype)))
     ):
         return None
     try:

@@ -152,6 +152,8 @@ def command(
     """
     if axis != 1 and not shapes:
         raise click.BadParameter("it needs --shape: suites say where their channels are", param_hint="--axis")
+    if packed and dtype != SINGLE.name:
+        raise click.UsageError(f"--packed times float32; leave out --dtype {dtype}")
     if profile and packed:
         raise click.UsageError("--profile and --packed show other things: leave out one of them")
     if (profile or packed) and (picture or against):

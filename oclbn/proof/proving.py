@@ -42,7 +42,7 @@ from oclbn.program import building, sources
 from oclbn.proof.miniature import Paths, miniature, paths_of
 from oclbn.proof.verdicts import Verdict, Verdicts
 from oclbn.truth import reference
-from oclbn.truth.bounds import ELEMENT, SUM, TWICE, Bound, stored
+from oclbn.truth.bounds import ELEMENT, SUM, TWICE, Bound, rounded
 from oclbn.truth.cases import buffers, judge
 from oclbn.truth.expectation import EPSILON, FACTOR, Expected, expected, invstd
 from oclbn.truth.hostile import Data, Host, Offset, make, others
@@ -53,6 +53,7 @@ _GUARD = 64  # elements of NaN around every array: whole lines, so that arrays b
 _RATIO = 32.0  # mean to standard deviation of the data: enough to show what is lost, or read from another channel
 _WANDERING = 3  # of as many channels one wanders, and one is far off
 _FAR_OFF = 1e4  # standard deviations: shows what is lost of bases and of the mean's rest
+_SUBNORMAL = 2.0**-20  # makes such numbers of the last channel
 _RESOLVED = 0.125  # standard deviations that the next number of a narrow type is away there, at most
 _COUNTED = 5  # where the counter of skipped updates stands beforehand
 _OPTIONAL = {"scale", "bias", "skipped", "entered", "scale_grad", "bias_grad", "mean_rest", "m2_rest"}
@@ -236,17 +237,16 @@ def _prove_cast(launch: Launch, context: cl.Context, device: cl.Device) -> Verdi
         for name in ("x", "to")
     )
     rng, most = np.random.default_rng(0), range_of(source).max
-    powers = np.exp2(rng.uniform(math.log2(range_of(source).tiny), math.log2(most), _ONE_BY_ONE - 8))
+    powers = np.exp2(rng.uniform(math.log2(range_of(source).least), math.log2(most), _ONE_BY_ONE - 8))
     signed = powers * rng.choice([-1.0, 1.0], powers.size)
     with np.errstate(all="ignore"):
         edge = 1.0 + 0.5 * range_of(target).eps  # rounds to even
         odd = [np.nan, np.inf, -np.inf, 0.0, -most, edge, -3 * edge, 1.0 + range_of(source).eps]
         host = np.concatenate([signed, odd]).astype(source)
-        exact, none = host.astype(np.float64), np.zeros(host.size)
-        single = target == np.float32
-        wanted, room = (exact.astype(target).astype(np.float64), none) if single else stored(exact, none, target)
-        lost = float(np.finfo(np.float32).tiny)  # a device need not have denormal numbers
-        room = np.where(np.abs(exact) < lost, np.maximum(room, lost), np.nan_to_num(room, nan=0.0, posinf=np.inf))
+        exact = host.astype(np.float64)
+        wanted = exact if target == np.float64 else rounded(exact, target)
+        lost = range_of(np.dtype(np.float32)).tiny  # a device need not have float32's denormal numbers
+        room = np.where(np.abs(exact) < lost, lost, 0.0)
     found = strided.cut(host.shape, 1, (1,), (1,), 1)
     groups, numbers = strided.numbers(found, launch.lanes)
     arrays = {"source": host, "target": np.zeros(host.size, target)}
@@ -496,6 +496,8 @@ def _data(shape: tuple[int, ...], dtype: np.dtype[Any], dy: np.dtype[Any], resul
     path = np.linspace(0.0, _RATIO, shape[0]).reshape(-1, *(1 for _ in shape[1:])).astype(x.dtype)
     x[:, : shape[1] - 1 : _WANDERING] += path + far_off
     x[:, 1 : shape[1] - 1 : _WANDERING] += far_off
+    if dtype == np.float16:  # whose subnormal numbers are none of float32's: every device has them
+        x[:, -1] *= _SUBNORMAL
     host = replace(host, x=x.astype(dtype))
     bad = (shape[1] - 1) // 2  # neither the last one, which ends early, nor all of a vector's
     host.x[(-1, bad, *(-1 for _ in shape[2:]))] = np.nan

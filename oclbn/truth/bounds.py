@@ -61,11 +61,20 @@ def stored(wanted: ArrayLike, bound: ArrayLike, dtype: DTypeLike) -> tuple[Bound
         return exact, room
     with np.errstate(all="ignore"):
         farthest, nearest = np.abs(exact) + room, np.abs(exact) - room
-        unit = np.maximum(info.eps * np.exp2(np.floor(np.log2(np.minimum(farthest, info.max)))), info.least)
+        unit = np.maximum(np.ldexp(info.eps, np.frexp(np.minimum(farthest, info.max))[1] - 1), info.least)
         limit = info.max + 0.5 * info.eps * 2.0 ** math.floor(math.log2(info.max))  # half a unit beyond the largest
         over = nearest >= limit
         rounded = np.where(over, np.copysign(np.inf, exact), exact)
         return rounded, np.where(over, 0.0, np.where(farthest >= limit, np.inf, room + 0.5 * unit))
+
+
+def rounded(exact: ArrayLike, dtype: DTypeLike) -> Bounds:
+    """Numbers as a narrow type, or float32, holds them: rounded once, ties to even, in float64."""
+    numbers, info = np.asarray(exact, np.float64), range_of(np.dtype(dtype))
+    with np.errstate(all="ignore"):
+        unit = np.maximum(np.ldexp(info.eps, np.frexp(numbers)[1] - 1), info.least)
+        near = np.where(np.isfinite(numbers) & (numbers != 0), np.rint(numbers / unit) * unit, numbers)
+        return np.where(np.abs(near) > info.max, np.copysign(np.inf, near), near)
 
 
 class Bound:

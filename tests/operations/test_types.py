@@ -14,6 +14,7 @@ from calls import bits, check, put
 from data import FEW_SHAPES, NASTY
 from forms import suited
 
+import oclbn
 from oclbn import gpuarray
 from oclbn.call import prepared
 from oclbn.device import limits
@@ -325,3 +326,40 @@ def test_a_device_that_stores_no_16_bits(queue: cl.CommandQueue, monkeypatch: py
     x = put(queue, make((11, 3, 7), 1, HALF).x)
     with pytest.raises(DtypeError, match=r"x is float16; .* stores nothing smaller than 32 bits"):
         batch_norm_train(x)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_running_statistics_off_their_place(queue: cl.CommandQueue, dtype: np.dtype[Any]) -> None:
+    """Fields of a record of odd size: what lies between them is left alone."""
+    record = np.zeros(3, [("tag", np.uint8), ("mean", np.uint16)])
+    record["tag"] = 77
+    raw = put(queue, record.view(np.uint8))
+    mean = cla.Array(queue, (3,), dtype, strides=(3,), data=raw.base_data, offset=1)
+    host = make((6, 3, 5), 1, dtype)
+    wanted = batch_norm_train(
+        put(queue, host.x), running_mean=mean, running_var=gpuarray.ones(3, queue=queue), factor=1.0
+    )
+    found = np.empty_like(record)
+    cl.enqueue_copy(queue, found.view(np.uint8), raw.base_data)
+    assert (found["tag"] == 77).all()
+    np.testing.assert_array_equal(np.ascontiguousarray(found["mean"]).view(dtype), wanted[1].get().astype(dtype))
+
+
+def test_numbers_may_be_narrow_scalars(queue: cl.CommandQueue) -> None:
+    x = put(queue, make((4, 3, 5), 1).x)
+    same = [bits(batch_norm_train(x, epsilon=one)[0]) for one in (0.5, np.float16(0.5), BFLOAT16.type(0.5))]
+    assert len(set(same)) == 1
+
+
+@pytest.mark.parametrize("code", [">f4", ">f2", ">f8"])
+def test_foreign_byte_orders_are_turned_on_the_host(queue: cl.CommandQueue, code: str) -> None:
+    """pyopencl keeps such arrays, and converts none."""
+    x = cla.Array(queue, (2, 2), np.dtype(code))
+    x.base_data = cl.Buffer(queue.context, cl.mem_flags.READ_WRITE, 64) if x.base_data is None else x.base_data
+    host = np.array([[1.0, 10.0], [3.0, 30.0]], code)
+    cl.enqueue_copy(queue, x.base_data, host.view(np.uint8))
+    with pytest.raises(DtypeError, match="x is >f") as told:
+        batch_norm_train(x)
+    advice = str(told.value).partition("convert it with ")[2]
+    y = batch_norm_train(eval(advice, {"oclbn": oclbn, "np": np, "x": x}), epsilon=0.0)[0]
+    np.testing.assert_array_equal(y.get(), [[-1, -1], [1, 1]])

@@ -251,6 +251,12 @@ def test_other_types_stand_beside_float32(queue: cl.CommandQueue, dtype: str) ->
     assert f"elements of {dtype}, in the same run as float32 ones" in told
 
 
+def test_packed_calls_are_of_float32(queue: cl.CommandQueue) -> None:
+    told = CliRunner().invoke(oclbn, ["bench", "--packed", "--dtype", "float16", "--shape", "4,3,5"])
+    assert told.exit_code == 2
+    assert "leave out --dtype float16" in told.output
+
+
 @TOLD
 def test_a_shape_that_has_no_room_is_one_line(queue: cl.CommandQueue) -> None:
     printed = run("--shape", "4,8", "--shape", "1048576,1048576", "--rounds", "3", "--outputs", "preallocated")
