@@ -150,8 +150,8 @@ def test_shapes(group: DeviceGroup, shape: tuple[int, ...], axis: int) -> None:
 
 
 @pytest.mark.parametrize("maker", NASTY)
-def test_hostile_data(group: DeviceGroup, element: np.dtype, maker: Any) -> None:
-    host = make((9, 5, 31), 1, element, maker)
+def test_hostile_data(group: DeviceGroup, dtype: np.dtype, maker: Any) -> None:
+    host = make((9, 5, 31), 1, dtype, maker)
     made = together(trained(group, host, lengths_of(9, len(group.queues), "one each, and the rest")))
     check(made, host)
 

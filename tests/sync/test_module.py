@@ -91,18 +91,18 @@ def step(bn: Any, x: Any, dy: Any, rate: float = -0.1) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("maker", "shape", "parameter_shape"), MODULES)
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "not affine"])
 def test_training(
-    group: DeviceGroup, element: np.dtype, maker: Maker, shape: Any, parameter_shape: Any, affine: bool
+    group: DeviceGroup, dtype: np.dtype, maker: Maker, shape: Any, parameter_shape: Any, affine: bool
 ) -> None:
     """A loop of steps, then evaluation and its gradient: as one module with the whole batch."""
     queue = group.queues[0]
-    alone = maker(C, queue=queue, dtype=element, seed=3, affine=affine)
+    alone = maker(C, queue=queue, dtype=dtype, seed=3, affine=affine)
     bn = SyncBatchNorm(alone, group)
     for number in range(4):
-        host = batch(number, (7, *shape[1:]), element)
+        host = batch(number, (7, *shape[1:]), dtype)
         ys, dxs = step(bn, *(split(group, one) for one in (host.x, host.dy)))
         y, dx = step(alone, *(cla.to_device(queue, one) for one in (host.x, host.dy)))
         found = {"y": np.concatenate(hosts_of(ys)), "dx": np.concatenate(hosts_of(dxs)), **everywhere_alike(bn)}
-        assert_near(found, {"y": y.get(), "dx": dx.get(), **numbers(alone)}, element)
+        assert_near(found, {"y": y.get(), "dx": dx.get(), **numbers(alone)}, dtype)
     assert bn.numOfProps == 4
     assert bn.module.scale.shape == bn.module.savemean.shape == parameter_shape
     bn.evalMode()
@@ -110,7 +110,7 @@ def test_training(
     ys, y = bn(split(group, host.x)), alone(cla.to_device(queue, host.x))
     dxs, dx = bn.backward(split(group, host.dy)), alone.backward(cla.to_device(queue, host.dy))
     found = {"y": np.concatenate(hosts_of(ys)), "dx": np.concatenate(hosts_of(dxs)), **everywhere_alike(bn)}
-    assert_near(found, {"y": y.get(), "dx": dx.get(), **numbers(alone)}, element)
+    assert_near(found, {"y": y.get(), "dx": dx.get(), **numbers(alone)}, dtype)
 
 
 def test_frozen_statistics(group: DeviceGroup, element: np.dtype) -> None:
