@@ -113,7 +113,7 @@ def test_what_is_written_is_no_copy(queue: cl.CommandQueue, dtype: str) -> None:
         given = {name: put(queue, np.ones(3, dtype))}
         with pytest.raises(DtypeError, match=rf"^{name} is .*; convert it once, as it is written: {name} = ") as caught:
             functional.batch_norm_train(x, **given)
-        exec(advised(caught.value, r"as it is written: (.*?)(?:, or x: .*)?$"), {"np": np}, given)
+        exec(advised(caught.value, r"as it is written: (.*?)(?:, or x: .*)?$"), {"np": np, "oclbn": oclbn}, given)
         before = given[name].get()
         functional.batch_norm_train(x, **given)
         assert (given[name].get() != before).all()

@@ -452,14 +452,14 @@ def test_a_wrong_merge_is_an_error(fresh: Callable[..., cl.CommandQueue]) -> Non
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        pytest.param("target[to + i] = source[from + i];", "target[to + i] = source[from + i + 1];", id="rows"),
-        pytest.param("source[from + i * source_step];", "source[from + i];", id="steps"),
+        pytest.param("source + (from + i))", "source + (from + i + 1))", id="rows"),
+        pytest.param("source + (from + i * source_step))", "source + (from + i))", id="steps"),
         pytest.param("PLACE(size1, source1, target1)", "", id="a dimension"),
     ],
 )
 def test_a_wrong_pack_is_an_error(fresh: Callable[..., cl.CommandQueue], old: str, new: str) -> None:
     queue = fresh(Injection("pack.cl", old, new, "1", {}))
-    if old.startswith("source[from") and "Oclgrind" in queue.device.name:
+    if new.endswith("source + (from + i))") and "Oclgrind" in queue.device.name:
         pytest.skip("a simulator reports the access out of bounds itself")
     with pytest.raises(DeviceError, match=r"pack is wrong.*target"):
         gpuarray.pack(put(queue, np.ones((4, 5), np.float32)).T)
