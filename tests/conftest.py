@@ -310,7 +310,12 @@ def dtype(request: pytest.FixtureRequest) -> np.dtype:
     return np.dtype(request.param)
 
 
-@pytest.fixture(params=["float32", "float64", "float16", "bfloat16"])
+_ONCE = pytest.mark.once(reason="tests/operations/test_types.py compares these types on each runtime")
+
+
+@pytest.fixture(
+    params=["float32", "float64", pytest.param("float16", marks=_ONCE), pytest.param("bfloat16", marks=_ONCE)]
+)
 def element(request: pytest.FixtureRequest) -> np.dtype:
     """Each type that tensors have; float64 only where the device computes it."""
     if request.param == "float64":
