@@ -178,9 +178,12 @@ def command(
         return
     beside = () if element == SINGLE else (BASELINE,)
     report = Report(info, cases, names, kinds, (*beside, *peers), dtype)
-    if peers:
-        _tell_missing(queue, peers, peer_python)
-    _warn_of_others()
+    try:
+        if peers:
+            _tell_missing(queue, peers, peer_python)
+        _warn_of_others()
+    except KeyboardInterrupt:
+        _end(complete=False, anything=False, reasons=())
     console = output.console()
     shown = None if as_json else Shown(console, report, details=details)
     with builds.counted() as built:

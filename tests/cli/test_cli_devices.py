@@ -65,7 +65,7 @@ KEYS = {
         "compute_units",
         "max_group",
     ),
-    *("fp16", "fp64", "vector_bytes", "not_used", "default", "reason"),
+    *("fp16", "fp64", "vector_bytes", "stores16", "not_used", "default", "reason"),
     *BYTES,
 }
 
