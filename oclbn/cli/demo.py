@@ -114,7 +114,7 @@ def command(
         told.print(Text(wrote))
     if picture is not None:
         title = f"{DIGITS}, {shown.case.name}" if source is None else shown.case.name
-        title += f" {shown.y.shape}\nnormalised on {info.name}, {info.runtime}"
+        title += f" {shown.y.shape}\nnormalised on {info.title}"
         drawn = plot.histograms(shown.case.x, shown.y, shown.case.axis, title, file_format=_format(picture))
         _write(picture, lambda file: file.write(drawn))
         told.print(Text(f"Wrote {picture}"))
