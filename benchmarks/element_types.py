@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oclbn import device, functional, gpuarray
-from oclbn.elements import dtype_of, narrow, range_of
+from oclbn.elements import named, narrow, range_of
 from oclbn.truth import cases
+from oclbn.truth.bounds import units
 from oclbn.truth.expectation import expected
 from oclbn.truth.hostile import MAKERS, along, make, others
 
@@ -28,21 +29,21 @@ OPERATIONS = {"train": "y", "infer": "y", "backward": "dx", "constant": "dx"}
 _SMALL = 1e-3  # of the largest result of a channel: below, what is left of terms that cancel
 
 
-def units(got: NDArray[Any], wanted: NDArray[np.float64], dtype: np.dtype[Any], axis: int) -> float:
+def error(got: NDArray[Any], wanted: NDArray[np.float64], dtype: np.dtype[Any], axis: int) -> float:
     """The largest error, in units in the last place of the type at the exact result."""
-    facts, exact = range_of(dtype), np.abs(wanted)
+    exact = np.abs(wanted)
     with np.errstate(all="ignore"):
-        unit = np.maximum(facts.eps * np.exp2(np.floor(np.log2(exact))), facts.least)
-        error = np.abs(got.astype(np.float64) - wanted) / unit
+        off = np.abs(got.astype(np.float64) - wanted) / units(exact, dtype)
         largest = np.max(np.where(np.isfinite(exact), exact, 0.0), axis=others(wanted.shape, axis))
-        counts = np.isfinite(error) & (exact > _SMALL * along(largest, wanted.shape, axis)) & (exact < facts.max)
-    return float(np.max(error, where=counts, initial=0.0))
+        counts = (
+            np.isfinite(off) & (exact > _SMALL * along(largest, wanted.shape, axis)) & (exact < range_of(dtype).max)
+        )
+    return float(np.max(off, where=counts, initial=0.0))
 
 
 def rows(queue: Any, name: str) -> Iterator[tuple[str, str, float]]:
     """Data, operation, units: of the worst shape."""
-    dtype = dtype_of(name)
-    assert dtype is not None
+    dtype = named(name)
     for data, maker in MAKERS.items():
         worst = dict.fromkeys(OPERATIONS, 0.0)
         for shape, axis in SHAPES:
@@ -51,7 +52,7 @@ def rows(queue: Any, name: str) -> Iterator[tuple[str, str, float]]:
                 given = {key: gpuarray.to_gpu(getattr(host, key), queue=queue) for key in cases.TAKES[operation]}
                 found = cases.run(functional, operation, given, axis=axis)
                 wide = expected(operation, host.widened(), axis)[result][0]
-                worst[operation] = max(worst[operation], units(found[result].get(), wide, dtype, axis))
+                worst[operation] = max(worst[operation], error(found[result].get(), wide, dtype, axis))
         for operation, most in worst.items():
             yield data, operation, most
 

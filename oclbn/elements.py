@@ -69,13 +69,16 @@ def dtype_of(value: Any) -> np.dtype[Any] | None:
 
     MissingExtraError: "bfloat16" is asked for by name, and ml_dtypes is not there.
     """
-    if isinstance(value, str) and value == _BFLOAT16:
-        return bfloat16()
     try:
-        found = None if value is None else np.dtype(value)
+        found = None if value is None else named(value) if isinstance(value, str) else np.dtype(value)
     except TypeError:
         return None
     return found if found is not None and kind(found) is not None else None
+
+
+def named(name: str) -> np.dtype[Any]:
+    """The type of this name. MissingExtraError: it is "bfloat16", and ml_dtypes is not there."""
+    return bfloat16() if name == _BFLOAT16 else np.dtype(name)
 
 
 def narrow() -> tuple[str, ...]:

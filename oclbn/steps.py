@@ -279,7 +279,7 @@ def part_gradient(
         return make("gradient", x, axis, given, numbers, out=out, order=order, like=scale, returns=together)
     # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
     dx = result_like(x, order) if out is None else out
-    one = given["dy"] = temporary(x, (1, x.shape[axis]))
+    one = given["dy"] = temporary(x, (1, x.shape[axis]), x.dtype)
     return make("gradient", one, 1, given, numbers, like=scale, returns=lambda _, *sums: (dx, *sums))
 
 

@@ -16,7 +16,7 @@ from pyopencl.array import Array
 from oclbn.call import values
 from oclbn.call.layout import reach
 from oclbn.device import limits
-from oclbn.elements import NUMBERS, WANTED, as_code, is_narrow, kind, numbers_of
+from oclbn.elements import NUMBERS, WANTED, as_code, is_narrow, kind, numbers_of, range_of
 from oclbn.errors import (
     ArrayTypeError,
     ContextError,
@@ -35,7 +35,6 @@ _ORIGINS = {
 _PARAMETERS = frozenset(("scale", "bias", "running_mean", "running_var", "mean", "var"))  # of a network cast as a whole
 _OUT = "oclbn.gpuarray.empty_like(x) makes one"
 _IN_PLACE = ("running_mean", "running_var", "skipped", "entered", "scale_grad", "bias_grad")
-_LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in NUMBERS}
 _MOST_COUNT = (1 << 63) - 1
 _BUFFER = cl.Buffer
 _SIZE = cl.mem_info.SIZE
@@ -184,12 +183,12 @@ def count(name: str, value: Any) -> int:
 
 def epsilon_of(value: Any, x: Array) -> float:
     """`value` as an epsilon that can be computed with, where x has its dtype."""
-    return values.number("epsilon", value, 0.0, _LARGEST[numbers_of(x.dtype)])
+    return values.number("epsilon", value, 0.0, range_of(numbers_of(x.dtype)).max)
 
 
 def finite(name: str, value: Any, x: Array) -> float:
     """`value` as a number that can be computed with, where x has its dtype."""
-    largest = _LARGEST[numbers_of(x.dtype)]
+    largest = range_of(numbers_of(x.dtype)).max
     return values.number(name, value, -largest, largest)
 
 

@@ -9,7 +9,7 @@ from pyopencl.array import Array
 
 from oclbn.call.calls import Call, Several
 from oclbn.call.prepared import prepare_single
-from oclbn.call.results import queue_of, scratch
+from oclbn.call.results import queue_of, temporary
 from oclbn.elements import kind
 from oclbn.plan import strided
 
@@ -34,10 +34,10 @@ def copying(x: Array, source: Array, target: Array) -> Call[None]:
 def _casting(x: Array, source: Array, target: Array) -> Call[None]:
     """The same where elements are of two types that tensors can have; what lies off its place goes by way of a copy."""
     if not _in_place(source):
-        own = _dense(x, source)
+        own = temporary(x, source.shape, source.dtype)
         return Several(None, [copying(x, source, own), _casting(x, own, target)])
     if not _in_place(target):
-        own = _dense(x, target)
+        own = temporary(x, target.shape, target.dtype)
         return Several(None, [_casting(x, source, own), copying(x, own, target)])
     steps = [
         tuple(
@@ -51,11 +51,6 @@ def _casting(x: Array, source: Array, target: Array) -> Call[None]:
         defines |= {f"KIND_{name}": kind(array.dtype) or 0, f"DOUBLE_{name}": int(array.dtype.itemsize == 8)}
     starts = source.offset // source.dtype.itemsize, target.offset // target.dtype.itemsize
     return _prepared(x, source, target, strided.cut(source.shape, 1, *steps, 1), defines, starts)
-
-
-def _dense(x: Array, model: Array) -> Array:
-    """A temporary of another's shape and type in C order."""
-    return Array(x.queue, model.shape, model.dtype, data=scratch(x, model.size * model.dtype.itemsize))
 
 
 def _in_place(array: Array) -> bool:

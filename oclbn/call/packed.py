@@ -8,12 +8,10 @@ so that a launch that fails before leaves it as it was; and what the call has wr
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array
 
@@ -22,7 +20,7 @@ from oclbn.call.calls import Call
 from oclbn.call.copying import copying
 from oclbn.call.layout import NotWalked, Strides, dense_strides, result_strides, side_by_side, walk
 from oclbn.call.request import Request
-from oclbn.call.results import model_of, queue_of, scratch
+from oclbn.call.results import model_of, queue_of, temporary
 from oclbn.elements import is_narrow, numbers_of
 from oclbn.errors import OclbnError
 from oclbn.plan.operations import ALL, Operation
@@ -169,7 +167,7 @@ def call(
     if out is not None:
         named["out"] = out
     own = {
-        name: _temporary(x, named[name], found.order) if name in operation.tensors else _vector(x, named[name])
+        name: _tensor(x, named[name], found.order) if name in operation.tensors else _vector(x, named[name])
         for name in found.before
     }
     before = [copying(x, named[name], own[name]) for name in found.before]
@@ -179,11 +177,11 @@ def call(
             after.append(copying(x, own[name], named[name]))
         elif out is not None:
             in_place = operation.in_place and "x" in own and out.dtype == x.dtype
-            inner_out = own["x"] if in_place else _temporary(x, out, found.order)
+            inner_out = own["x"] if in_place else _tensor(x, out, found.order)
             after.append(copying(x, inner_out, out))
     undo = []
     for name in found.held:
-        old = _temporary(x, named[name])
+        old = temporary(x, named[name].shape, named[name].dtype)
         before.append(copying(x, named[name], old))
         undo.append(copying(x, old, named[name]))
     main = inner(own.get("x", x), {**given, **{name: own[name] for name in own if name != "x"}}, inner_out)
@@ -245,22 +243,19 @@ def dense(array: Array, queue: cl.CommandQueue) -> Array:
     own = array if array.queue is queue else array.with_queue(queue)
     if not array.size or not is_loose(array):
         return own
-    made = _temporary(own, own)
+    made = temporary(own, own.shape, own.dtype)
     copying(own, own, made).run()
     return made
 
 
+def _tensor(x: Array, model: Array, order: Strides) -> Array:
+    """A temporary for a tensor, in this order."""
+    return temporary(x, model.shape, model.dtype, order)
+
+
 def _vector(x: Array, model: Array) -> Array:
     """A temporary for a vector, or parameters, of what is computed with; counters stay what they are."""
-    return _temporary(x, model, dtype=numbers_of(model.dtype) if is_narrow(model.dtype) else model.dtype)
-
-
-def _temporary(x: Array, model: Array, order: Strides | None = None, dtype: np.dtype[Any] | None = None) -> Array:
-    """An array of another's shape and type without gaps, in C order or another, that lives until work on it is done."""
-    dtype = dtype or model.dtype
-    strides = dense_strides(model.shape, order or (0,) * len(model.shape), dtype.itemsize)
-    memory = scratch(x, math.prod(map(int, model.shape)) * dtype.itemsize)
-    return Array(x.queue, model.shape, dtype, strides=strides, data=memory)
+    return temporary(x, model.shape, numbers_of(model.dtype) if is_narrow(model.dtype) else model.dtype)
 
 
 class Packed(Call[_R]):

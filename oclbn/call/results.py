@@ -10,7 +10,7 @@ import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array, empty_like
 
-from oclbn.call.layout import result_strides
+from oclbn.call.layout import Strides, dense_strides, result_strides
 from oclbn.call.order import Order
 from oclbn.device import check_size, lacks_memory, pages
 from oclbn.elements import numbers_of
@@ -19,10 +19,13 @@ from oclbn.errors import SizeError
 _MOST_MODELS = 256  # shapes remembered per object that stands for a context
 
 
-def temporary(x: Array, shape: tuple[int, ...], dtype: np.dtype[Any] | None = None) -> Array:
-    """An array of a shape in C order that lives until work on it is done, whoever lets go of it; of x's dtype."""
-    dtype = x.dtype if dtype is None else dtype
-    return Array(x.queue, shape, dtype, data=scratch(x, math.prod(shape) * dtype.itemsize))
+def temporary(x: Array, shape: tuple[int, ...], dtype: np.dtype[Any], order: Strides | None = None) -> Array:
+    """An array without gaps, on x's queue, that lives until work on it is done, whoever lets go of it.
+
+    order: strides of any array of this shape that lies in the order that is wanted; None: C order.
+    """
+    strides = dense_strides(shape, order or (0,) * len(shape), dtype.itemsize)
+    return Array(x.queue, shape, dtype, strides=strides, data=scratch(x, math.prod(map(int, shape)) * dtype.itemsize))
 
 
 def result_like(x: Array, order: str = "K") -> Array:

@@ -25,12 +25,13 @@ from oclbn.cli.bench_report import Report, Shown, ShownPacked, ShownProfile
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import Left, above, expect, progress
 from oclbn.cli.types import SELECTIONS, Names, Once, ShapeType, Target, check_free, overwriting, together, trainable
-from oclbn.elements import dtype_of
+from oclbn.elements import named
 from oclbn.errors import ShapeError, SizeError
 from oclbn.files import whole
 from oclbn.tools.bench import benchmark, packing, profiling
-from oclbn.tools.bench.benchmark import BASELINE, OUTPUTS, TENSORS
+from oclbn.tools.bench.benchmark import OUTPUTS, TENSORS
 from oclbn.tools.bench.suites import SUITES, Case, Shape
+from oclbn.tools.bench.turns import BASELINE
 from oclbn.tools.bench.workload import SINGLE
 from oclbn.tools.peers.process import PeerProcess, platform_library
 from oclbn.tools.peers.registry import PEERS
@@ -332,10 +333,9 @@ def _packed(
 def element_type(name: str, queue: cl.CommandQueue) -> np.dtype[Any]:
     """The type of this name, if the queue's device can compute with it."""
     try:
-        found = dtype_of(name)
+        found = named(name)
     except ImportError as error:
         raise click.UsageError(f"--dtype: {error}") from error
-    assert found is not None
     if found == np.float64 and not device.limits(queue.device).fp64:
         raise click.UsageError(f"--dtype is float64; {queue.device.name.strip()} computes in float32 only")
     return found

@@ -149,13 +149,12 @@ class Module(Parameters):
                 f"{self}: {argument} is {values.kind_of(array)}; a pyopencl.array.Array is wanted{advice}"
             )
         self._check_shape(array.shape, argument)
-        taken = [np.dtype(self.calctype)]
-        if argument == "grad" and self._numbers not in taken:
-            taken.append(self._numbers)
-        if array.dtype not in taken:
-            does = "takes" if is_narrow(taken[0]) else "computes with"
+        if array.dtype != self.calctype and not (argument == "grad" and array.dtype == self._numbers):
+            own = np.dtype(self.calctype)
+            does = "takes" if is_narrow(own) else "computes with"
+            wide = f" or {self._numbers}" if argument == "grad" and is_narrow(own) else ""
             raise ModuleDtypeError(
-                f"{self}: {argument} has dtype {array.dtype}; the module {does} {' or '.join(map(str, taken))}"
+                f"{self}: {argument} has dtype {array.dtype}; the module {does} {own}{wide}"
                 + self._cures(argument, array)
             )
         if array.context != self.queue.context:

@@ -606,7 +606,11 @@ def _measure() -> str:
     """What a verdict was found with: a digest of the files that make, run and judge the small tensors."""
     here = Path(__file__).parent
     own, truth = ("proving", "miniature"), ("cases", "expectation", "reference", "bounds", "hostile")
-    files = [*(here / f"{name}.py" for name in own), *(here.parent / "truth" / f"{name}.py" for name in truth)]
+    files = [
+        here.parent / "elements.py",
+        *(here / f"{name}.py" for name in own),
+        *(here.parent / "truth" / f"{name}.py" for name in truth),
+    ]
     try:
         texts = [file.read_bytes() for file in files]
     except OSError:  # an application that was packed without its sources: the version has to tell

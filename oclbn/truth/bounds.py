@@ -18,7 +18,6 @@ Whatever lies below the least normal number may be lost: a device need not have 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,13 @@ def excess(actual: NDArray[Any], expected: ArrayLike, bound: ArrayLike) -> Bound
         return np.where(fits, 0.0, units)
 
 
+def units(numbers: ArrayLike, dtype: DTypeLike) -> Bounds:
+    """How far the next number of a type is away, towards larger ones: a unit in the last place."""
+    exact, info = np.asarray(numbers, np.float64), range_of(np.dtype(dtype))
+    unit = np.ldexp(info.eps, np.frexp(exact)[1] - 1)  # 0 has no exponent of its own
+    return np.where(exact == 0.0, info.least, np.maximum(unit, info.least))
+
+
 def stored(wanted: ArrayLike, bound: ArrayLike, dtype: DTypeLike) -> tuple[Bounds, Bounds]:
     """What is wanted of a tensor, and the bound on it, once its elements are rounded to this type.
 
@@ -61,18 +67,18 @@ def stored(wanted: ArrayLike, bound: ArrayLike, dtype: DTypeLike) -> tuple[Bound
         return exact, room
     with np.errstate(all="ignore"):
         farthest, nearest = np.abs(exact) + room, np.abs(exact) - room
-        unit = np.maximum(np.ldexp(info.eps, np.frexp(np.minimum(farthest, info.max))[1] - 1), info.least)
-        limit = info.max + 0.5 * info.eps * 2.0 ** math.floor(math.log2(info.max))  # half a unit beyond the largest
+        unit = units(np.minimum(farthest, info.max), dtype)
+        limit = info.max + 0.5 * units(info.max, dtype)
         over = nearest >= limit
-        rounded = np.where(over, np.copysign(np.inf, exact), exact)
-        return rounded, np.where(over, 0.0, np.where(farthest >= limit, np.inf, room + 0.5 * unit))
+        nearby = np.where(over, np.copysign(np.inf, exact), exact)
+        return nearby, np.where(over, 0.0, np.where(farthest >= limit, np.inf, room + 0.5 * unit))
 
 
 def rounded(exact: ArrayLike, dtype: DTypeLike) -> Bounds:
     """Numbers as a narrow type, or float32, holds them: rounded once, ties to even, in float64."""
     numbers, info = np.asarray(exact, np.float64), range_of(np.dtype(dtype))
     with np.errstate(all="ignore"):
-        unit = np.maximum(np.ldexp(info.eps, np.frexp(numbers)[1] - 1), info.least)
+        unit = units(numbers, dtype)
         near = np.where(np.isfinite(numbers) & (numbers != 0), np.rint(numbers / unit) * unit, numbers)
         return np.where(np.abs(near) > info.max, np.copysign(np.inf, near), near)
 

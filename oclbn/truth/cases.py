@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from oclbn.elements import dtype_of
+from oclbn.elements import named
 from oclbn.truth import expectation
 from oclbn.truth.bounds import excess
 from oclbn.truth.expectation import EPSILON, FACTOR, Expected
@@ -47,9 +47,7 @@ class Case:
 
     def make(self) -> Data:
         """The arguments of all operations on it, the same on every run."""
-        dtype = dtype_of(self.dtype)
-        assert dtype is not None
-        return make(self.shape, self.axis, dtype, MAKERS[self.data], seed=self.seed)
+        return make(self.shape, self.axis, named(self.dtype), MAKERS[self.data], seed=self.seed)
 
 
 @dataclass(frozen=True)

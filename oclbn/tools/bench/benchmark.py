@@ -28,7 +28,7 @@ import pyopencl as cl
 from oclbn.device import check_size, limits
 from oclbn.errors import ParameterError, SizeError
 from oclbn.tools.bench.suites import SUITES, Shape
-from oclbn.tools.bench.turns import Entry, interleave
+from oclbn.tools.bench.turns import BASELINE, Entry, interleave
 from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES, SINGLE, Work
 from oclbn.tools.child import Rejected
 from oclbn.tools.peers import checking, contract
@@ -50,7 +50,6 @@ __all__ = [
     "measure",
 ]
 
-BASELINE = "float32"  # whose times stand beside those of other types, in the same run
 TENSORS = {"forward": 2, "backward": 3, "inference": 2, "both": 5}  # that memory has to see: read or written once each
 OUTPUTS = ("preallocated", "prepared", "fresh", "pool")
 _READY = 0.4  # of the time is over, about, when everything has been made and checked and the timing begins

@@ -15,7 +15,7 @@ import pyopencl.array as cla
 from oclbn import functional, gpuarray
 from oclbn.call.copying import copying
 from oclbn.call.results import result_like
-from oclbn.elements import numbers_of
+from oclbn.elements import NUMBERS, numbers_of
 from oclbn.errors import DeviceError
 from oclbn.tools.bench.suites import Shape
 from oclbn.tools.bench.turns import Entry
@@ -29,7 +29,7 @@ KINDS = {  # of each operation: what functional.explain calls its parts
     "inference": ("infer",),
     "both": ("train", "backward"),
 }
-SINGLE = np.dtype(np.float32)
+SINGLE = NUMBERS[0]
 PLAIN_COPIES = ("copy command", "copy kernel")
 COPIES = (*PLAIN_COPIES, "copy kernel, non-temporal stores")
 _CHECKED = {  # the results, in the order in which the calls below return them

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
-from oclbn.elements import dtype_of, kind, narrow
+from oclbn.elements import kind, named, narrow
 from oclbn.plan.groups import floor_power
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.variants import plan
@@ -164,8 +164,7 @@ def _builds(device: DeviceLimits, tuning: Tuning) -> Iterator[BuildCheck]:
 
 def _problem(shape: Shape, axis: int, name: str) -> Problem:
     """Of a tensor without gaps of this narrow type, channels on axis 1 or last."""
-    element = dtype_of(name)
-    how = (element and kind(element)) or 0
+    how = kind(named(name)) or 0
     outer, inner = math.prod(shape[:axis]), math.prod(shape[axis:][1:])
     return Problem(outer, shape[axis], inner, 2, columns=inner == 1, adjacent=True, kinds=(how, how, how))
 

@@ -20,7 +20,7 @@ import pyopencl.array as cla
 from numpy.typing import NDArray
 
 from oclbn import device
-from oclbn.elements import dtype_of, narrow
+from oclbn.elements import named, narrow
 from oclbn.errors import DriverWarning, OclbnError
 from oclbn.plan.words import Plan
 from oclbn.proof import proving
@@ -81,8 +81,7 @@ class Trials:
     def _memory(self, dtype: str, cases: Sequence[Case]) -> tuple[cla.Array, cla.Array, cla.Array]:
         size = max(math.prod(case.shape) for case in cases) + GUARD
         rng = np.random.default_rng(0)
-        element = dtype_of(dtype)
-        assert element is not None
+        element = named(dtype)
         x, dy = ((rng.standard_normal(size) + shift).astype(element) for shift in (0.5, 0.0))
         return cla.to_device(self.queue, x), cla.to_device(self.queue, dy), cla.zeros(self.queue, size, element)
 
