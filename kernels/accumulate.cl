@@ -6,8 +6,8 @@
 #include "numbers/io.clh"
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void accumulate(
-    __global ACC *ARRAY_ARGUMENTS(into),                          // [count]
-    const __global ACC *ARRAY_ARGUMENTS(added),                   // [count]
+    __global ACC *ARRAY_ARGUMENTS(into),                            // [count]
+    const __global ACC *ARRAY_ARGUMENTS(added),                     // [count]
     const long count, const ACC scale, const ACC momentum)
 {
     for (long i = get_global_id(0); i < count; i += get_global_size(0))

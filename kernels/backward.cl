@@ -72,7 +72,7 @@ static void sums_merged(SumsC *all, SUMS_ARGUMENTS, const Region *g, const int u
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_resident(
     const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),         // [outer][channels][inner], by its strides
+    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),        // [outer][channels][inner], by its strides
     __global STORE(to) *restrict TENSOR_ARGUMENTS(dx),              // [outer][channels][inner], by its strides
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
@@ -107,7 +107,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partial(
     const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),         // [outer][channels][inner], by its strides
+    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),        // [outer][channels][inner], by its strides
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
     __global ACC *restrict ARRAY_ARGUMENTS(partial),                // [slices][6][channels]: what SUMS_ARGUMENTS are of
     CUT_ARGUMENTS)
@@ -154,7 +154,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void sums_merge(
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
     const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),         // [outer][channels][inner], by its strides
+    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),        // [outer][channels][inner], by its strides
     __global STORE(to) *restrict TENSOR_ARGUMENTS(dx),              // [outer][channels][inner], by its strides
     SUMS_ARGUMENTS,
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
@@ -182,7 +182,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partial(
     const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),         // [outer][channels][inner], by its strides
+    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),        // [outer][channels][inner], by its strides
     __global STORE(to) *restrict TENSOR_ARGUMENTS(dx),              // [outer][channels][inner], by its strides
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]

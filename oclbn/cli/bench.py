@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,34 +260,9 @@ def _profile(
     dtype: np.dtype[Any],
     as_json: bool,
 ) -> None:
-    found: list[profiling.Profile] = []
-    skipped: dict[Case, str] = {}
     weights = [_PROFILE * _seconds(queue, shape, operations, 0, None) for shape, _ in cases]
-    expect(_counted(len(cases), "shape"), sum(weights))
-    console = output.console()
-    shown = None if as_json else ShownProfile(console, info, cases)
-    complete = True
-    with builds.counted() as built:
-        try:
-            with _progress(sum(weights), sum(weights)) as (bar, task):
-                for (shape, axis), weight in zip(cases, weights, strict=True):
-                    bar.update(task, description=f"{bench_report.label(shape, axis)}, profile")
-                    try:
-                        timed = profiling.profile(queue, shape, axis, operations=operations, dtype=dtype)
-                    except SizeError as error:
-                        skipped[shape, axis], timed = str(error), []
-                    found += timed
-                    bar.advance(task, weight)
-                    if shown is not None:
-                        above(bar, functools.partial(shown.add, timed))
-        except KeyboardInterrupt:
-            complete = False
-    if shown is None:
-        click.echo(json.dumps(bench_report.profile_as_json(info, found, skipped, complete=complete), indent=1))
-    else:
-        shown.end(skipped)
-        _show_built(console, built)
-    _end(complete, bool(found), skipped.values())
+    measure = functools.partial(profiling.profile, queue, operations=operations, dtype=dtype)
+    _one_by_one("profile", ShownProfile, measure, info, cases, weights, as_json=as_json)
 
 
 def _packed(
@@ -300,20 +275,35 @@ def _packed(
 ) -> None:
     if not operations:
         raise click.UsageError(f"--packed times {', '.join(packing.OPERATIONS)}: give one of them")
-    found: list[packing.Packed] = []
-    skipped: dict[Case, str] = {}
     weights = [_seconds(queue, shape, operations, 0, rounds) for shape, _ in cases]
+    measure = functools.partial(packing.packed, queue, rounds=rounds, operations=operations)
+    _one_by_one("packed", ShownPacked, measure, info, cases, weights, as_json=as_json)
+
+
+def _one_by_one(
+    what: str,
+    table: type[ShownProfile] | type[ShownPacked],
+    measure: Callable[[Shape, int], list[Any]],
+    info: device.DeviceInfo,
+    cases: list[Case],
+    weights: Sequence[float],
+    *,
+    as_json: bool,
+) -> None:
+    """Measure shape by shape, and show each as soon as it is there, in a table; or all as JSON, under this name."""
+    found: list[Any] = []
+    skipped: dict[Case, str] = {}
     expect(_counted(len(cases), "shape"), sum(weights))
     console = output.console()
-    shown = None if as_json else ShownPacked(console, info, cases)
+    shown = None if as_json else table(console, info, cases)
     complete = True
     with builds.counted() as built:
         try:
             with _progress(sum(weights), sum(weights)) as (bar, task):
                 for (shape, axis), weight in zip(cases, weights, strict=True):
-                    bar.update(task, description=f"{bench_report.label(shape, axis)}, packed")
+                    bar.update(task, description=f"{bench_report.label(shape, axis)}, {what}")
                     try:
-                        timed = packing.packed(queue, shape, axis, rounds=rounds, operations=operations)
+                        timed = measure(shape, axis)
                     except (SizeError, ShapeError) as error:
                         skipped[shape, axis], timed = str(error), []
                     found += timed
@@ -323,7 +313,7 @@ def _packed(
         except KeyboardInterrupt:
             complete = False
     if shown is None:
-        click.echo(json.dumps(bench_report.packed_as_json(info, found, skipped, complete=complete), indent=1))
+        click.echo(json.dumps(bench_report.listed_as_json(info, what, found, skipped, complete=complete), indent=1))
     else:
         shown.end(found, skipped)
         _show_built(console, built)

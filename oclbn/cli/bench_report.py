@@ -429,33 +429,51 @@ def _skipped(skipped: dict[tuple[Shape, int, str], str]) -> list[str]:
     ]
 
 
-def profile_as_json(
-    info: DeviceInfo, found: Sequence[Profile], skipped: dict[Case, str], *, complete: bool
+def listed_as_json(
+    info: DeviceInfo,
+    what: str,
+    found: Sequence[Profile | Packed],
+    skipped: dict[Case, str],
+    *,
+    complete: bool,
 ) -> dict[str, Any]:
-    """Times in seconds; null where the driver's events keep no time."""
+    """What was measured, under the name `what`. Times in seconds; null where the driver's events keep no time."""
+    rows = [asdict(one) | ({"ratio": one.ratio} if isinstance(one, Packed) else {}) for one in found]
     left_out = [{"shape": shape, "axis": axis, "reason": reason} for (shape, axis), reason in skipped.items()]
-    return {**_about(info), "profile": [asdict(one) for one in found], "skipped": left_out, "complete": complete}
+    return {**_about(info), what: rows, "skipped": left_out, "complete": complete}
 
 
-class ShownProfile:
+class _Table:
+    """Rows on a console, as they are found; in the end how to read them."""
+
+    def __init__(self, console: Console, info: DeviceInfo, columns: list[Column]) -> None:
+        self._console, self._grid = console, Grid(columns, console.width)
+        print_line(console, heading(info))
+        print_line(console, self._grid.heading())
+
+    def _explain(self, legend: Sequence[str]) -> None:
+        if self._grid.missing:
+            missing = ", ".join(self._grid.missing)
+            self._console.print(Text(f"Not shown in {self._console.width} columns: {missing}.", style="dim"))
+        for note in legend:
+            self._console.print(Text(note, style="dim"))
+
+
+class ShownProfile(_Table):
     """The device's times beside the host's, each shape as soon as it has been timed."""
 
     def __init__(self, console: Console, info: DeviceInfo, cases: Sequence[Case]) -> None:
-        self._console, self._timeless = console, False
-        self._grid = Grid(
-            [
-                Column("shape", width=max(len(label(*case)) for case in cases), left=True),
-                Column("operation", width=9, left=True),
-                Column("host", "ms", 6),
-                Column("device", "ms", 6),
-                Column("other", "ms", 6, spare=2),
-                Column("kernel", width=22, left=True, spare=1),
-                Column("its time", "ms", 6, spare=1),
-            ],
-            console.width,
-        )
-        print_line(console, heading(info))
-        print_line(console, self._grid.heading())
+        self._timeless = False
+        columns = [
+            Column("shape", width=max(len(label(*case)) for case in cases), left=True),
+            Column("operation", width=9, left=True),
+            Column("host", "ms", 6),
+            Column("device", "ms", 6),
+            Column("other", "ms", 6, spare=2),
+            Column("kernel", width=22, left=True, spare=1),
+            Column("its time", "ms", 6, spare=1),
+        ]
+        super().__init__(console, info, columns)
 
     def add(self, found: Sequence[Profile]) -> None:
         """Print what was found for one shape."""
@@ -473,46 +491,28 @@ class ShownProfile:
                 cells = {}
             first = ""
 
-    def end(self, skipped: dict[Case, str]) -> None:
+    def end(self, found: Sequence[Profile], skipped: dict[Case, str]) -> None:
         """How to read it, and what is missing."""
-        if self._grid.missing:
-            missing = ", ".join(self._grid.missing)
-            self._console.print(Text(f"Not shown in {self._console.width} columns: {missing}.", style="dim"))
-        for note in PROFILE_LEGEND:
-            self._console.print(Text(note, style="dim"))
+        self._explain(PROFILE_LEGEND)
         if self._timeless:
             self._console.print("-: the events of this driver keep no time.")
         for line in _skipped({(shape, axis, "preallocated"): why for (shape, axis), why in skipped.items()}):
             self._console.print(Text(line))
 
 
-def packed_as_json(
-    info: DeviceInfo, found: Sequence[Packed], skipped: dict[Case, str], *, complete: bool
-) -> dict[str, Any]:
-    """Times in seconds."""
-    left_out = [{"shape": shape, "axis": axis, "reason": reason} for (shape, axis), reason in skipped.items()]
-    rows = [{**asdict(one), "ratio": one.ratio} for one in found]
-    return {**_about(info), "packed": rows, "skipped": left_out, "complete": complete}
-
-
-class ShownPacked:
+class ShownPacked(_Table):
     """Packed calls beside what they are made of, each shape as soon as it has been timed."""
 
     def __init__(self, console: Console, info: DeviceInfo, cases: Sequence[Case]) -> None:
-        self._console = console
-        self._grid = Grid(
-            [
-                Column("shape", width=max(len(SUMMARIES[0]), *(len(label(*case)) for case in cases)), left=True),
-                Column("operation", width=9, left=True),
-                Column("packed", "ms", 6),
-                Column("plain", "ms", 6, spare=1),
-                Column("copies", "ms", 6, spare=1),
-                Column("/sum", width=4),
-            ],
-            console.width,
-        )
-        print_line(console, heading(info))
-        print_line(console, self._grid.heading())
+        columns = [
+            Column("shape", width=max(len(SUMMARIES[0]), *(len(label(*case)) for case in cases)), left=True),
+            Column("operation", width=9, left=True),
+            Column("packed", "ms", 6),
+            Column("plain", "ms", 6, spare=1),
+            Column("copies", "ms", 6, spare=1),
+            Column("/sum", width=4),
+        ]
+        super().__init__(console, info, columns)
 
     def add(self, found: Sequence[Packed]) -> None:
         """Print what was found for one shape."""
@@ -533,10 +533,6 @@ class ShownPacked:
             cells = {"shape": first, "operation": operation, "/sum": _ratio(geometric_mean(own))}
             print_line(self._console, self._grid.row(cells, "bold"))
             first = ""
-        if self._grid.missing:
-            missing = ", ".join(self._grid.missing)
-            self._console.print(Text(f"Not shown in {self._console.width} columns: {missing}.", style="dim"))
-        for note in PACKED_LEGEND:
-            self._console.print(Text(note, style="dim"))
+        self._explain(PACKED_LEGEND)
         for (shape, axis), why in skipped.items():
             self._console.print(Text(f"- {label(shape, axis)} is left out: {why}"))
