@@ -77,6 +77,17 @@ def test_every_element_and_what_lies_between_two_is_written(
                 np.testing.assert_array_equal(y.astype(np.float32), exact.astype(dtype).astype(np.float32))
 
 
+@pytest.mark.parametrize("form", VECTORS)
+@pytest.mark.parametrize("dtype", NARROW)
+def test_zeros_keep_their_sign(queue: cl.CommandQueue, dtype: np.dtype[Any], form: dict[str, Any]) -> None:
+    """Where the bias is a negative zero, so that the sum is one."""
+    host = np.array([0.0, -0.0] * 37, dtype).reshape(1, 2, 37)
+    bias = put(queue, np.full(2, -0.0, np.float32))
+    with using(**suited(queue, form)):
+        y = batch_norm_infer(put(queue, host), bias=bias, **identity(queue, 2), epsilon=0.0).get()
+    np.testing.assert_array_equal(np.signbit(y.astype(np.float32)), np.signbit(host.astype(np.float32)))
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["kept", "past the cache"])
 @pytest.mark.parametrize("number", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0xFFC00000, 0x7FFF8001, 0x7F800001])
 @pytest.mark.parametrize("name", ["mean", "bias"])
@@ -294,6 +305,8 @@ def test_cast(queue: cl.CommandQueue, source: np.dtype[Any], target: np.dtype[An
         got = found.get().astype(np.float64)
     np.testing.assert_array_equal(got[~least], wanted[~least])
     assert (np.abs(got[least]) <= np.finfo(np.float32).tiny).all()
+    zero = host == 0
+    np.testing.assert_array_equal(np.signbit(got[zero]), np.signbit(wanted[zero]))
 
 
 def test_cast_of_views(queue: cl.CommandQueue) -> None:
