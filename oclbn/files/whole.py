@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _NAME = ".oclbn-{}.part"
+_PATIENCE, _PAUSE = 2.0, 0.005  # seconds: for somebody else's turn, which takes some milliseconds
 _ABANDONED = 3600.0  # seconds in which nothing was written: whoever wrote a part was killed
 
 
@@ -46,6 +47,32 @@ def replacing(path: str | os.PathLike[str], *, parents: bool = False) -> Iterato
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
+
+
+@contextlib.contextmanager
+def taking_turns(folder: Path) -> Iterator[None]:
+    """One process at a time, of those that read a file of a folder and replace it by what they make of it.
+
+    The folder is made. Whoever waits too long goes on, and so does everybody where the system or the disk knows no
+    locks: what another one has written in between is lost then.
+    """
+    lock: int | None = None
+    try:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder, os.O_RDONLY)
+            until = time.monotonic() + _PATIENCE
+            while time.monotonic() < until:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(_PAUSE)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def user_folder(ask: Callable[..., Path], **options: Any) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import platformdirs
 
-from oclbn.files.whole import replacing, user_folder
+from oclbn.files.whole import replacing, taking_turns, user_folder
 
 _EVERY = 2.0  # seconds between two writings: a killed process loses what was proven since the last one
 _log = logging.getLogger("oclbn.proof")
@@ -74,15 +74,14 @@ class Verdicts:
 
     def write(self) -> None:
         """Write all that is known, with what another process has written meanwhile."""
-        together = {**self._read(), **self.known}
-        content = {
-            "identity": self.identity,
-            "forms": {key: [v.units if math.isfinite(v.units) else None, v.of] for key, v in together.items()},
-        }
         self._dirty, self._written = False, time.monotonic()
         try:
-            with replacing(self.path, parents=True) as file:
-                file.write(json.dumps(content).encode())
+            with taking_turns(self.path.parent):
+                together = {**self._read(), **self.known}
+                forms = {key: [v.units if math.isfinite(v.units) else None, v.of] for key, v in together.items()}
+                content = {"identity": self.identity, "forms": forms}
+                with replacing(self.path, parents=True) as file:
+                    file.write(json.dumps(content).encode())
         except OSError as error:
             _log.info("verdicts are not kept: %s", error)
 

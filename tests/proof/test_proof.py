@@ -610,6 +610,28 @@ def test_verdicts_of_two_processes_are_put_together(tmp_path: Path, monkeypatch:
     assert Verdicts.of("another").known == {}
 
 
+_WRITER = """
+import pathlib, sys
+from oclbn.proof import verdicts
+verdicts.Verdicts.path = pathlib.Path(sys.argv[1])
+for number in range(40):  # each time by somebody who knows but one
+    mine = verdicts.Verdicts("device")
+    mine.known[f"{sys.argv[2]} {number}"] = verdicts.Verdict(0.5, "y")
+    mine.write()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+def test_no_verdict_is_lost_where_processes_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "proofs" / "x.json"
+    command = [sys.executable, "-c", _WRITER, str(path)]
+    writers = [subprocess.Popen([*command, name]) for name in ("one", "two")]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
+    monkeypatch.setattr(Verdicts, "path", path)
+    assert len(Verdicts.of("device").known) == 80
+    assert [file.name for file in path.parent.iterdir()] == ["x.json"]
+
+
 _ONE_STEP = """
 import sys, warnings
 import numpy as np
