@@ -337,6 +337,12 @@ def test_every_function_is_on_its_page() -> None:
         assert {one for one in public if not re.search(rf"\b{one}\b", page)} == set()
 
 
+def test_every_page_is_reached_from_the_navigation() -> None:
+    nav = (DOCS / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    named = re.findall(r"^ +- (?:.*: )?(\S+\.md)$", nav, re.MULTILINE)
+    assert sorted(named) == sorted(title(page) for page in PAGES if page.parent != ROOT)
+
+
 # --- figures
 
 
