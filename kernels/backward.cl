@@ -1,5 +1,8 @@
 // Batch normalization, backward: dx, dscale and dbias from x, dy and the saved statistics (see finish.clh).
 //
+// With an activation dy is taken times its derivative before all else (USED_DY in element.clh): from x and bias, with the residual in
+// `aux`, or from the output there. SECOND: that product is written as well, as `dresidual`.
+//
 // backward_resident   one group per block of channels, or per `chain` blocks: sums, then dx while a cache still holds x and dy.
 // backward_partial    the sums of one slice.
 // sums_merge          those of all slices, as a result: what parts of a batch hand on.
@@ -60,26 +63,57 @@ static void sums_merged(SumsC *all, SUMS_ARGUMENTS, const Region *g, const int u
 }
 
 // What is summed over region g, and a result but for its numbers per channel, from a kernel's own arguments.
-#define TAKE_SUMMED(from)                                                                                              \
+#define TAKE_SUMMED(from, invstd)                                                                                      \
     PLACE(from, x, x);                                                                                                 \
     PLACE(from, dy, dy);                                                                                               \
-    EACH_BLOCK(u, &g) from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
+    PLACE_AUX(from);                                                                                                   \
+    TAKE_SLOPE(from);                                                                                                  \
+    EACH_BLOCK(u, &g) from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);                               \
+    TAKE_Z(from, invstd)
 #define TAKE_RESULT(out)                                                                                               \
     out.g = g;                                                                                                         \
     PLACE(out, x, x);                                                                                                  \
     PLACE(out, dy, dy);                                                                                                \
-    PLACE(out, to, dx);
+    PLACE(out, to, dx);                                                                                                \
+    PLACE_AUX(out);                                                                                                    \
+    TAKE_SLOPE(out);                                                                                                   \
+    TAKE_BIAS(out)                                                                                                     \
+    PLACE_SECOND(out);
+#if FROM_Z
+#define TAKE_BIAS(out) EACH_BLOCK(u, &g) out.bias[u] = channel_load(bias, bias_start, &g, u, 0);
+#define TAKE_Z(from, invstd)                                                                                           \
+    TAKE_BIAS(from)                                                                                                    \
+    EACH_BLOCK(u, &g) from.gain[u] = channel_load(scale, scale_start, &g, u, 1) * (invstd);
+#else
+#define TAKE_BIAS(out)
+#define TAKE_Z(from, invstd)
+#endif
+#if SECOND
+#define PLACE_SECOND(out) PLACE(out, used, dresidual)
+#else
+#define PLACE_SECOND(out)
+#endif
+#define SAVED_INVSTD channel_load(save_invstd, save_invstd_start, &g, u, 0)
+
+// The tensors that kernels take which sum, and the numbers that make z of x, beside scale and the statistics; and what is written.
+#define SUMMED_ARGUMENTS                                                                                               \
+    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),  /* [outer][channels][inner], by its strides */             \
+    const __global STORE(dy) *UNSHARED TENSOR_ARGUMENTS(dy), /* [outer][channels][inner], by its strides */            \
+    const __global STORE(aux) *restrict TENSOR_ARGUMENTS(aux), /* [outer][channels][inner], by its strides, or null */ \
+    const __global ACC *ARRAY_ARGUMENTS(bias)               /* [channels], or null: 0 */
+#define RESULT_ARGUMENTS                                                                                               \
+    __global STORE(to) *UNSHARED TENSOR_ARGUMENTS(dx),      /* [outer][channels][inner], by its strides */             \
+    __global STORE(to) *UNSHARED TENSOR_ARGUMENTS(dresidual) /* [outer][channels][inner], by its strides, or null */
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_resident(
-    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),        // [outer][channels][inner], by its strides
-    __global STORE(to) *restrict TENSOR_ARGUMENTS(dx),              // [outer][channels][inner], by its strides
+    SUMMED_ARGUMENTS,
+    RESULT_ARGUMENTS,
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
     const __global ACC *ARRAY_ARGUMENTS(save_invstd),               // [channels]
     GRADIENT_ARRAY_ARGUMENTS,
     CUT_ARGUMENTS, const int chain,
-    const ACC count, const ACC count_rest, const ACC grad_scale, const ACC grad_momentum)
+    const ACC count, const ACC count_rest, const ACC grad_scale, const ACC grad_momentum, const ACC slope)
 {
     SCRATCH(SumsC, scratch);
     Region g;
@@ -89,7 +123,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
     // Of the forms of this loop one that no driver is known to run twice: around a do-while POCL 7 repeats what is done once.
     for (int done = 0, more = 1; more; ++done) {  // blocks of the chain
         REGION_OF_GROUP(g, GROUP * chain + done);
-        TAKE_SUMMED(from)
+        TAKE_SUMMED(from, SAVED_INVSTD)
         region_sums(&g, &from, CHAIN && done ? &out : 0, sums);
         EACH_BLOCK(u, &g)
         {
@@ -106,18 +140,20 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_partial(
-    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),        // [outer][channels][inner], by its strides
+    SUMMED_ARGUMENTS,
+    const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1; with an activation only
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(save_invstd),               // [channels]; with an activation only
     __global ACC *restrict ARRAY_ARGUMENTS(partial),                // [slices][6][channels]: what SUMS_ARGUMENTS are of
-    CUT_ARGUMENTS)
+    CUT_ARGUMENTS,
+    const ACC slope)
 {
     SCRATCH(SumsC, scratch);
     Region g;
     REGION_OF_GROUP(g, GROUP);
     SumsC sums[BLOCKS];
     Summed from;
-    TAKE_SUMMED(from)
+    TAKE_SUMMED(from, SAVED_INVSTD)
     region_sums(&g, &from, 0, sums);
     EACH_BLOCK(u, &g) {
         GROUP_SUMS(&sums[u], scratch, &g);
@@ -153,16 +189,15 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void sums_merge(
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
-    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),        // [outer][channels][inner], by its strides
-    __global STORE(to) *restrict TENSOR_ARGUMENTS(dx),              // [outer][channels][inner], by its strides
+    SUMMED_ARGUMENTS,
+    RESULT_ARGUMENTS,
     SUMS_ARGUMENTS,
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
     const __global ACC *ARRAY_ARGUMENTS(save_invstd),               // [channels]
     GRADIENT_ARRAY_ARGUMENTS,
     CUT_ARGUMENTS,
-    const ACC count, const ACC count_rest, const ACC grad_scale, const ACC grad_momentum)
+    const ACC count, const ACC count_rest, const ACC grad_scale, const ACC grad_momentum, const ACC slope)
 {
     Region g;
     REGION_OF_GROUP(g, GROUP_BACK);
@@ -181,15 +216,14 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partial(
-    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    const __global STORE(dy) *restrict TENSOR_ARGUMENTS(dy),        // [outer][channels][inner], by its strides
-    __global STORE(to) *restrict TENSOR_ARGUMENTS(dx),              // [outer][channels][inner], by its strides
+    SUMMED_ARGUMENTS,
+    RESULT_ARGUMENTS,
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
     const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [channels]
     CONSTANT_ARRAY_ARGUMENTS,
     __global ACC *restrict ARRAY_ARGUMENTS(partial),                // [slices][6][channels]: what SUMS_ARGUMENTS are of
     CUT_ARGUMENTS,
-    const ACC epsilon)
+    const ACC epsilon, const ACC slope)
 {
     SCRATCH(SumsC, scratch);
     Region g;
@@ -197,10 +231,13 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void constant_partia
     SumsC sums[BLOCKS];
     Summed from;
     Constant out;
-    TAKE_SUMMED(from)
+    TAKE_SUMMED(from, constant_invstd(CONSTANT_PASSED, epsilon, &g, u))
     EACH_BLOCK(u, &g) {
         out.gain[u] = channel_load(scale, scale_start, &g, u, 1) * constant_invstd(CONSTANT_PASSED, epsilon, &g, u);
         out.shift[u] = 0;
+#if FROM_Z
+        out.mean[u] = from.mean[u];
+#endif
     }
     region_sums(&g, &from, 0, sums);
     EACH_BLOCK(u, &g) {

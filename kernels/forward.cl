@@ -1,6 +1,8 @@
 // Batch normalization, forward.
 //
-//     y = (x - mean) / sqrt(var + epsilon) * scale + bias        (Ioffe and Szegedy, 2015, algorithm 1)
+//     y = f((x - mean) / sqrt(var + epsilon) * scale + bias + residual)        (Ioffe and Szegedy, 2015, algorithm 1)
+//
+// f being an activation (activation.clh), or nothing; nor need there be a residual, which is `aux`.
 //
 // train_resident   one group per block of channels: moments, running averages, y. Memory sees one read and one write of the
 //                  slice that a cache still holds when it is read again. With CHAIN, one group per `chain` blocks.
@@ -16,10 +18,11 @@
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
     const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    __global STORE(to) *restrict TENSOR_ARGUMENTS(y),               // [outer][channels][inner], by its strides
+    __global STORE(to) *UNSHARED TENSOR_ARGUMENTS(y),               // [outer][channels][inner], by its strides
+    const __global STORE(aux) *UNSHARED TENSOR_ARGUMENTS(aux),      // [outer][channels][inner], by its strides, or null
     TRAIN_ARRAY_ARGUMENTS,
     CUT_ARGUMENTS, const int chain,
-    TRAIN_NUMBER_ARGUMENTS)
+    TRAIN_NUMBER_ARGUMENTS, const ACC slope)
 {
     SCRATCH(MomentsC, scratch);
     Region g;
@@ -37,6 +40,8 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
         out.g = g;
         PLACE(out, x, x);
         PLACE(out, to, y);
+        PLACE_AUX(out);
+        TAKE_SLOPE(out);
         more = chain_goes_on(&g, done + 1, chain, channels);
     }
     region_output(&out);
@@ -44,11 +49,12 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [outer][channels][inner], by its strides
-    __global STORE(to) *restrict TENSOR_ARGUMENTS(y),               // [outer][channels][inner], by its strides
+    __global STORE(to) *UNSHARED TENSOR_ARGUMENTS(y),               // [outer][channels][inner], by its strides
+    const __global STORE(aux) *UNSHARED TENSOR_ARGUMENTS(aux),      // [outer][channels][inner], by its strides, or null
     MOMENTS_ARGUMENTS,
     TRAIN_ARRAY_ARGUMENTS,
     CUT_ARGUMENTS,
-    TRAIN_NUMBER_ARGUMENTS)
+    TRAIN_NUMBER_ARGUMENTS, const ACC slope)
 {
     Region g;
     REGION_OF_GROUP(g, GROUP_BACK);
@@ -62,18 +68,21 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
     out.g = g;
     PLACE(out, x, x);
     PLACE(out, to, y);
+    PLACE_AUX(out);
+    TAKE_SLOPE(out);
     region_output(&out);
 }
 
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
     const __global STORE(x) *TENSOR_ARGUMENTS(x),                   // [outer][channels][inner], by its strides
     __global STORE(to) *TENSOR_ARGUMENTS(y),                        // [outer][channels][inner], by its strides; may be x itself
+    const __global STORE(aux) *TENSOR_ARGUMENTS(aux),               // [outer][channels][inner], by its strides, or null
     const __global ACC *ARRAY_ARGUMENTS(scale),                     // [channels], or null: 1
     const __global ACC *ARRAY_ARGUMENTS(bias),                      // [channels], or null: 0
     const __global ACC *ARRAY_ARGUMENTS(mean),                      // [channels]
     const __global ACC *ARRAY_ARGUMENTS(var),                       // [channels]
     CUT_ARGUMENTS,
-    const ACC epsilon)
+    const ACC epsilon, const ACC slope)
 {
     Region g;
     REGION_OF_GROUP(g, GROUP);
@@ -88,5 +97,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
     out.g = g;
     PLACE(out, x, x);
     PLACE(out, to, y);
+    PLACE_AUX(out);
+    TAKE_SLOPE(out);
     region_output(&out);
 }

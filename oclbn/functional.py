@@ -43,11 +43,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from pyopencl.array import Array
 
 from oclbn import names
-from oclbn.call import arguments, overlap, packed, values
+from oclbn.call import arguments, fusing, overlap, packed, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
 from oclbn.call.copying import copying
-from oclbn.call.making import check, gathering_numbers, make, training_numbers
+from oclbn.call.making import check, gathering_numbers, make, residual_last, together, training_numbers, with_residual
 from oclbn.call.operating import CALLS, operation
 from oclbn.call.order import recording
 from oclbn.call.prepared import (
@@ -59,7 +59,7 @@ from oclbn.call.prepared import (
 from oclbn.call.results import queue_of
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ParameterError, ShapeError
-from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.operations import OPERATIONS, operation_of
 from oclbn.plan.words import in_words
 from oclbn.steps import GradientSums, Statistics, gradient, gradient_sums, merge, normalize, statistics
 
@@ -108,6 +108,8 @@ def batch_norm_train(
     skipped: Array | None = None,
     entered: Array | None = None,
     init_factor: float = 1.0,
+    activation: Any = None,
+    residual: Array | None = None,
 ) -> Call[tuple[Array, Array, Array]]:
     """Normalise a batch with its own statistics, and move the running ones.
 
@@ -119,14 +121,20 @@ def batch_norm_train(
 
     x: (N, C, *spatial), channels on `axis`. scale, bias: C values, or None for 1 and 0. running_mean, running_var: C
     values that are updated in place, or None. epsilon: at least 0. factor: 0 to 1. out: an array of x's shape for
-    y, which must not overlap x. order: of y in memory where there is no out, "K" or "C". guard: a channel whose batch
-    statistics are not finite keeps its running statistics; skipped: uint32, C counters that then go up by one, in
-    place.
+    y, which must not overlap x; it may be the residual itself. order: of y in memory where there is no out, "K" or "C".
+    guard: a channel whose batch statistics are not finite keeps its running statistics; skipped: uint32, C counters
+    that then go up by one, in place.
 
     entered: uint32, C counters of the batches that the running statistics are of, which go up by one where these move:
     the factor of a channel is then max(init_factor / n, factor), n counting this batch as well. So running statistics
     are an average over the batches, without those that the guard left out, until 1 / n is below `factor`. init_factor:
     0 to 1.
+
+    activation, residual: y = f(bn(x) + residual), by the same kernels, so that y is the only tensor that is written.
+    activation: None, "relu", "relu6", "leaky_relu" (0.01 x below 0), "elu" (alpha 1), "silu", "sigmoid", "tanh",
+    "gelu" (with the normal distribution), "gelu_tanh", "hardswish", "softplus", or a pair of a name and its number,
+    as ("leaky_relu", 0.2) and ("elu", 0.5). residual: an array of x's shape, of x's dtype or float32 where that is
+    narrower, or None.
 
     Returns (y, save_mean, save_invstd): y like x, which `.get()` reads in C or Fortran order only; the batch's mean and
     1 / sqrt(var + epsilon), which batch_norm_backward takes. An empty batch gives an empty y and NaN statistics and
@@ -150,10 +158,13 @@ def batch_norm_train(
         "entered": entered,
     }
     numbers = training_numbers(x, epsilon, factor, init_factor, guard)
-    check("train", x, axis, given, out, order)
+    fused = fusing.before(activation, residual)
+    given |= fused.tensors
+    numbers["slope"] = fused.activation.slope
+    fusion = check("train", x, axis, given, out, order, fusion=fused.fusion)
     if count == 1 and x.size:
         raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
-    return make("train", x, axis, given, numbers, out=out, order=order, like=scale)
+    return make("train", x, axis, given, numbers, out=out, order=order, like=scale, fusion=fusion)
 
 
 @operation
@@ -169,21 +180,26 @@ def batch_norm_infer(
     axis: int = 1,
     out: Array | None = None,
     order: str = "K",
+    activation: Any = None,
+    residual: Array | None = None,
 ) -> Call[Array]:
     """Normalise with given statistics: y = (x - mean) / sqrt(var + epsilon) * scale + bias.
 
     By position scale and bias come before mean and var; PyTorch has them behind: say which is which by keyword.
 
     x: (N, C, *spatial). scale, bias: C values, or None for 1 and 0. mean, var: C values, not changed. epsilon: at
-    least 0. out: an array of x's shape for y; it may be x itself, but not overlap it otherwise. order: of y in memory
-    where there is no out, "K" or "C". Returns y, like x, which `.get()` reads in C or Fortran order only.
+    least 0. out: an array of x's shape for y; it may be x or the residual itself, but overlap neither otherwise. order:
+    of y in memory where there is no out, "K" or "C". activation, residual: as batch_norm_train has them. Returns y,
+    like x, which `.get()` reads in C or Fortran order only.
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     given = {"scale": scale, "bias": bias, "mean": mean, "var": var}
-    numbers = {"epsilon": arguments.epsilon_of(epsilon, x)}
-    check("infer", x, axis, given, out, order)
-    return make("infer", x, axis, given, numbers, out=out, order=order, returns=lambda y: y)
+    fused = fusing.before(activation, residual)
+    given |= fused.tensors
+    numbers = {"epsilon": arguments.epsilon_of(epsilon, x), "slope": fused.activation.slope}
+    fusion = check("infer", x, axis, given, out, order, fusion=fused.fusion)
+    return make("infer", x, axis, given, numbers, out=out, order=order, returns=lambda y: y, fusion=fusion)
 
 
 @operation
@@ -204,8 +220,13 @@ def batch_norm_backward(
     bias_grad: Array | None = None,
     grad_scale: float = 1.0,
     grad_momentum: float = 0.0,
-) -> Call[tuple[Array, Array, Array]]:
-    """Gradients with respect to x, scale and bias.
+    activation: Any = None,
+    bias: Array | None = None,
+    y: Array | None = None,
+    residual: Array | None = None,
+    dresidual: bool | Array = False,
+) -> Call[tuple[Array, ...]]:
+    """Gradients with respect to x, scale and bias, and to a residual.
 
     With x' = (x - save_mean) * save_invstd, sums over the m values of a channel, and the statistics depending on x:
     dbias = sum(dy), dscale = sum(dy * x'), dx = scale * save_invstd * (dy - dbias / m - x' * dscale / m).
@@ -214,14 +235,26 @@ def batch_norm_backward(
     x, dy: (N, C, *spatial). scale: C values, or None for 1. save_mean, save_invstd: C values each, as batch_norm_train
     returns them or of another origin. epsilon: for training=False only, at least 0; the fifth array is then the
     variance, as batch_norm_infer takes it, and save_invstd = 1 / sqrt(var + epsilon). out: an array of x's shape for
-    dx, which must overlap neither x nor dy. order: of dx in memory where there is no out, "K" or "C".
+    dx, which must not overlap x; it may be dy itself, but not overlap it otherwise. order: of dx in memory where there
+    is no out, "K" or "C".
 
     scale_grad, bias_grad: C values each, or None; the same kernels accumulate dscale and dbias in them, in place:
     scale_grad = grad_scale * dscale + grad_momentum * scale_grad, and bias_grad likewise; with grad_momentum 0 what was
     there does not count, NaN included. grad_scale, grad_momentum: finite.
 
-    Returns (dx, dscale, dbias): dx like x, which `.get()` reads in C or Fortran order only, the others C values. An
-    empty batch gives an empty dx and zeros.
+    activation: that of the forward call, as batch_norm_train takes it: dy is the gradient with respect to f(z), and
+    dy f'(z) stands for dy in all formulas above. Its derivative comes from the least that tells it. Where there was no
+    residual that is x, which is read anyway, with bias (C values, or None for 0): give nothing else. Where there was
+    one, give y, what the forward call returned, for relu, relu6, leaky_relu, elu, sigmoid, tanh and softplus, or else
+    the residual, for any. dresidual: True, and the gradient with respect to the residual, dy f'(z), comes back as well:
+    like dx, or dy itself where there is no activation; or an array of x's shape and dx's dtype for it, which may be
+    dy itself.
+
+    z that is computed from x errs as in the forward call, and by the rounding of save_mean: for means far off zero, a
+    million standard deviations, y tells more than x.
+
+    Returns (dx, dscale, dbias): dx like x, which `.get()` reads in C or Fortran order only, the others C values; with
+    dresidual (dx, dscale, dbias, dresidual). An empty batch gives an empty dx and zeros.
 
     >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
     >>> mean, var = (gpuarray.to_gpu(np.float32(values)) for values in ([2.0, 20.0], [1.0, 100.0]))
@@ -240,17 +273,39 @@ def batch_norm_backward(
     given = {
         "dy": dy,
         "scale": scale,
+        "bias": bias,
         "save_mean": save_mean,
         "save_invstd": save_invstd if epsilon is None else None,
         "var": None if epsilon is None else save_invstd,
         "scale_grad": scale_grad,
         "bias_grad": bias_grad,
     }
+    fused = fusing.behind(activation, y, residual, dresidual)
+    given |= fused.tensors
     numbers = {"epsilon": epsilon or 0.0, **gathering_numbers(x, grad_scale, grad_momentum)}
+    numbers["slope"] = fused.activation.slope
     called = given if epsilon is None else {**given, "save_invstd": save_invstd, "var": None}  # as the caller says
-    check(operation, x, axis, called, out, order, needed=("save_mean", "save_invstd"))
+    fusion = check(operation, x, axis, called, out, order, needed=("save_mean", "save_invstd"), fusion=fused.fusion)
     gather = functools.partial(accumulation, scale=numbers["grad_scale"], momentum=numbers["grad_momentum"])
-    return make(operation, x, axis, given, numbers, out=out, order=order, like=scale, gather=gather)
+    returns: Callable[..., tuple[Array, ...]] = together
+    if fusion.second:
+        returns = residual_last
+    elif dresidual is True:  # without an activation: what came
+        arguments.like("dy", dy, x)
+        returns = functools.partial(with_residual, dy)
+    return make(
+        operation,
+        x,
+        axis,
+        given,
+        numbers,
+        out=out,
+        order=order,
+        like=scale,
+        returns=returns,
+        gather=gather,
+        fusion=fusion,
+    )
 
 
 @operation
@@ -341,6 +396,21 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
     return driver_errors("accumulate")(made.run)
 
 
+def _fused(
+    operation: str, activation: Any, residual: Array | None, y: Array | None, dresidual: bool | Array
+) -> fusing.Fused:
+    """What a call of this operation would do besides; ParameterError where it does nothing of the kind."""
+    fusable = OPERATIONS[operation].fusable
+    if not fusable and not (activation is None and residual is None):
+        name = "activation" if activation is not None else "residual"
+        raise ParameterError(f"{name} is given; {operation!r} normalises nothing, so None is wanted")
+    if "y" in fusable:
+        return fusing.behind(activation, y, residual, dresidual)
+    if y is not None or dresidual is not False:
+        raise ParameterError(f"{'y' if y is not None else 'dresidual'} is given; {operation!r} takes none")
+    return fusing.before(activation, residual)
+
+
 @driver_errors("explain")
 def explain(
     x: Array,
@@ -364,13 +434,18 @@ def explain(
     entered: Array | None = None,
     scale_grad: Array | None = None,
     bias_grad: Array | None = None,
+    activation: Any = None,
+    residual: Array | None = None,
+    y: Array | None = None,
+    dresidual: bool | Array = False,
 ) -> str:
     """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line.
 
-    Behind it stands what is packed before and unpacked after, each with the reason. out, order, dy and the arrays of a
-    number per channel are those of the call; what is left out is taken to be without gaps, dy in the order that x is
-    read in. With `why` come then the variants that come before it, each with the reason that it declines for these
-    sizes on this device; then the kernels that are not used because they did not prove right on it.
+    Behind it stands what is packed before and unpacked after, each with the reason. out, order, dy, the arrays of a
+    number per channel, activation, residual, y and dresidual are those of the call; what is left out is taken to be
+    without gaps, dy in the order that x is read in. With `why` come then the variants that come before it, each with
+    the reason that it declines for these sizes on this device; then the kernels that are not used because they did not
+    prove right on it.
 
     >>> x = gpuarray.zeros((4, 3, 5, 7))
     >>> print(explain(x, operation="infer", why=True).partition("; fused declines: ")[2])
@@ -382,15 +457,16 @@ def explain(
     axis = arguments.axis_of(axis, x)
     if operation not in OPERATIONS:
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted")
-    described = OPERATIONS[operation]
     arguments.order_of(order)
+    fused = _fused(operation, activation, residual, y, dresidual)
+    described = operation_of(operation, fused.fusion)
     vectors = (*described.read, *described.state)
     every = {"dy": dy, "scale": scale, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     every |= {"mean": mean, "var": var, "save_mean": save_mean, "save_invstd": save_invstd, "skipped": skipped}
     every |= {"entered": entered, "scale_grad": scale_grad, "bias_grad": bias_grad}
-    given = {name: array for name, array in every.items() if array is not None}
+    given = {name: array for name, array in every.items() if array is not None} | fused.tensors
     for name, array in given.items():
-        if name not in (*described.others, *vectors):
+        if name not in (*described.others, *vectors, described.second):
             known = ", ".join((*described.others, *vectors)) or "none"
             raise ParameterError(
                 f"{name} is no array that {operation!r} takes; x is by position, the others are {known}"
@@ -402,9 +478,11 @@ def explain(
         if not described.result:
             raise ParameterError(f"out is {values.kind_of(out)}; {operation!r} writes no tensor, so None is wanted")
         arguments.like("out", out, x)
+    if described.second in given:
+        arguments.like_result(described.second, given[described.second], x, out)
     if x.size == 0:
         return "nothing to do: x is empty"
-    packing, asked = packed.as_walked(operation, x, axis, given, out, order)
+    packing, asked = packed.as_walked(operation, x, axis, given, out, order, fused.fusion)
     prepared = prepared_for(asked, queue_of(x))
     declined = (one.replace(": ", " declines: ", 1) for one in (prepared.plan.declined if why else ()))
     failed = (f"not used, as the driver fails it: {fault}" for fault in prepared.failures)

@@ -20,14 +20,23 @@ from typing import Any, TypeVar
 
 from pyopencl.array import Array, empty_like
 
-from oclbn.call import arguments, packed, values
+from oclbn.call import arguments, fusing, packed, values
 from oclbn.call.calls import Call, Empty, Several
-from oclbn.call.making import check, gathering_numbers, make, together, training_numbers
+from oclbn.call.making import (
+    check,
+    gathering_numbers,
+    make,
+    residual_last,
+    together,
+    training_numbers,
+    with_residual,
+)
 from oclbn.call.operating import operation
 from oclbn.call.prepared import check_type, count_of, prepare_vector
 from oclbn.call.results import allocated, result_like, temporary
 from oclbn.elements import numbers_of
 from oclbn.errors import ArrayTypeError, ContextError, ParameterError, ShapeError
+from oclbn.plan.words import ALONE, Fusion
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,8 @@ def normalize(
     skipped: Array | None = None,
     entered: Array | None = None,
     init_factor: float = 1.0,
+    activation: Any = None,
+    residual: Array | None = None,
 ) -> Call[Array]:
     """Normalise a part of a batch with the statistics of all of it, and move the running ones.
 
@@ -181,26 +192,53 @@ def normalize(
         "skipped": skipped,
         "entered": entered,
     }
+    fused = fusing.before(activation, residual)
+    given |= fused.tensors
     numbers = training_numbers(x, epsilon, factor, init_factor, guard) | {"count": count, "unbiased": count - 1}
-    check("normalize", x, axis, given, out, order)
+    numbers["slope"] = fused.activation.slope
+    fusion = check("normalize", x, axis, given, out, order, fusion=fused.fusion)
     given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
-    return make("normalize", x, axis, given, numbers, out=out, order=order, like=scale, returns=lambda y, *saved: y)
+    options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion}
+    return make("normalize", x, axis, given, numbers, returns=lambda y, *saved: y, **options)
 
 
 @operation
-def gradient_sums(x: Array, dy: Array, statistics: Statistics, /, *, axis: int = 1) -> Call[GradientSums]:
+def gradient_sums(
+    x: Array,
+    dy: Array,
+    statistics: Statistics,
+    /,
+    *,
+    axis: int = 1,
+    activation: Any = None,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    epsilon: float = 1e-5,
+    y: Array | None = None,
+    residual: Array | None = None,
+) -> Call[GradientSums]:
     """The sums that the gradient of a batch needs, over a part of it: `merge` makes one of those of all parts.
 
-    x, dy: (N, C, *spatial), channels on `axis`. statistics: of the whole batch. Returns GradientSums with arrays of
-    shape (C,). An empty part gives count 0 and zeros.
+    x, dy: (N, C, *spatial), channels on `axis`. statistics: of the whole batch. Behind an activation: that of
+    normalize, and the arrays that batch_norm_backward takes for it; scale, bias and epsilon are those of normalize, and
+    count where the derivative is not made from y. Returns GradientSums with arrays of shape (C,). An empty part gives
+    count 0 and zeros.
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     batch = _of_a_batch(x, axis, statistics)
     count = count_of(x, axis)
-    given = {"dy": dy, "save_mean": statistics.mean}
-    check("sums", x, axis, given, None)
-    return make("sums", x, axis, given, {}, returns=lambda *made: GradientSums(count, batch, *made))
+    fused = fusing.behind(activation, y, residual, False)
+    given: dict[str, Any] = {"dy": dy, "scale": scale, "bias": bias, "save_mean": statistics.mean, "save_invstd": None}
+    given |= fused.tensors
+    from_x = fused.from_x
+    numbers = part_numbers(x, batch, epsilon)
+    if from_x:
+        given["save_invstd"] = temporary(x, (x.shape[axis],), numbers_of(x.dtype))
+    fusion = check("sums", x, axis, given, None, fusion=fused.fusion)
+    options: dict[str, Any] = {"returns": lambda *made: GradientSums(count, batch, *made), "fusion": fusion}
+    main = make("sums", x, axis, given, {"slope": fused.activation.slope}, **options)
+    return _behind_invstd(x, statistics, given["save_invstd"], numbers, main) if from_x and x.size else main
 
 
 @operation
@@ -220,15 +258,20 @@ def gradient(
     bias_grad: Array | None = None,
     grad_scale: float = 1.0,
     grad_momentum: float = 0.0,
-) -> Call[tuple[Array, Array, Array]]:
+    activation: Any = None,
+    bias: Array | None = None,
+    y: Array | None = None,
+    residual: Array | None = None,
+    dresidual: bool | Array = False,
+) -> Call[tuple[Array, ...]]:
     """Gradients of a part of a batch, with the statistics and the sums of all of it.
 
     x, dy: (N, C, *spatial), channels on `axis`. statistics, sums: of the same number of values per channel;
-    ParameterError otherwise. scale: C values, or None for 1. epsilon: as in normalize. The rest is as
-    batch_norm_backward takes it.
+    ParameterError otherwise. scale: C values, or None for 1. epsilon: as in normalize. activation: that of normalize
+    and gradient_sums. The rest is as batch_norm_backward takes it.
 
-    Returns (dx, dscale, dbias): dx like x; dscale and dbias, C values each, are those of the whole batch, the same for
-    every part, an empty one too.
+    Returns (dx, dscale, dbias), and with dresidual that as well: dx like x; dscale and dbias, C values each, are those
+    of the whole batch, the same for every part, an empty one too.
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
@@ -242,12 +285,24 @@ def gradient(
         )
     rows = _arrays(sums, GradientSums, "sums.")
     arguments.per_channel(x, axis, rows, rows, rows)
+    fused = fusing.behind(activation, y, residual, dresidual)
     numbers = part_numbers(x, count, epsilon, grad_scale, grad_momentum)
+    numbers["slope"] = fused.activation.slope
     deviation = temporary(x, (x.shape[axis],), numbers_of(x.dtype))
     gathered: dict[str, Array | None] = {"scale_grad": scale_grad, "bias_grad": bias_grad}
-    given = {"dy": dy, "scale": scale, "save_mean": statistics.mean, "save_invstd": deviation}
-    check("gradient", x, axis, given | gathered, out, order)
-    main = part_gradient(x, dy, axis, statistics.mean, deviation, sums, scale, numbers, gathered, out=out, order=order)
+    given = {"dy": dy, "scale": scale, "bias": bias, "save_mean": statistics.mean, "save_invstd": deviation}
+    given |= gathered | fused.tensors
+    fusion = check("gradient", x, axis, given, out, order, fusion=fused.fusion)
+    main = part_gradient(
+        x, axis, given, sums, numbers, out=out, order=order, fusion=fusion, passed_on=dresidual is True
+    )
+    return _behind_invstd(x, statistics, deviation, numbers, main)
+
+
+def _behind_invstd(
+    x: Array, statistics: Statistics, deviation: Array, numbers: Mapping[str, Any], main: Call[Any]
+) -> Call[Any]:
+    """A call on 1 / deviation, which is computed before."""
     prepared = prepare_vector("invstd", deviation, "channels")
     came = {"statistics.m2": statistics.m2, "statistics.m2_rest": statistics.m2_rest}
     own, copies = packed.vectors(x, came)
@@ -260,27 +315,38 @@ def gradient(
 
 def part_gradient(
     x: Array,
-    dy: Array,
     axis: int,
-    mean: Array,
-    invstd: Array,
+    given: Mapping[str, Array | None],
     sums: GradientSums,
-    scale: Array | None,
     numbers: Mapping[str, Any],
-    gathered: Mapping[str, Array | None],
     *,
     out: Array | None,
     order: str = "K",
-) -> Call[tuple[Array, Array, Array]]:
-    """What `gradient` does once there is invstd, of arguments that are checked."""
-    given = {"dy": dy, "scale": scale, "save_mean": mean, "save_invstd": invstd, **gathered}
+    fusion: Fusion = ALONE,
+    passed_on: bool = False,
+) -> Call[tuple[Array, ...]]:
+    """What `gradient` does once there is invstd, of arguments that are checked.
+
+    given: the arrays of the operation, but for the sums. passed_on: the residual's gradient is wanted, which is dy
+    itself where there is no activation.
+    """
+    given = dict(given)
     given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
+    scale, dy = given["scale"], given["dy"]
+    assert dy is not None
     if x.size:
-        return make("gradient", x, axis, given, numbers, out=out, order=order, like=scale, returns=together)
+        returns: Any = (
+            residual_last if fusion.second else functools.partial(with_residual, dy) if passed_on else together
+        )
+        options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion}
+        return make("gradient", x, axis, given, numbers, returns=returns, **options)
     # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
     dx = result_like(x, order) if out is None else out
+    second = given.pop("dresidual", None) if fusion.second else dy
+    others = (result_like(x, order) if second is None else second,) if fusion.second or passed_on else ()
     one = given["dy"] = temporary(x, (1, x.shape[axis]), x.dtype)
-    return make("gradient", one, 1, given, numbers, like=scale, returns=lambda _, *sums: (dx, *sums))
+    given = {name: array for name, array in given.items() if name not in ("y", "residual", "dresidual")}
+    return make("gradient", one, 1, given, numbers, like=scale, returns=lambda _, *sums: (dx, *sums, *others))
 
 
 def part_numbers(x: Array, count: int, epsilon: Any, grad_scale: Any = 1.0, grad_momentum: Any = 0.0) -> dict[str, Any]:
@@ -290,6 +356,7 @@ def part_numbers(x: Array, count: int, epsilon: Any, grad_scale: Any = 1.0, grad
         **gathering_numbers(x, grad_scale, grad_momentum),
         "count": count,
         "count_rest": count - int(numbers_of(x.dtype).type(count)),
+        "slope": 0.0,
     }
 
 

@@ -25,27 +25,28 @@ WALLS = {
     "errors": set(),
     "version": set(),
     "names": set(),
+    "activations": set(),
     "elements": {"errors"},
-    "plan": {"errors"},
-    "truth": {"errors", "elements"},
+    "plan": {"errors", "activations"},
+    "truth": {"errors", "activations", "elements"},
     "files": {"errors", "elements"},
     "tuning": {"errors", "files", "plan"},
     "device": {"errors", "names", "plan"},
     "program": {"errors", "device", "plan"},
-    "proof": {"errors", "version", "elements", "device", "files", "plan", "program", "truth"},
-    "call": {"errors", "elements", "device", "plan", "program", "proof", "tuning"},
-    "steps": {"errors", "elements", "call"},
-    "functional": {"errors", "names", "elements", "call", "device", "plan", "steps"},
+    "proof": {"errors", "activations", "version", "elements", "device", "files", "plan", "program", "truth"},
+    "call": {"errors", "activations", "elements", "device", "plan", "program", "proof", "tuning"},
+    "steps": {"errors", "elements", "call", "plan"},
+    "functional": {"errors", "activations", "names", "elements", "call", "device", "plan", "steps"},
     "gpuarray": {"errors", "names", "elements", "call", "device"},
-    "modules": {"errors", "names", "elements", "call", "device", "files", "functional", "gpuarray"},
-    "sync": {"errors", "elements", "call", "device", "gpuarray", "modules", "steps"},
+    "modules": {"errors", "activations", "names", "elements", "call", "device", "files", "functional", "gpuarray"},
+    "sync": {"errors", "activations", "elements", "call", "device", "gpuarray", "modules", "plan", "steps"},
     "__init__": {"functional", "gpuarray", "modules", "names", "version"},
 }
 LIBRARY = {*WALLS}
 WALLS["tools"] = {*WALLS}
 WALLS["cli"] = {*WALLS}
 WALLS["__main__"] = {"cli"}
-WITHOUT_OPENCL = {"errors", "version", "names", "elements", "plan", "truth", "files", "tuning"}
+WITHOUT_OPENCL = {"errors", "version", "names", "activations", "elements", "plan", "truth", "files", "tuning"}
 
 
 def room_of(module: str) -> str:

@@ -21,14 +21,15 @@ from typing import IO, Any, Self
 import numpy as np
 import pyopencl as cl
 
-from oclbn.call import arguments, prepared, values
+from oclbn.activations import Activation
+from oclbn.call import arguments, fusing, prepared, values
 from oclbn.call.request import Request
 from oclbn.device import default_queue, driver_errors, limits, queue_for, select, tuning_names
 from oclbn.elements import WANTED, dtype_of
 from oclbn.errors import DtypeError, ParameterError, ShapeError
-from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.operations import OPERATIONS, operation_of
 from oclbn.plan.variants import plan
-from oclbn.plan.words import Build
+from oclbn.plan.words import ALONE, Build, Fusion
 from oclbn.proof import proving
 from oclbn.tuning import tuning_for, using
 
@@ -50,6 +51,8 @@ def prepare(
     axis: int = 1,
     queue: cl.CommandQueue | None = None,
     processes: int | None = None,
+    activation: Any = None,
+    residual: bool = False,
 ) -> None:
     """Compile and prove the kernels of calls that are to come, so that the first ones take no longer than others.
 
@@ -61,6 +64,10 @@ def prepare(
     their start on a processor's driver, and this one alone on other devices. Others are of use where compiled kernels
     are kept on disk, as POCL and pyopencl do; what they leave undone is done here. All that was compiled before is
     taken from there, so that a second process is through in a fraction of a second.
+
+    activation, residual: of calls with an activation, as batch_norm_train takes it, and with a residual (True);
+    backward is then prepared with y, where the activation's derivative follows from it, and for the residual's
+    gradient.
 
     Nothing is returned and no array is touched. ShapeError, ParameterError, DtypeError: which argument, before anything
     is compiled. BuildError, DeviceError: as the calls would raise them.
@@ -82,8 +89,11 @@ def prepare(
         processes = values.whole("processes", processes, 1)
     queue = arguments.queue("queue", queue) or default_queue()
     prepared.check_type("dtype", wanted, queue)
+    if not isinstance(residual, bool):
+        raise ParameterError(f"residual is {values.shown(residual)}; True or False is wanted")
+    fused = fusing.activation_of(activation)
     requests = [
-        _request(operation, shape, index % len(shape), wanted)
+        _request(operation, shape, index % len(shape), wanted, _fusion(operation, fused, residual))
         for shape in whole
         if 0 not in shape
         for operation in named
@@ -107,8 +117,9 @@ def answer(asked: dict[str, Any]) -> None:
     if queue.device.name != asked["name"]:
         raise SystemExit(f"device {asked['device']} is {queue.device.name}, and not {asked['name']}")
     with using(**asked["tuning"]):
-        for operation, shape, axis, dtype in asked["requests"]:
-            prepared.prepared_for(_request(operation, tuple(shape), axis, _dtype(dtype)), queue)
+        for operation, shape, axis, dtype, fusion in asked["requests"]:
+            request = _request(operation, tuple(shape), axis, _dtype(dtype), Fusion(**fusion))
+            prepared.prepared_for(request, queue)
 
 
 def _named(operations: Any) -> tuple[str, ...]:
@@ -148,12 +159,27 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-def _request(operation: str, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any]) -> Request:
+def _fusion(operation: str, activation: Activation, residual: bool) -> Fusion:
+    """What a network's calls do besides."""
+    if not OPERATIONS[operation].fusable:
+        return ALONE
+    if "y" not in OPERATIONS[operation].fusable:
+        return Fusion(activation.code, int(residual))
+    if not (residual and activation.code):
+        return Fusion(activation.code)
+    return Fusion(activation.code, 2 if activation.by_output else 1, second=True)
+
+
+def _request(
+    operation: str, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any], fusion: Fusion = ALONE
+) -> Request:
     """What a call on arrays without gaps asks for."""
     sizes = [*shape[1:], 1]
     strides = tuple(int(dtype.itemsize * np.prod(sizes[place:], dtype=np.int64)) for place in range(len(shape)))
     model = np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, strides, writeable=False)  # never read
-    return Request.of(operation, model, axis, dict.fromkeys(OPERATIONS[operation].tensors, model))
+    return Request.of(
+        operation, model, axis, dict.fromkeys(operation_of(operation, fusion).tensors, model), fusion=fusion
+    )
 
 
 def _shares(requests: Sequence[Request], queue: cl.CommandQueue, processes: int | None) -> list[list[Request]]:
@@ -223,7 +249,7 @@ class _Children:
             "device": select(device).spec,
             "name": device.name,
             "tuning": asdict(tuning_for(*tuning_names(device))),
-            "requests": [(one.operation, one.shape, one.axis, one.dtype.name) for one in share],
+            "requests": [(one.operation, one.shape, one.axis, one.dtype.name, asdict(one.fusion)) for one in share],
         }
         words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._open.enter_context(words)

@@ -170,6 +170,14 @@ def like(name: str, value: Any, x: Array) -> Array:
     return a
 
 
+def like_result(name: str, value: Any, x: Array, out: Array | None) -> Array:
+    """A device array as `like` has it, of the dtype of the call's other result: that of out, or else of x."""
+    a, wanted = like(name, value, x), x.dtype if out is None else out.dtype
+    if a.dtype != wanted:
+        raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted, as {'x' if out is None else 'out'} is")
+    return a
+
+
 def order_of(value: Any) -> None:
     """ParameterError unless `value` is an order that results may have."""
     if not (isinstance(value, str) and value in ("K", "C")):

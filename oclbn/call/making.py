@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pyopencl.array import Array
@@ -13,7 +14,8 @@ from oclbn.call.layout import NotWalked, result_strides
 from oclbn.call.prepared import prepared_for
 from oclbn.call.request import Request
 from oclbn.call.results import fresh_result, per_channel_results, queue_of, result_like
-from oclbn.plan.operations import ALL
+from oclbn.plan.operations import Operation, operation_of
+from oclbn.plan.words import ALONE, Fusion
 
 _IN_PLACE = (
     "; to normalise in place give the batch's mean and var, of statistics(x), to batch_norm_infer(x, ..., out=x): "
@@ -25,6 +27,16 @@ Arrays = Mapping[str, Array | None]
 def together(*made: Array) -> tuple[Array, ...]:
     """What most calls return: all results."""
     return made
+
+
+def residual_last(dx: Array, dresidual: Array, dscale: Array, dbias: Array) -> tuple[Array, ...]:
+    """What a backward call returns that writes the residual's gradient."""
+    return dx, dscale, dbias, dresidual
+
+
+def with_residual(dresidual: Array, *made: Array) -> tuple[Array, ...]:
+    """All results, and the residual's gradient, which is there already."""
+    return *made, dresidual
 
 
 def training_numbers(x: Array, epsilon: Any, factor: Any, init_factor: Any, guard: Any) -> dict[str, Any]:
@@ -53,12 +65,14 @@ def check(
     out: Array | None,
     order: Any = "K",
     needed: Collection[str] = (),
-) -> None:
+    fusion: Fusion = ALONE,
+) -> Fusion:
     """The errors of oclbn.functional for everything beside x and axis, by the names of the operation's arrays.
 
-    needed: what may not be None, if that is more than the operation always needs.
+    needed: what may not be None, if that is more than the operation always needs. fusion: what is done besides,
+    whose tensors are among those that are given. Returns what kernels are told of that.
     """
-    wanted = ALL[operation]
+    wanted = operation_of(operation, fusion)
     arguments.order_of(order)
     for name in wanted.others:
         arguments.like(name, given[name], x)
@@ -68,11 +82,28 @@ def check(
     writes = arguments.per_channel(x, axis, given, wanted.state) if wanted.state else {}
     if out is not None:
         writes["out"] = arguments.like("out", out, x)
+    second = given.get(wanted.second) if wanted.second else None
+    if second is not None:
+        writes[wanted.second] = arguments.like_result(wanted.second, second, x, out)
+    shared = False
     if writes:
-        if not (wanted.in_place and out is not None and overlap.same_elements(out, x)):
-            reads["x"] = x
+        reads["x"] = x
+        for result in (out, second):
+            if result is not None and (under := _under(wanted, result, reads)):
+                del reads[under]
+                shared |= under != "x"
         advice = _IN_PLACE if operation in ("train", "normalize") else ""
         overlap.exclusive(writes, reads, {"out": advice})
+    return replace(fusion, shared=True) if shared else fusion
+
+
+def _under(wanted: Operation, result: Array, reads: Mapping[str, Array]) -> str:
+    """The tensor that is read where this one is written, element by element, if the operation allows that."""
+    for name in wanted.in_place:
+        read = reads.get(name)
+        if read is not None and read.dtype == result.dtype and overlap.same_elements(result, read):
+            return name
+    return ""
 
 
 def make(
@@ -89,6 +120,7 @@ def make(
     order: str = "K",
     returns: Callable[..., Any] = together,
     gather: Callable[[Array, Array], Callable[[], None]] | None = None,
+    fusion: Fusion = ALONE,
 ) -> Call[Any]:
     """The call, of arguments that are checked.
 
@@ -97,9 +129,10 @@ def make(
     arrays for the per-channel results; None: new ones. order: of the tensor that is written, where there is no out.
     returns: what to return, given the tensor that is written, where there is one, and the per-channel results; all, if
     it is not said. gather: of an empty batch, what starts the gathering of a result (the second array) in an array of
-    the state.
+    the state. fusion: as `check` returns it; of a second tensor that is written there is None or an array among those
+    that are given.
     """
-    wanted = ALL[operation]
+    wanted = operation_of(operation, fusion)
     names = wanted.made if not extra else wanted.made + wanted.extra
     if x.size == 0:
         like = packed.dense_model(x, like)
@@ -108,6 +141,9 @@ def make(
         pairs = {name: results[of] for name, of in wanted.gathered.items()}
         after = [gather(into, new) for name, new in pairs.items() if gather and (into := given[name]) is not None]
         tensors = [result_like(x, order) if out is None else out] if wanted.result else []
+        if wanted.second:
+            other = given.get(wanted.second)
+            tensors.append(result_like(tensors[0], order) if other is None else other)
         return Empty(returns(*tensors, *made), made, wanted.empty, after)
     strides, fresh = None, out is None
     if wanted.result and out is None:
@@ -115,25 +151,36 @@ def make(
         strides, alike = result_strides(x.shape, x.strides, itemsize, itemsize, order)
         if not alike:
             out = fresh_result(x, strides)
+    if wanted.second and given.get(wanted.second) is None and out is not None:
+        given = {**given, wanted.second: fresh_result(x, out.strides, out.dtype)}
     try:
         packed.look(wanted, x, given, out)
-        prepared = prepared_for(Request.of(operation, x, axis, given, out), queue_of(x))
+        prepared = prepared_for(Request.of(operation, x, axis, given, out, fusion), queue_of(x))
     except NotWalked:
         if wanted.result and out is None:
             out = fresh_result(x, strides)
+        if wanted.second and given.get(wanted.second) is None:
+            given = {**given, wanted.second: fresh_result(x, strides)}
         like = packed.dense_model(x, like)
         made = per_channel_results(x, axis, like, len(names)) if places is None else list(places)
-        results = returns(*([out] if wanted.result else []), *made)
+        second = (given[wanted.second],) if wanted.second else ()
+        results = returns(*((out,) if wanted.result else ()), *second, *made)
 
         def again(x: Array, given: Arrays, out: Array | None) -> Call[Any]:
-            return make(operation, x, axis, given, numbers, out=out, extra=extra, places=made)
+            return make(operation, x, axis, given, numbers, out=out, extra=extra, places=made, fusion=fusion)
 
         return packed.call(wanted, x, axis, given, out, fresh, results, again)
     tensors = [fresh_result(x, strides) if out is None else out] if wanted.result else []
     arrays: dict[str, Array | None] = {"x": x, **wanted.left_out, **given}
-    written = tensors
+    if wanted.called:
+        arrays["aux"] = arrays.pop(wanted.called)
     if tensors:
         arrays[wanted.result] = tensors[0]
+    if wanted.second:
+        other = given.get(wanted.second)
+        tensors.append(fresh_result(x, strides) if other is None else other)
+        arrays[wanted.second] = tensors[1]
+    written = tensors
     if names:
         made = per_channel_results(x, axis, like, len(names)) if places is None else list(places)
         arrays.update(zip(names, made, strict=True))

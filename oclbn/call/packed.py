@@ -23,7 +23,8 @@ from oclbn.call.request import Request
 from oclbn.call.results import model_of, queue_of, temporary
 from oclbn.elements import is_narrow, numbers_of
 from oclbn.errors import OclbnError
-from oclbn.plan.operations import ALL, Operation
+from oclbn.plan.operations import Operation, operation_of
+from oclbn.plan.words import ALONE, Fusion
 
 _R = TypeVar("_R")
 _GAPS = "its elements do not lie side by side in C order"
@@ -67,11 +68,13 @@ def look(operation: Operation, x: Array, given: Arrays, out: Array | None) -> No
     others = operation.others
     if x.offset % x.dtype.itemsize or (out is not None and out.offset % out.dtype.itemsize):
         raise NotWalked
+    second = operation.second
     for name, array in given.items():
         if array is not None:
             itemsize = array.dtype.itemsize
             if array.offset % itemsize or not (
                 name in others
+                or name == second
                 or (
                     itemsize > 2 and side_by_side(array.shape, array.strides, itemsize)
                 )  # as is_loose has it, but sooner
@@ -85,7 +88,8 @@ def packing(operation: Operation, x: Array, axis: int, given: Arrays, out: Array
     given: the operation's arrays but for x, by name. out: for the tensor that is written, if there is one; fresh: it is
     nobody's yet.
     """
-    tensors = {name: array for name in operation.others if (array := given.get(name)) is not None}
+    second = operation.second
+    tensors = {name: array for name in (*operation.others, second) if (array := given.get(name)) is not None}
     if out is not None:
         tensors["out"] = out
     before, after = {}, {}
@@ -97,11 +101,12 @@ def packing(operation: Operation, x: Array, axis: int, given: Arrays, out: Array
     for name, array in tensors.items():
         if name in astray:
             reason = _off(array) if array.offset % array.dtype.itemsize else "it lies otherwise than x"
-            if name == "out":
-                after["result" if fresh else name] = reason if not before.get("x") else f"{reason} as packed"
+            if name in ("out", second):
+                called = "result" if fresh and name == "out" else name
+                after[called] = reason if not before.get("x") else f"{reason} as packed"
             else:
                 before[name] = reason
-    vectors = {name: array for name, array in given.items() if array is not None and name not in operation.others}
+    vectors = {name: array for name, array in given.items() if array is not None and name not in tensors}
     loose = [name for name, array in vectors.items() if is_loose(array)]
     before |= {name: _why(vectors[name]) for name in loose}
     state = [name for name in operation.state if name in vectors]
@@ -172,11 +177,15 @@ def call(
     }
     before = [copying(x, named[name], own[name]) for name in found.before]
     inner_out, after = out, []
+    second: dict[str, Array] = {}
     for name in found.after:
         if name in own:
             after.append(copying(x, own[name], named[name]))
+        elif name == operation.second:
+            second[name] = _tensor(x, named[name], found.order)
+            after.append(copying(x, second[name], named[name]))
         elif out is not None:
-            in_place = operation.in_place and "x" in own and out.dtype == x.dtype
+            in_place = "x" in operation.in_place and "x" in own and out.dtype == x.dtype
             inner_out = own["x"] if in_place else _tensor(x, out, found.order)
             after.append(copying(x, inner_out, out))
     undo = []
@@ -184,21 +193,29 @@ def call(
         old = temporary(x, named[name].shape, named[name].dtype)
         before.append(copying(x, named[name], old))
         undo.append(copying(x, old, named[name]))
-    main = inner(own.get("x", x), {**given, **{name: own[name] for name in own if name != "x"}}, inner_out)
+    replaced = {name: own[name] for name in own if name != "x"}
+    main = inner(own.get("x", x), {**given, **replaced, **second}, inner_out)
     return Packed(results, named, before, main, after, undo)
 
 
 def as_walked(
-    operation: str, x: Array, axis: int, given: Arrays, out: Array | None, order: str
+    operation: str, x: Array, axis: int, given: Arrays, out: Array | None, order: str, fusion: Fusion = ALONE
 ) -> tuple[Packing | None, Request]:
     """What a call packs, None for nothing, and what it asks of kernels then.
 
     Other tensors that are not given are taken to lie as x is walked; out, where there is none, is the result.
     """
-    wanted, context, itemsize, fresh = ALL[operation], queue_of(x).context, x.dtype.itemsize, out is None
+    wanted, context, itemsize, fresh = (
+        operation_of(operation, fusion),
+        queue_of(x).context,
+        x.dtype.itemsize,
+        out is None,
+    )
     strides, alike = result_strides(x.shape, x.strides, itemsize, itemsize, order)
     made = model_of(context, x.shape, x.dtype, strides) if wanted.result and fresh else out
-    asked = Request.of(operation, x, axis, {"dy": x, **given}, None if fresh and alike else made)
+    if wanted.second and given.get(wanted.second) is None and not (fresh and alike):
+        given = {**given, wanted.second: made}
+    asked = Request.of(operation, x, axis, {"dy": x, **given}, None if fresh and alike else made, fusion)
     try:
         look(wanted, x, given, made)
         asked.layout()
@@ -218,7 +235,9 @@ def as_walked(
         others[name] = model if array is None else walked(array) if name in found.before else array
     if made is not None and found.after.keys() & {"out", "result"}:
         made = walked(made)
-    return found, Request.of(operation, model, axis, others, made)
+    if wanted.second and (other := given.get(wanted.second)) is not None:
+        others[wanted.second] = walked(other) if wanted.second in found.after else other
+    return found, Request.of(operation, model, axis, others, made, fusion)
 
 
 def vectors(x: Array, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], list[Call[None]]]:

@@ -11,17 +11,18 @@ from pyopencl.array import Array
 
 from oclbn.call.layout import Layout, common_layout, dense_strides
 from oclbn.elements import kind, numbers_of
-from oclbn.plan.operations import ALL, TENSORS, Operation
-from oclbn.plan.words import Problem
+from oclbn.plan.operations import TENSORS, Operation, operation_of
+from oclbn.plan.words import ALONE, Fusion, Problem
 
 Strides = tuple[int, ...]
+_ABSENT = dict.fromkeys(("aux_row", "aux_channel", "dresidual_row", "dresidual_channel"), 0)
 
 
 class Request(NamedTuple):
     """An operation (a key of OPERATIONS) on tensors of one shape, channels on `axis`, from 0 on.
 
-    strides: bytes, of the tensors that it reads, and of its result, if it has one; None: in x's order, without gaps.
-    dtypes: of the same.
+    strides: bytes, of the tensors that it reads, and of its results; None: in x's order, without gaps. dtypes: of the
+    same. fusion: what is done besides.
     """
 
     operation: str
@@ -29,11 +30,23 @@ class Request(NamedTuple):
     dtypes: tuple[np.dtype[Any], ...]
     axis: int
     strides: tuple[Strides | None, ...]
+    fusion: Fusion = ALONE
 
     @classmethod
-    def of(cls, operation: str, x: Any, axis: int, given: Mapping[str, Any], out: Array | None = None) -> Request:
-        """From the tensors, those beside x by their names in the operation, and the array for its result."""
-        wanted = ALL[operation]
+    def of(
+        cls,
+        operation: str,
+        x: Any,
+        axis: int,
+        given: Mapping[str, Any],
+        out: Array | None = None,
+        fusion: Fusion = ALONE,
+    ) -> Request:
+        """From the tensors, those beside x by their names in the operation, and the array for its result.
+
+        A second result is among those that are given.
+        """
+        wanted = operation_of(operation, fusion)
         strides: tuple[Strides | None, ...] = (x.strides,)
         dtypes: tuple[np.dtype[Any], ...] = (x.dtype,)
         for name in wanted.others:
@@ -42,7 +55,11 @@ class Request(NamedTuple):
         if wanted.result:
             strides += (None if out is None else out.strides,)
             dtypes += (x.dtype if out is None else out.dtype,)
-        return cls(operation, x.shape, dtypes, axis, strides)
+        if wanted.second:
+            other = given.get(wanted.second)
+            strides += (None if other is None else other.strides,)
+            dtypes += (x.dtype if other is None else other.dtype,)
+        return cls(operation, x.shape, dtypes, axis, strides, fusion)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -52,13 +69,14 @@ class Request(NamedTuple):
     @property
     def described(self) -> Operation:
         """What the operation takes and gives."""
-        return ALL[self.operation]
+        return operation_of(self.operation, self.fusion)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the tensors that `strides` are of, as kernels call them."""
         wanted = self.described
-        return (*wanted.tensors, *filter(None, (wanted.result,)))
+        renamed = wanted.kernel_names
+        return (*(renamed.get(name, name) for name in wanted.tensors), *wanted.results)
 
     def layout(self) -> Layout:
         """How kernels walk the tensors; NotWalked where they cannot walk them together."""
@@ -72,17 +90,17 @@ class Request(NamedTuple):
 
     def problem(self, layout: Layout) -> Problem:
         """What the planner is asked of it."""
-        wanted = self.described
-        names = ("x", *wanted.others, *(("to",) if wanted.result else ()))
+        names = ["to" if name in self.described.results else name for name in self.names]
         kinds = dict(zip(names, map(kind, self.dtypes), strict=True))
-        x, dy, to = (kinds.get(name) or 0 for name in TENSORS)
-        return replace(layout.problem(self.dtype.itemsize), kinds=(x, dy, to))
+        found = tuple(kinds.get(name) or 0 for name in TENSORS)
+        return replace(layout.problem(self.dtype.itemsize), kinds=found, fusion=self.fusion)
 
     def constants(self, layout: Layout) -> dict[str, int]:
         """The kernels' arguments that the shapes decide, but for those of a plan."""
         count = layout.outer * layout.inner
         numbers = {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner, "count": count}
         numbers |= {"unbiased": count - 1, "count_rest": count - int(numbers_of(self.dtype).type(count))}
+        numbers |= _ABSENT
         for name, (row, channel) in zip(self.names, layout.strides, strict=True):
             numbers |= {f"{name}_row": row, f"{name}_channel": channel}
         return numbers

@@ -37,9 +37,16 @@ def result_like(x: Array, order: str = "K") -> Array:
     return fresh_result(x, result_strides(x.shape, x.strides, itemsize, itemsize, order)[0])
 
 
-def fresh_result(x: Array, strides: tuple[int, ...] | None) -> Array:
-    """An uninitialised array of x's shape and dtype; without strides in C order."""
-    model = x if strides == x.strides else model_of(queue_of(x).context, x.shape, x.dtype, strides)
+def fresh_result(x: Array, strides: tuple[int, ...] | None, dtype: np.dtype[Any] | None = None) -> Array:
+    """An uninitialised array of x's shape and dtype, or another one; without strides in C order.
+
+    With a dtype, strides are those of any array of that type; there are no gaps.
+    """
+    if dtype is not None and strides is not None:
+        strides = dense_strides(x.shape, strides, dtype.itemsize)
+    dtype = dtype or x.dtype
+    alike = strides == x.strides and dtype == x.dtype
+    model = x if alike else model_of(queue_of(x).context, x.shape, dtype, strides)
 
     def make() -> Array:
         made: Array = empty_like(model, x.queue, x.allocator)
@@ -47,7 +54,7 @@ def fresh_result(x: Array, strides: tuple[int, ...] | None) -> Array:
             pages.enlarge(made, often=True)
         return made
 
-    made: Array = allocated(x, x.nbytes, make)
+    made: Array = allocated(x, x.size * dtype.itemsize, make)
     return made
 
 

@@ -15,6 +15,7 @@ _MOST_ADDITIONS_ALONE = 16  # the same where there is but one accumulator, so th
 _MOST_ADDITIONS_TO_A_STRIP = 64  # of sums over the rows that are taken at once, on two levels (FEW in strip.clh)
 _MOST_ADDITIONS_DOWN = 64  # the same down columns, where sums have two levels (SHORT in columns.clh)
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
+_LEFT_OUT = ("KIND_", "ACT", "AUX", "SECOND", "SHARED")  # defines that are not there where they are 0
 _LEAST_CHAIN = 4  # blocks: the first one of a chain is summed with nothing to write
 
 
@@ -51,6 +52,7 @@ def assemble(
     if shape.run:
         defines["RUN"] = shape.run
     defines |= {f"KIND_{name}": kind for name, kind in zip(TENSORS, problem.kinds, strict=True) if kind}
+    defines |= problem.fusion.defines
     defines["FETCH"] = int(tuning.fetch and _is_worth_fetching(problem, shape, operation))
     launches = tuple(
         Launch(
@@ -68,7 +70,7 @@ def assemble(
 def _heeded(defines: dict[str, int], kernel: str) -> tuple[tuple[str, int], ...]:
     """The defines, those that change nothing in the kernel being 0: what is alike for the compiler is built once."""
     heeded = {name: 0 if kernel in HEEDLESS.get(name, ()) else value for name, value in defines.items()}
-    return tuple((name, value) for name, value in heeded.items() if value or not name.startswith("KIND_"))
+    return tuple((name, value) for name, value in heeded.items() if value or not name.startswith(_LEFT_OUT))
 
 
 def handing_on(plan: Plan, partial: tuple[str, ...], channels: int, itemsize: int) -> Plan:

@@ -19,7 +19,7 @@ _LEAST_ROW_IN_ORDER = 512  # bytes of a row that is worth being walked by itself
 _LEAST_FAR_ROW = 512  # elements of a row from which on it is written past the cache (FAR_ROW in rows.clh)
 _LEAST_VECTOR_OF_A_RUN = 4  # numbers: narrower ones cost more than the cache gives
 _LEAST_RUN_ROWS = 8  # of strips, where channels lie side by side: fewer are not worth the tables
-_RUN_ELEMENTS = {1: 90, 2: 24}  # by arrays read: rows this long, for each of them, are worth the tables of a run
+_RUN_ELEMENTS = {1: 90, 2: 24, 3: 24}  # by arrays read: rows this long, for each of them, are worth the tables of a run
 _MOST_TOGETHER = 64  # channels that one work-item handles
 _LONGER = 4  # times run_bytes, past the cache where long pieces of memory are worth more than tables near at hand
 _LONGEST = 8  # times run_bytes, of runs whose channels have loops of their own, which need few numbers from the tables
@@ -28,7 +28,7 @@ _SHORTER = 2  # times run_bytes, of other runs that are only written: three tabl
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
 _NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
 _PASSES = 6  # over its region that a work-item makes at most, with what loops within loops add
-_CACHED = {1: 0.75, 2: 0.5}  # by arrays read: the part of the cache of global memory that a call may count on
+_CACHED = {1: 0.75, 2: 0.5, 3: 0.5}  # by arrays read: the part of the cache of global memory that a call may count on
 _COUNT_BYTES = 8  # of the widest number that stands beside an element: counts are long (COUNTV in types.clh)
 EVEN = 1.1  # how much longer than the average the busiest compute unit may work
 
@@ -243,7 +243,7 @@ def is_streamed(operation: Operation, problem: Problem, device: DeviceLimits, tu
 
 def is_beyond_cache(operation: Operation, problem: Problem, device: DeviceLimits) -> bool:
     """Whether a call moves more than the cache of global memory can be thought to hold."""
-    moved = problem.tensor_bytes * (operation.arrays_read + 1)
+    moved = problem.tensor_bytes * operation.arrays_moved
     return 0 < device.cache_bytes * _CACHED[operation.arrays_read] < moved
 
 

@@ -5,9 +5,12 @@ Checks of arguments, the kernels' arguments, what a call writes and what lies in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+from oclbn.plan.words import ALONE, Fusion
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,9 @@ class Operation:
     split: tuple[str, ...]  # the kernels that do it in several
     tensors: tuple[str, ...]  # read; the first is x
     result: str = ""  # the tensor that is written
+    second: str = ""  # another one, of the same type
+    fusable: tuple[str, ...] = ()  # what a tensor is called that may be read besides, as Fusion.aux counts from 1 on
+    called: str = ""  # the one of those that is read
     vectors: tuple[str, ...] = ()  # per channel, read; may be None
     needed: tuple[str, ...] = ()  # per channel, read
     state: tuple[str, ...] = ()  # per channel, changed in place; may be None
@@ -26,7 +32,7 @@ class Operation:
     extra: tuple[str, ...] = ()  # per channel, results that most calls do not ask for
     numbers: Mapping[str, float] = field(default_factory=dict)
     partial: tuple[str, ...] = ()  # the numbers of a channel's partial result, as kernels call them that read them
-    in_place: bool = False  # the result may lie where x does
+    in_place: tuple[str, ...] = ()  # tensors, the result may lie where one does
     empty: float = 0.0  # what is made of no elements
     gathered: Mapping[str, str] = field(default_factory=dict)  # of state: the result that is gathered there
     part_of: str = ""  # the operation whose last kernels it is, on partial results that are given
@@ -44,13 +50,28 @@ class Operation:
 
     @cached_property
     def left_out(self) -> dict[str, None]:
-        """`extra`, of a call that does not ask for it."""
-        return dict.fromkeys(self.extra)
+        """Arrays of the kernels', as they call them, that a call need not ask for."""
+        return dict.fromkeys((*self.extra, *(("aux",) if self.fusable else ()), *_SECOND.get(self.result, ())))
 
-    @property
+    @cached_property
+    def results(self) -> tuple[str, ...]:
+        """Tensors that are written."""
+        return tuple(filter(None, (self.result, self.second)))
+
+    @cached_property
+    def kernel_names(self) -> dict[str, str]:
+        """Of tensors that kernels call otherwise: what they call them."""
+        return {self.called: "aux"} if self.called else {}
+
+    @cached_property
     def arrays_read(self) -> int:
-        """Tensors that are read."""
-        return len(self.tensors)
+        """Tensors that are summed over, or else x alone: what is read twice."""
+        return len(self.tensors) if "dy" in self.tensors else 1
+
+    @cached_property
+    def arrays_moved(self) -> int:
+        """Tensors that are read, and those that are written; a call that writes none makes room for one."""
+        return len(self.tensors) + max(1, len(self.results))
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -62,6 +83,9 @@ _MOMENTS = ("set_mean", "set_mean_rest", "set_m2", "set_m2_rest")
 _SUMS = ("set_dy", "set_dy_rest", "set_dy_xmu", "set_dy_xmu_rest", "set_xmu", "set_xmu_rest")
 _GATHERING = {"grad_scale": 1.0, "grad_momentum": 0.0}
 _GATHERED = {"scale_grad": "dscale", "bias_grad": "dbias"}
+_SECOND = {"dx": ("dresidual",)}
+_BEFORE = ("residual",)
+_BEHIND = ("residual", "y")  # whence the derivative of an activation may come
 
 OPERATIONS = {
     "train": Operation(
@@ -73,8 +97,10 @@ OPERATIONS = {
         vectors=("scale", "bias"),
         state=("running_mean", "running_var", "skipped", "entered"),
         made=("save_mean", "save_invstd"),
-        numbers={"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1},
+        numbers={"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1, "slope": 0.0},
         partial=_MOMENTS,
+        in_place=("residual",),
+        fusable=_BEFORE,
         empty=float("nan"),
     ),
     "infer": Operation(
@@ -85,8 +111,9 @@ OPERATIONS = {
         result="y",
         vectors=("scale", "bias"),
         needed=("mean", "var"),
-        numbers={"epsilon": 1e-5},
-        in_place=True,
+        numbers={"epsilon": 1e-5, "slope": 0.0},
+        in_place=("x", "residual"),
+        fusable=_BEFORE,
     ),
     "moments": Operation(
         "moments.cl",
@@ -103,12 +130,14 @@ OPERATIONS = {
         ("backward_partial", "backward_apply"),
         tensors=("x", "dy"),
         result="dx",
-        vectors=("scale",),
+        vectors=("scale", "bias"),
         needed=("save_mean", "save_invstd"),
         state=("scale_grad", "bias_grad"),
         made=("dscale", "dbias"),
-        numbers=_GATHERING,
+        numbers={**_GATHERING, "slope": 0.0},
         partial=_SUMS,
+        in_place=("dy",),
+        fusable=_BEHIND,
         gathered=_GATHERED,
     ),
     "constant": Operation(  # with save_invstd, or else with var and epsilon
@@ -117,12 +146,14 @@ OPERATIONS = {
         ("constant_partial", "constant_merge"),
         tensors=("x", "dy"),
         result="dx",
-        vectors=("scale", "save_invstd", "var"),
+        vectors=("scale", "bias", "save_invstd", "var"),
         needed=("save_mean",),
         state=("scale_grad", "bias_grad"),
         made=("dscale", "dbias"),
-        numbers={"epsilon": 1e-5, **_GATHERING},
+        numbers={"epsilon": 1e-5, **_GATHERING, "slope": 0.0},
         partial=_SUMS,
+        in_place=("dy",),
+        fusable=_BEHIND,
         gathered=_GATHERED,
     ),
 }
@@ -132,7 +163,10 @@ STEPS = {  # what a batch in parts is normalised by: see oclbn.steps
         "",
         ("backward_partial", "sums_merge"),
         tensors=("x", "dy"),
+        vectors=("scale", "bias", "save_invstd"),  # with an activation
         needed=("save_mean",),
+        fusable=_BEHIND,
+        numbers={"slope": 0.0},
         made=("sum_dy", "sum_dy_rest", "sum_dy_xmu", "sum_dy_xmu_rest", "sum_xmu", "sum_xmu_rest"),
         partial=_SUMS,
     ),
@@ -142,14 +176,35 @@ STEPS = {  # what a batch in parts is normalised by: see oclbn.steps
     "gradient": replace(OPERATIONS["backward"], resident="", split=("backward_apply",), part_of="backward_in_parts"),
 }
 ALL = OPERATIONS | STEPS
+
+
+@functools.cache
+def operation_of(name: str, fusion: Fusion = ALONE) -> Operation:
+    """A key of ALL with what is fused with it."""
+    plain = ALL[name]
+    called = plain.fusable[fusion.aux - 1] if fusion.aux else ""
+    second = _SECOND[plain.result][0] if fusion.second else ""
+    return replace(plain, tensors=tuple(filter(None, (*plain.tensors, called))), called=called, second=second)
+
+
 SOURCES = {"moments_partial": "moments.cl"}  # kernels that are used from another direction's file
 MERGES = {"moments_merge", "sums_merge", "constant_merge"}  # one group per block: the slices are what it merges
-TENSORS = ("x", "dy", "to")  # that have a kind of element: KIND_x and so on (numbers/io.clh); "to" is what is written
+TENSORS = (
+    "x",
+    "dy",
+    "aux",
+    "to",
+)  # that have a kind of element: KIND_x and so on (numbers/io.clh); "to" is what is written
 COUNTING = {"moments_partial"}  # kernels that tell how many values a slice has
 HEEDLESS = {  # defines that change nothing in some kernels: those that write no tensor, those that sum none
     "STREAM": {"moments_partial", "backward_partial", *MERGES},
     "FETCH": {"infer", "train_apply", "backward_apply", *MERGES},
     "KIND_x": MERGES,
     "KIND_dy": MERGES,
+    "KIND_aux": {"moments_partial", *MERGES},
+    "ACT": {"moments_partial", *MERGES},
+    "AUX": {"moments_partial", *MERGES},
+    "SECOND": {"backward_partial", *MERGES},
+    "SHARED": {"infer", "moments_partial", "backward_partial", *MERGES},
     "KIND_to": {"moments_partial", "backward_partial", *MERGES},
 }

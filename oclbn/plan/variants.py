@@ -18,7 +18,7 @@ from dataclasses import replace
 from oclbn.errors import BuildError
 from oclbn.plan.cut import assemble
 from oclbn.plan.groups import SMALL_ALONE, floor_power, group_shape, is_even, slices_for_steps
-from oclbn.plan.operations import ALL, Operation
+from oclbn.plan.operations import Operation, operation_of
 from oclbn.plan.words import Declined, DeviceLimits, Launch, Plan, Problem, Tuning
 
 _MOST_SLICE_ELEMENTS = 1 << 28  # a region is walked with 32-bit numbers
@@ -38,7 +38,7 @@ def plan(operation: str, problem: Problem, device: DeviceLimits, tuning: Tuning)
 
     It has the reasons of those before it.
     """
-    wanted = ALL[operation]
+    wanted = operation_of(operation, problem.fusion)
     declined: list[str] = []
     for name, candidate in CANDIDATES.items():
         if tuning.variant in ("", name) or candidate is serial:

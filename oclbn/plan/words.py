@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 
+from oclbn.activations import NAMES
+
 
 @dataclass(frozen=True)
 class DeviceLimits:
@@ -46,6 +48,31 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """What kernels do beside normalising; the names are those of their defines (kernels/numbers/element.clh)."""
+
+    act: int = 0  # the activation's code
+    aux: int = 0  # the tensor that is read besides: forward 1, a residual; backward 1, the residual, or 2, the output
+    second: bool = False  # backward writes the residual's gradient, too
+    shared: bool = False  # what is written lies where a tensor does that is read, and is not x
+
+    @property
+    def defines(self) -> dict[str, int]:
+        """Those that are not 0."""
+        all_of_them = {"ACT": self.act, "AUX": self.aux, "SECOND": int(self.second), "SHARED": int(self.shared)}
+        return {name: value for name, value in all_of_them.items() if value}
+
+
+ALONE = Fusion()
+_FUSED = {
+    "ACT": NAMES,
+    "AUX": ("", "with a residual", "by its output"),
+    "SECOND": ("", "residual's gradient"),
+    "SHARED": ("", "in place"),
+}
+
+
+@dataclass(frozen=True)
 class Problem:
     """A tensor as the kernels see it."""
 
@@ -55,7 +82,8 @@ class Problem:
     itemsize: int  # bytes per element of x: 2, 4 or 8
     columns: bool  # channels lie side by side: inner is 1
     adjacent: bool = False  # in every array rows follow each other without a gap: the next channel's; columns: the next
-    kinds: tuple[int, int, int] = (0, 0, 0)  # how elements of x, dy and the result lie in memory (numbers/io.clh)
+    kinds: tuple[int, ...] = (0, 0, 0, 0)  # how elements of TENSORS lie in memory (numbers/io.clh)
+    fusion: Fusion = ALONE
 
     @property
     def number(self) -> int:
@@ -176,6 +204,9 @@ class Plan:
         shown = ", ".join(f"{name}={defines[name]}" for name in ("LANES", "VEC", "UNROLL", "BLOCKS") if name in defines)
         walk = "columns" if defines["COLUMNS"] else "runs" if defines.get("RUN") else "rows"
         shown += "".join(f", {name}={defines[name]}" for name in sorted(defines) if name.startswith("KIND_"))
+        shown += "".join(
+            f", {told}" for name, value in defines.items() for told in _FUSED.get(name, ())[value : value + 1]
+        )
         cut = f", {self.geometry.slices} slices" if self.geometry.slices > 1 else ""
         cut += f", chains of {self.geometry.chain}" if self.geometry.chain > 1 else ""
         return f"{self.variant} ({' + '.join(launch.kernel for launch in self.launches)}; {walk}, {shown}{cut})"

@@ -23,7 +23,7 @@ _MARK = "numbers/types.clh"  # the file that tells a folder of kernels from anot
 _PATTERN = ".inc"  # of files that are included again and again
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _LIST = re.compile(r"#define +(\w+_ARGUMENTS)(?:\((\w+)\))? +(.+)")  # a macro that stands for several arguments
-_QUALIFIERS = {"const", "restrict", "volatile"}
+_QUALIFIERS = {"const", "restrict", "UNSHARED", "volatile"}
 
 
 class SourceError(OclbnError, FileNotFoundError):

@@ -132,7 +132,16 @@ def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
         for launch in planned.launches
     )
     outer = (below - 1) * rows + last
-    small = Problem(outer, channels, cut.inner, problem.itemsize, problem.columns, adjacent=True, kinds=problem.kinds)
+    small = Problem(
+        outer,
+        channels,
+        cut.inner,
+        problem.itemsize,
+        problem.columns,
+        adjacent=True,
+        kinds=problem.kinds,
+        fusion=problem.fusion,
+    )
     made = replace(planned, geometry=geometry, launches=launches)
     partial = next((one.rows for one in planned.memory if one.rows), ())
     return small, handing_on(made, partial, channels, problem.number)

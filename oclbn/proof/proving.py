@@ -26,18 +26,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyopencl as cl
 
+from oclbn.activations import NAMES, SLOPES, Activation
 from oclbn.device import limits, pocl
 from oclbn.elements import kind, of_kind, range_of
 from oclbn.errors import BuildError, DeviceError, DriverWarning, warn_caller
 from oclbn.plan import strided
-from oclbn.plan.operations import ALL
+from oclbn.plan.operations import ALL, operation_of
 from oclbn.plan.variants import fitting_plan
-from oclbn.plan.words import DeviceLimits, Launch, Memory, Plan, Problem, Tuning, in_words
+from oclbn.plan.words import ALONE, DeviceLimits, Fusion, Launch, Memory, Plan, Problem, Tuning, in_words
 from oclbn.program import building, sources
 from oclbn.proof.miniature import Paths, miniature, paths_of
 from oclbn.proof.verdicts import Verdict, Verdicts
@@ -62,6 +64,10 @@ _NOTHING: dict[str, Any] = {"counts": (-1, np.int64)}  # what memory between lau
 _ONE_BY_ONE = 1030  # numbers for kernels that take them one by one, several each
 _FEW_GROUPS = 3
 _VARIANTS = ("split", "resident")
+_SLOPE = 0.25  # of activations that take a number
+_BY_OUTPUT = 2  # Fusion.aux
+_UNDER = {"train": "aux", "backward": "dy", "constant": "dy", "infer": "aux"}  # where results may lie
+NOTHING_OVER: Mapping[str, str] = MappingProxyType({})
 
 _log = logging.getLogger("oclbn.proof")
 _lock = threading.RLock()
@@ -364,18 +370,41 @@ def _verdict(
 def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, device: cl.Device) -> Verdict:
     """Run it with all that it can be given, then with little of that at odd places, and compare all that it writes."""
     shape = (small.outer, small.channels) if small.columns else (small.outer, small.channels, small.inner)
-    host = _data(shape, *(of_kind(kind, _dtype(planned.launches[0])) for kind in small.kinds))
+    x, dy, aux, result = (of_kind(kind, _dtype(planned.launches[0])) for kind in small.kinds)
+    host = _fused(operation, _data(shape, x, dy, result), aux, small.fusion)
     arrays, numbers = _arrays(operation, host, planned), {**_numbers(small, planned, host.scale.dtype), **_GATHER}
+    numbers["slope"] = host.activation.slope
+    over = {operation_of(operation, small.fusion).result: _UNDER[operation]} if small.fusion.shared else {}
     full = _judged(
-        _wanted(operation, host), _ran(planned.launches, arrays, numbers, context, device, between=planned.memory)
+        _wanted(operation, host),
+        _ran(planned.launches, arrays, numbers, context, device, between=planned.memory, over=over),
     )
     if not full.good:
         return full
     arrays, host = _fewer(operation, host, arrays)
     numbers |= {"grad_scale": 1.0, "grad_momentum": 0.0}
     wanted = _wanted_of_fewer(operation, host)
-    memory = _ran(planned.launches, arrays, numbers, context, device, guard=_GUARD + 1, between=planned.memory)
+    memory = _ran(
+        planned.launches, arrays, numbers, context, device, guard=_GUARD + 1, between=planned.memory, over=over
+    )
     return max(full, _judged(wanted, memory), key=_units)
+
+
+def _fused(operation: str, host: Data, aux: np.dtype[Any], fusion: Fusion) -> Data:
+    """The data with what an activation and a residual want, of this type."""
+    if fusion == ALONE:
+        return host
+    name = NAMES[fusion.act]
+    activation = Activation(name, _SLOPE if name in SLOPES else 0.0)
+    host = replace(host, activation=activation, second=fusion.second)
+    if fusion.aux:
+        residual = make(host.x.shape, 1, host.scale.dtype, seed=1).x.astype(aux)
+        host = replace(host, residual=residual)
+        if fusion.aux == _BY_OUTPUT:
+            forward = "infer" if operation == "constant" else "train"
+            with np.errstate(over="ignore"):
+                host = replace(host, output=expected(forward, host, 1)["y"][0].astype(aux))
+    return host
 
 
 def _fewer(operation: str, host: Data, arrays: dict[str, Host]) -> tuple[dict[str, Host], Data]:
@@ -412,11 +441,12 @@ def _ran(
     starts: Mapping[str, int] | None = None,
     guard: int = _GUARD,
     between: Sequence[Memory] = (),
+    over: Mapping[str, str] = NOTHING_OVER,
 ) -> _Memory:
     """The launches' memory after them; arrays and numbers by the names of the kernels' arguments.
 
     An array that is not given is null. starts: instead of the arrays' own. guard: numbers before each array. between:
-    what of them has rows with names of their own.
+    what of them has rows with names of their own. over: of results, the array that each is written over.
     """
     memory, values = _Memory(context, device, guard), dict(numbers)
     kernels = [(launch, building.new_kernel(context, launch.build, launch.kernel)) for launch in launches]
@@ -425,6 +455,8 @@ def _ran(
         if any(name in names for names in taken):
             begins = any(f"{name}_start" in names for names in taken)
             values[name], values[f"{name}_start"] = memory.put(name, given, begins=begins)
+    for name, under in over.items():
+        values[name], values[f"{name}_start"] = memory.let(name, under)
     for one in between:
         buffer, begin = values[one.name], values[f"{one.name}_start"]
         for row, start in one.starts.items():
@@ -528,7 +560,7 @@ def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, A
     """The kernels' numbers: those of the shape, and those of a call."""
     numbers: dict[str, Any] = planned.numbers
     numbers |= {"outer": small.outer, "channels": small.channels, "inner": small.inner}
-    for name in ("x", "y", "dy", "dx"):
+    for name in ("x", "y", "dy", "dx", "aux", "dresidual"):
         numbers[f"{name}_row"] = small.channels * small.inner
         numbers[f"{name}_channel"] = small.inner
     count = small.count
@@ -553,6 +585,11 @@ class _Memory:
             self.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=flat.view(np.uint8)
         )
         self._put[name] = buffer, flat, start, given.size
+        return buffer, start
+
+    def let(self, name: str, under: str) -> tuple[cl.Buffer, int]:
+        """The memory of one array for another one."""
+        self._put[name] = buffer, _, start, _ = self._put[under]
         return buffer, start
 
     def get(self, name: str) -> tuple[Host, bool]:
@@ -605,8 +642,9 @@ def _identity(device: cl.Device) -> str:
 def _measure() -> str:
     """What a verdict was found with: a digest of the files that make, run and judge the small tensors."""
     here = Path(__file__).parent
-    own, truth = ("proving", "miniature"), ("cases", "expectation", "reference", "bounds", "hostile")
+    own, truth = ("proving", "miniature"), ("activated", "cases", "expectation", "reference", "bounds", "hostile")
     files = [
+        here.parent / "activations.py",
         here.parent / "elements.py",
         *(here / f"{name}.py" for name in own),
         *(here.parent / "truth" / f"{name}.py" for name in truth),

@@ -145,8 +145,8 @@ class Bound:
         """var: the unbiased one."""
         return self._averaged(old, var, 2.0 * self.var_error, factor)
 
-    def gradients(self, dy: NDArray[Any], *, training: bool) -> tuple[Bounds, Bounds, Bounds]:
-        """dx, dscale, dbias."""
+    def gradients(self, dy: NDArray[Any], *, training: bool, error: ArrayLike = 0.0) -> tuple[Bounds, Bounds, Bounds]:
+        """dx, dscale, dbias; each element of dy may be off by `error`."""
         slopes = np.abs(dy.astype(np.float64))
         with np.errstate(all="ignore"):
             off = np.full_like(self.mean, self.tiny)  # of x - mean, beyond one rounding
@@ -155,9 +155,11 @@ class Bound:
                 off = off + self.mean_error + np.finfo(np.float64).eps * self.mean
             unit = 2.0 * self.eps * self.xhat + self._along(off * self.invstd)
             product = ELEMENT * self.eps * slopes * self.xhat + slopes * unit
-            dbias = SUM * self.eps * self._sum(slopes) + self.tiny
+            off_by = np.asarray(error, np.float64)
+            product = product + off_by * self.xhat
+            dbias = SUM * self.eps * self._sum(slopes) + self._sum(off_by) + self.tiny
             dscale = SUM * self.eps * self._sum(slopes * self.xhat) + self._sum(product) + self.tiny
-            error = ELEMENT * self.eps * slopes
+            error = ELEMENT * self.eps * slopes + off_by
             if training:
                 mean_slope, mean_product = self._sum(slopes) / self.count, self._sum(slopes * self.xhat) / self.count
                 error = error + self._along(dbias / self.count + ELEMENT * self.eps * mean_slope)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from oclbn.activations import NONE, Activation
 from oclbn.elements import named
 from oclbn.truth import expectation
 from oclbn.truth.bounds import excess
@@ -76,21 +77,29 @@ def run(
     epsilon: float = EPSILON,
     factor: float = FACTOR,
     out: Any = None,
+    activation: Activation = NONE,
+    second: bool = False,
 ) -> dict[str, Any]:
     """Call an operation of oclbn.functional; its results by the names of oclbn.truth.expectation.
 
     arrays: on the device, by the names of Data, `save_mean` and `save_invstd` for its `saved`; what is missing is left
-    out, but for the statistics that "backward" needs: a training step saves them.
+    out, but for the statistics that "backward" needs: a training step saves them. Behind an activation, backward gets
+    `output` as y, or else `residual`; second: the residual's gradient is wanted as well.
     """
     given = arrays.get
     x, scale, running = given("x"), given("scale"), (given("running_mean"), given("running_var"))
     if operation == "moments":
         return dict(zip(("mean", "m2"), functional.moments(x, axis=axis)[1:], strict=True))
     into = {"axis": axis, "out": out}
+    fused: dict[str, Any] = {}
+    if activation.code or given("residual") is not None:
+        fused = {"activation": activation.option, "residual": given("residual")}
     if operation == "infer":
-        return {"y": functional.batch_norm_infer(x, scale, given("bias"), *running, epsilon=epsilon, **into)}
+        return {"y": functional.batch_norm_infer(x, scale, given("bias"), *running, epsilon=epsilon, **into, **fused)}
     if operation == "train":
-        made = functional.batch_norm_train(x, scale, given("bias"), *running, epsilon=epsilon, factor=factor, **into)
+        made = functional.batch_norm_train(
+            x, scale, given("bias"), *running, epsilon=epsilon, factor=factor, **into, **fused
+        )
         moved = {name: arrays[name] for name in ("running_mean", "running_var") if given(name) is not None}
         return dict(zip(("y", "save_mean", "save_invstd"), made, strict=True)) | moved
     training = operation == "backward"
@@ -100,8 +109,10 @@ def run(
         statistics = functional.batch_norm_train(x, scale, None, None, None, epsilon=epsilon, axis=axis)[1:]
     else:
         statistics, into = running, {**into, "epsilon": epsilon}
-    made = functional.batch_norm_backward(x, given("dy"), scale, *statistics, training=training, **into)
-    return dict(zip(GRADIENTS, made, strict=True))
+    if fused or second:
+        fused |= {"bias": given("bias"), "y": given("output"), "dresidual": second}
+    made = functional.batch_norm_backward(x, given("dy"), scale, *statistics, training=training, **into, **fused)
+    return dict(zip((*GRADIENTS, "dresidual"), made, strict=False))
 
 
 def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
@@ -115,6 +126,8 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
     found = {"x": host.x, "scale": host.scale}
     if operation in ("train", "infer"):
         found |= {"y": tensor, "bias": host.bias}
+        if host.residual is not None:
+            found["aux"] = host.residual
     if operation == "infer":
         return found | {"mean": host.running_mean, "var": host.running_var}
     if operation == "train":
@@ -129,6 +142,12 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
             **dict.fromkeys(sums, per_channel),
         }
     found |= {"dy": host.dy, "dx": tensor, "dscale": per_channel, "dbias": per_channel}
+    if host.activation.code:
+        found["bias"] = host.bias
+        if (aux := host.residual if host.output is None else host.output) is not None:
+            found["aux"] = aux
+    if host.second:
+        found["dresidual"] = tensor
     if operation == "constant":
         return found | {"save_mean": host.running_mean, "var": host.running_var}
     return found | dict(zip(("save_mean", "save_invstd"), expectation.saved(host, axis), strict=True))

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from oclbn.elements import numbers_of, range_of
 from oclbn.truth import reference
+from oclbn.truth.activated import (
+    activated,
+    activated_bound,
+    derivative,
+    derivative_bound,
+    derivative_by_output,
+    derivative_by_output_bound,
+)
 from oclbn.truth.bounds import Bound, stored
-from oclbn.truth.hostile import Data, Host, per_channel
+from oclbn.truth.hostile import Data, Host, along, per_channel
 
 EPSILON, FACTOR = 1e-5, 0.1
 
@@ -49,7 +58,8 @@ def expected(
         mean, deviation = own.mean, own.invstd
     else:
         mean, deviation = host.running_mean, invstd(host, epsilon)
-    return _gradients(host, axis, mean, deviation, training=training)
+    exact = host.saved is not None or not training
+    return _gradients(host, axis, mean, deviation, training=training, exact=exact)
 
 
 def _sums(h: Data, axis: int) -> Expected:
@@ -90,7 +100,7 @@ def _train(h: Data, axis: int, epsilon: float, factor: float, entered: Host | No
     counters = {} if wanted.entered is None else {"entered": (wanted.entered, np.zeros(wanted.entered.shape))}
     return {
         **counters,
-        "y": stored(wanted.y, _strict(bound.y()), h.written),
+        "y": _output(h, wanted.y, bound.y()),
         "save_mean": (wanted.mean, _open(h, bound.stored_mean())),
         "save_invstd": (wanted.invstd, _open(h, bound.stored_invstd())),
         "running_mean": (wanted.running_mean, _closed(h, bound.running_mean(h.running_mean, weight))),
@@ -101,7 +111,7 @@ def _train(h: Data, axis: int, epsilon: float, factor: float, entered: Host | No
 def _infer(h: Data, axis: int, epsilon: float) -> Expected:
     wanted = reference.infer(h.x, h.scale, h.bias, h.running_mean, h.running_var, epsilon=epsilon, axis=axis)
     bound = Bound(h.x, h.running_mean, invstd(h, epsilon), h.scale, h.bias, axis=axis, dtype=h.x.dtype)
-    return {"y": stored(wanted, _strict(bound.inferred()), h.written)}
+    return {"y": _output(h, wanted, bound.inferred())}
 
 
 def _moments(h: Data, axis: int) -> Expected:
@@ -110,12 +120,72 @@ def _moments(h: Data, axis: int) -> Expected:
     return {"mean": (mean, _open(h, bound.stored_mean())), "m2": (m2, _open(h, bound.m2()))}
 
 
-def _gradients(h: Data, axis: int, mean: Host, deviation: Host, *, training: bool) -> Expected:
-    dx, dscale, dbias = reference.backward(h.x, h.dy, h.scale, mean, deviation, axis=axis, training=training)
+def _output(h: Data, z: Host, room: Host) -> tuple[Host, Host]:
+    """y, where batch normalization gives z, which may be off by so much."""
+    z, room = _with_residual(h, z, room)
+    info = range_of(numbers_of(h.x.dtype))
+    if h.activation.code:
+        room = activated_bound(z, room, h.activation, info.eps, info.tiny)
+        z = activated(z, h.activation)
+    return stored(z, _strict(room), h.written)
+
+
+def _with_residual(h: Data, z: Host, room: Host) -> tuple[Host, Host]:
+    if h.residual is None:
+        return z, room
+    with np.errstate(all="ignore"):
+        residual = h.residual.astype(np.float64)
+        both = z + residual
+        eps = range_of(numbers_of(h.x.dtype)).eps
+        return both, room + eps * (np.abs(z) + np.abs(residual))
+
+
+def _gradients(h: Data, axis: int, mean: Host, deviation: Host, *, training: bool, exact: bool) -> Expected:
+    """exact: mean and deviation are what the device is given, and not what it has rounded."""
+    dy, error = _used(h, axis, mean, deviation, exact)
+    dx, dscale, dbias = reference.backward(h.x, dy, h.scale, mean, deviation, axis=axis, training=training)
     bound = Bound(h.x, mean, deviation, h.scale, None, axis=axis, dtype=h.x.dtype)
-    bounds = bound.gradients(h.dy, training=training)
+    bounds = bound.gradients(dy, training=training, error=error)
     written = stored(dx, _strict(bounds[0]), h.written)
-    return {"dx": written, "dscale": (dscale, _open(h, bounds[1])), "dbias": (dbias, bounds[2])}
+    result = {"dx": written, "dscale": (dscale, _open(h, bounds[1])), "dbias": (dbias, _bias_bound(h, bounds[2]))}
+    if h.second:
+        room = error + range_of(numbers_of(h.x.dtype)).tiny
+        result["dresidual"] = stored(dy, _strict(room), h.written)
+    return result
+
+
+def _used(h: Data, axis: int, mean: Host, deviation: Host, exact: bool) -> tuple[Host, Host]:
+    """What is used of dy behind an activation, and how far off it may be."""
+    dy = h.dy.astype(np.float64)
+    if not h.activation.code:
+        return dy, np.zeros(dy.shape)
+    info = range_of(numbers_of(h.x.dtype))
+    eps, tiny = info.eps, info.tiny
+    with np.errstate(all="ignore"):
+        if h.output is not None:
+            factor = derivative_by_output(h.output, h.activation)
+            off = derivative_by_output_bound(h.output, h.activation, eps, tiny)
+        else:
+            centre = np.asarray(mean, np.float64)
+            scale, root = (along(a, h.x.shape, axis) for a in (h.scale.astype(np.float64), deviation))
+            z = (h.x.astype(np.float64) - along(centre, h.x.shape, axis)) * (scale * root)
+            z = z + along(h.bias.astype(np.float64), h.x.shape, axis)
+            bound = Bound(h.x, mean, deviation, h.scale, h.bias, axis=axis, dtype=h.x.dtype)
+            room = (
+                bound.inferred()
+                if exact
+                else bound.y() + along(eps * np.abs(centre * h.scale * deviation), h.x.shape, axis)
+            )
+            z, room = _with_residual(h, z, room)
+            factor = derivative(z, h.activation)
+            off = derivative_bound(z, room, h.activation, eps, tiny)
+        used = np.where(factor == 0, 0.0, dy * factor)
+        return used, np.abs(dy) * off + eps * np.abs(used) * (h.activation.code > 2)
+
+
+def _bias_bound(h: Data, bound: Host) -> Host:
+    """Without an activation a bad channel's sum of dy is one like the others'."""
+    return _open(h, bound) if h.activation.code else bound
 
 
 def _strict(bound: Host) -> Host:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from oclbn.activations import NONE, Activation
 from oclbn.elements import numbers_of, range_of
 
 Host = NDArray[Any]
@@ -47,6 +48,10 @@ class Data:
     bad: tuple[int, ...] = ()  # channels whose statistics are not finite
     saved: tuple[Host, Host] | None = None  # mean and 1 / deviation for the gradients; None: as the operation has them
     result: np.dtype[Any] | None = None  # the element type of y and dx; None: x's
+    activation: Activation = NONE
+    residual: Host | None = None  # added before the activation
+    output: Host | None = None  # what the derivative is made from; None: from x
+    second: bool = False  # the residual's gradient is wanted as well
 
     @property
     def written(self) -> np.dtype[Any]:

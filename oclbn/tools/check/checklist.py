@@ -166,7 +166,7 @@ def _problem(shape: Shape, axis: int, name: str) -> Problem:
     """Of a tensor without gaps of this narrow type, channels on axis 1 or last."""
     how = kind(named(name)) or 0
     outer, inner = math.prod(shape[:axis]), math.prod(shape[axis:][1:])
-    return Problem(outer, shape[axis], inner, 2, columns=inner == 1, adjacent=True, kinds=(how, how, how))
+    return Problem(outer, shape[axis], inner, 2, columns=inner == 1, adjacent=True, kinds=(how, how, 0, how))
 
 
 def _numbers(device: DeviceLimits, tuning: Tuning, *, quick: bool) -> Iterator[NumberCheck]:

@@ -31,7 +31,7 @@ class Layer(Protocol):
     def train(self, x: Array) -> tuple[Array, Array, Array]:
         """Normalise a batch: y, the batch's mean and 1 / sqrt(variance + epsilon)."""
 
-    def backward(self, dy: Array) -> tuple[Array, Array, Array]:
+    def backward(self, dy: Array) -> tuple[Array, ...]:
         """Gradients of the batch last trained on: dx, dscale, dbias."""
 
     def evaluating(self) -> AbstractContextManager[Callable[[Array], Array]]:
@@ -56,7 +56,7 @@ class ModuleLayer:
     def train(self, x: Array) -> tuple[Array, Array, Array]:
         return self.module(x), self.module.savemean, self.module.saveinvvar
 
-    def backward(self, dy: Array) -> tuple[Array, Array, Array]:
+    def backward(self, dy: Array) -> tuple[Array, ...]:
         return self.module.backward(dy), self.module.scalegrad, self.module.biasgrad
 
     @contextlib.contextmanager
@@ -100,7 +100,7 @@ class FunctionalLayer:
         )
         return y, self.save_mean, self.save_invstd
 
-    def backward(self, dy: Array) -> tuple[Array, Array, Array]:
+    def backward(self, dy: Array) -> tuple[Array, ...]:
         return functional.batch_norm_backward(self.x, dy, self.scale, self.save_mean, self.save_invstd, axis=self.axis)
 
     @contextlib.contextmanager
