@@ -53,6 +53,7 @@ class BatchNormMaps(BatchNormND):
         guard: bool = True,
         frozen_statistics: bool = False,
         axis: int = 1,
+        activation: Any = None,
     ) -> None:
         super().__init__(
             self._nd,
@@ -71,6 +72,7 @@ class BatchNormMaps(BatchNormND):
             guard=guard,
             frozen_statistics=frozen_statistics,
             axis=axis,
+            activation=activation,
         )
         del self.blueprint["nd"]
 
@@ -146,6 +148,7 @@ class BatchNorm(BatchNormND):
         guard: bool = True,
         frozen_statistics: bool = False,
         axis: int = 1,
+        activation: Any = None,
     ) -> None:
         super().__init__(
             2,
@@ -164,6 +167,7 @@ class BatchNorm(BatchNormND):
             guard=guard,
             frozen_statistics=frozen_statistics,
             axis=axis,
+            activation=activation,
         )
         self.size = self.maps
         del self.blueprint["nd"], self.blueprint["maps"]

@@ -13,6 +13,7 @@ import pyopencl as cl
 from numpy.typing import DTypeLike, NDArray
 
 from oclbn import functional, gpuarray
+from oclbn.call import fusing
 from oclbn.device import driver_errors
 from oclbn.errors import (
     ModuleFileError,
@@ -26,7 +27,7 @@ from oclbn.errors import (
 from oclbn.gpuarray import Array
 from oclbn.modules.averaging import settled_count
 from oclbn.modules.module import Module
-from oclbn.modules.options import Fixed, Flag, Number, flag
+from oclbn.modules.options import Activated, Fixed, Flag, Number, flag
 from oclbn.modules.parameters import Shapes, whole
 from oclbn.modules.variable import Tensor, Variable, host_of
 
@@ -52,10 +53,11 @@ class BatchNormND(Module):
     array([1., 1., 1.], dtype=float32)
     """
 
-    _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad")
+    _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad", "residualgrad", "_behind")
     scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
     epsilon, initFactor, minFactor = Number(0.0), Number(0.0, 1.0), Number(0.0, 1.0)
     inplace, guard, frozen_statistics = Flag(), Flag(), Flag()
+    activation = Activated()
     maps, axis = Fixed[int](), Fixed[int]()
     affine = Fixed[bool]("make another module, or leave gradients out with backward(grad, updParamGrads=False)")
     _maps_argument: ClassVar[str] = "maps"
@@ -80,6 +82,7 @@ class BatchNormND(Module):
         guard: bool = True,
         frozen_statistics: bool = False,
         axis: int = 1,
+        activation: Any = None,
     ) -> None:
         """Options up to `inplace` are PuzzleLib's, those behind it ours; how they are called elsewhere: oclbn.names.
 
@@ -106,6 +109,10 @@ class BatchNormND(Module):
         frozen_statistics: training, too, normalises with the running statistics and leaves them alone, while gradients
         of scale and bias are accumulated, as for fine-tuning; an attribute that may be set at any time. (Eval mode
         uses the running statistics as well, but `backward` accumulates no parameter gradients there.)
+
+        activation: what is done to the output, by the same kernels: None, or one of those that
+        functional.batch_norm_train takes, as "relu" and ("leaky_relu", 0.2); `backward` then takes the gradient with
+        respect to what it gives.
 
         Attributes of the options' names may be set later, and are checked as here; affine, axis, maps and queue stay
         (ModuleStateError), and calcMode changes the type.
@@ -142,6 +149,9 @@ class BatchNormND(Module):
         self.saveinvvar: Array | None = None
         self.scalegrad: Array | None = None
         self.biasgrad: Array | None = None
+        self.residualgrad: Array | None = None
+        self._behind: dict[str, Any] | None = None  # what backward is told of what the last call has fused
+        self.activation = activation
         draw = self._generator(seed)
         if 0.0 < self.initFactor < self.minFactor:
             warn_caller(
@@ -160,8 +170,20 @@ class BatchNormND(Module):
         sizes = [self.blueprint[name] for name in ("nd", "maps", "size") if name in self.blueprint]
         named = [] if self.name is None else [f"name={self.name!r}"]
         named += [f"axis={self.axis}"] if self.axis != 1 else []
+        named += [f"activation={self.activation!r}"] if self.activation is not None else []
         own = [f"dtype={np.dtype(self.calctype)}", f"device={self.queue.device.name.strip()!r}"]
         return f"{type(self).__name__}({', '.join([*map(str, sizes), *told, *named, *own])})"
+
+    @driver_errors("calling a module")
+    @whole
+    def __call__(self, data: Array, residual: Array | None = None) -> Array:
+        """The output for `data`, f(bn(data) + residual): returned and kept as `self.data`, the input as `self.inData`.
+
+        residual: an array like the data that is added before the activation, or None. After `backward` its gradient is
+        `self.residualgrad`. What the activation's derivative is made from is kept until then, by reference: the output,
+        or for silu, gelu, gelu_tanh and hardswish the residual.
+        """
+        return self._call(data, residual=residual) if residual is not None else self._call(data)
 
     @driver_errors("evalMode")
     @whole
@@ -256,14 +278,37 @@ class BatchNormND(Module):
             raise self._incomplete()
         return scale, bias, mean, var
 
-    def _forward(self, data: Array) -> Array:
+    def _forward(self, data: Array, residual: Array | None = None) -> Array:
+        fused = self._fused(data.shape, residual)
+        y = self._normalised(data, fused)
+        self._behind = fused or None
+        return y
+
+    def _fused(self, shape: tuple[int, ...], residual: Array | None) -> dict[str, Any]:
+        """What is done to data of this shape besides, as functions take it."""
+        fused: dict[str, Any] = {} if self.activation is None else {"activation": self.activation}
+        if residual is not None:
+            self._check_like_data(residual, "residual", shape)
+            fused["residual"] = residual
+        return fused
+
+    def _behind_options(self) -> dict[str, Any]:
+        """What batch_norm_backward is told of what the last call has fused: nothing that is not needed."""
+        if not self._behind:
+            return {}
+        options = self._behind | {"bias": self.bias, "dresidual": "residual" in self._behind}
+        if "residual" in self._behind and fusing.activation_of(self._behind.get("activation")).by_output:
+            options |= {"y": self.data, "residual": None}
+        return options
+
+    def _normalised(self, data: Array, fused: dict[str, Any]) -> Array:
         if self._by_running():
             scale, bias, mean, var = self._tensors()
-            out = data if self.inplace else None
-            y = functional.batch_norm_infer(data, scale, bias, mean, var, epsilon=self.epsilon, axis=self.axis, out=out)
+            options: dict[str, Any] = {"epsilon": self.epsilon, "axis": self.axis, **fused}
+            y = functional.batch_norm_infer(data, scale, bias, mean, var, out=data if self.inplace else None, **options)
             self.savemean = self.saveinvvar = None
             return y
-        options = self._training()
+        options = self._training() | fused
         if data.size == self.maps:
             raise ModuleShapeError(
                 f"{self}: data has shape {data.shape}: one value per channel has no variance; training needs two"
@@ -299,7 +344,7 @@ class BatchNormND(Module):
 
     def _backward(self, data: Array, grad: Array, into: Mapping[str, Array], scale: float, momentum: float) -> Array:
         weights, _, mean, var = self._tensors()
-        options: dict[str, Any] = {"axis": self.axis}
+        options: dict[str, Any] = {"axis": self.axis, **self._behind_options()}
         if self.savemean is not None and self.saveinvvar is not None:
             statistics = self.savemean, self.saveinvvar
         elif self.inplace:
@@ -310,7 +355,8 @@ class BatchNormND(Module):
         if self.affine and into:
             options |= {"scale_grad": into["scale"], "bias_grad": into["bias"]}
             options |= {"grad_scale": scale, "grad_momentum": momentum}
-        dx, scalegrad, biasgrad = functional.batch_norm_backward(data, grad, weights, *statistics, **options)
+        dx, scalegrad, biasgrad, *others = functional.batch_norm_backward(data, grad, weights, *statistics, **options)
+        self.residualgrad = others[0] if others else None
         self.scalegrad, self.biasgrad = (scalegrad, biasgrad) if self.affine else (None, None)
         return dx
 

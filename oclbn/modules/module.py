@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyopencl as cl
@@ -56,10 +56,14 @@ class Module(Parameters):
     @whole
     def __call__(self, data: Array) -> Array:
         """Compute the output for `data`; it is returned and kept as `self.data`, the input as `self.inData`."""
+        return self._call(data)
+
+    def _call(self, data: Array, **besides: Any) -> Array:
+        """The same; besides: what `_forward` takes beside the data."""
         self._check(data, "data")
         if data.queue is None:
             raise ContextError(f"{self}: data has no queue; give it one with data.with_queue(queue)")
-        result = self._forward(data)
+        result = self._forward(data, **besides)
         self.inData, self.data = data, result
         return result
 
@@ -79,9 +83,7 @@ class Module(Parameters):
         """
         if self.inData is None:
             raise ModuleStateError(f"{self}: backward needs a call of the module before it")
-        self._check(grad, "grad")
-        if grad.shape != self.inData.shape:
-            raise ModuleShapeError(f"{self}: grad has shape {grad.shape}; the data had {self.inData.shape}")
+        self._check_like_data(grad, "grad", self.inData.shape)
         scale, momentum = self._real_number("scale", scale), self._real_number("momentum", momentum)
         if not (updGrad or updParamGrads):
             self.grad = None
@@ -142,6 +144,12 @@ class Module(Parameters):
         others = f"make the module with dtype={as_code(array.dtype)}, or call calcMode({as_code(array.dtype)})"
         return f"{own}, {others}" if own else f"; {others}"
 
+    def _check_like_data(self, array: Array, argument: str, shape: tuple[int, ...]) -> None:
+        """Raise what `_check` does, or ModuleShapeError where an array has not the shape that the data have."""
+        self._check(array, argument)
+        if array.shape != shape:
+            raise ModuleShapeError(f"{self}: {argument} has shape {array.shape}; the data had {shape}")
+
     def _check(self, array: Array, argument: str) -> None:
         if not isinstance(array, Array):
             advice = values.made_of(argument, array, self.calctype, "bn.queue")
@@ -149,10 +157,10 @@ class Module(Parameters):
                 f"{self}: {argument} is {values.kind_of(array)}; a pyopencl.array.Array is wanted{advice}"
             )
         self._check_shape(array.shape, argument)
-        if array.dtype != self.calctype and not (argument == "grad" and array.dtype == self._numbers):
+        if array.dtype != self.calctype and not (argument != "data" and array.dtype == self._numbers):
             own = np.dtype(self.calctype)
             does = "takes" if is_narrow(own) else "computes with"
-            wide = f" or {self._numbers}" if argument == "grad" and is_narrow(own) else ""
+            wide = f" or {self._numbers}" if argument != "data" and is_narrow(own) else ""
             raise ModuleDtypeError(
                 f"{self}: {argument} has dtype {array.dtype}; the module {does} {own}{wide}"
                 + self._cures(argument, array)

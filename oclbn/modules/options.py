@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from oclbn.call import values
+from oclbn.call import fusing, values
 from oclbn.errors import ModuleParameterError, ModuleStateError
 
-__all__ = ["Fixed", "Flag", "Name", "Number", "flag"]
+__all__ = ["Activated", "Fixed", "Flag", "Name", "Number", "flag"]
 
 _T = TypeVar("_T")
 
@@ -76,6 +76,14 @@ class Name(Option[str | None]):
             vars(module).setdefault(self._name, None)  # of a module that is being made, which the message shows
             raise ModuleParameterError(f"{module}: {self._name} is {values.shown(value)}; a str or None is wanted")
         return value
+
+
+class Activated(Option[Any]):
+    """An activation: None, a name, or a pair of a name and the number that it takes."""
+
+    def _checked(self, module: object, value: Any) -> Any:
+        label = f"{module}: {self._name}"
+        return fusing.activation_of(value, error=ModuleParameterError, label=label).option
 
 
 class Fixed(Option[_T]):

@@ -92,32 +92,37 @@ class SyncBatchNorm:
         """How many updates of a channel's running statistics the guard left out; reading it waits for the device."""
         return self.module.skipped
 
-    def __call__(self, shards: Any) -> Any:
-        """Normalise a batch, by the statistics of all of it in training, by the running ones in evaluation."""
-        return self.start(shards).result()
+    def __call__(self, shards: Any, residuals: Any = None) -> Any:
+        """Normalise a batch, by the statistics of all of it in training, by the running ones in evaluation.
+
+        residuals: for each shard, as a module's `residual`.
+        """
+        return self.start(shards, residuals).result()
 
     @driver_errors("calling a module")
-    def start(self, shards: Any) -> Pending[Any]:
+    def start(self, shards: Any, residuals: Any = None) -> Pending[Any]:
         """As a call, but for the exchange: see Group.batched."""
         group = self.group
         if not self.module.train:  # nobody waits for this rank
-            return self._by_running(shards)
+            return self._by_running(shards, residuals)
         with group.working(), group.telling():
             if self.module._by_running():
-                return self._by_running(shards)
+                return self._by_running(shards, residuals)
             listed, alone = self._listed("data", shards)
+            behind = self._fused(listed, residuals)
             options = [one._training() for one in self.modules]
             each: dict[str, Any] = {
                 name: [own[name] for own in options]
                 for name in ("scale", "bias", "running_mean", "running_var", "entered")
             }
             numbers = {name: options[0][name] for name in ("epsilon", "factor", "init_factor", "guard", "axis")}
-            pending = group.start_train(listed, **each, **numbers, layer=self._layer)
+            fused = {"activation": self.module.activation, "residual": [one.get("residual") for one in behind]}
+            pending = group.start_train(listed, **each, **numbers, **fused, layer=self._layer)
 
         def finish(result: tuple[list[Array], GroupStatistics]) -> Any:
             ys, statistics = result
             for index, (one, x, y) in enumerate(zip(self.modules, listed, ys, strict=True)):
-                one.inData, one.data = x, y
+                one.inData, one.data, one._behind = x, y, behind[index] or None
                 shape = one._shape
                 one.savemean = rows.shaped(statistics.parts[index].mean, shape)
                 one.saveinvvar = rows.shaped(statistics.invstd[index], shape)
@@ -127,9 +132,15 @@ class SyncBatchNorm:
 
         return pending.then(finish)
 
-    def _by_running(self, shards: Any) -> Pending[Any]:
+    def _fused(self, shards: Sequence[Array], residuals: Any) -> list[dict[str, Any]]:
+        """Of each module, what is done besides: see BatchNormND."""
+        listed = [None] * len(shards) if residuals is None else self._listed("residual", residuals)[0]
+        return [self.module._fused(x.shape, residual) for x, residual in zip(shards, listed, strict=True)]
+
+    def _by_running(self, shards: Any, residuals: Any) -> Pending[Any]:
         listed, alone = self._listed("data", shards)
-        ys = [one(x) for one, x in zip(self.modules, listed, strict=True)]
+        behind = self._fused(listed, residuals)
+        ys = [one(x, own.get("residual")) for one, x, own in zip(self.modules, listed, behind, strict=True)]
         self._shards, self._statistics = listed, None
         return _Done(self.group, ys[0] if alone else ys)
 
@@ -157,6 +168,11 @@ class SyncBatchNorm:
             if statistics is None:
                 return self._constant_backward(listed, alone, updParamGrads, updGrad, scale, momentum)
             options: dict[str, Any] = {"scale": [one.scale for one in self.modules], "axis": self.module.axis}
+            behind = [one._behind_options() for one in self.modules]
+            if behind[0]:
+                each = {name: [own.get(name) for own in behind] for name in ("bias", "y", "residual")}
+                options |= {name: None if arrays[0] is None else arrays for name, arrays in each.items()}
+                options |= {name: behind[0].get(name) for name in ("activation", "dresidual")}
             if self.module.affine and updParamGrads:
                 for name in ("scale", "bias"):
                     options[f"{name}_grad"] = [one.vars[name].grad for one in self.modules]
@@ -165,9 +181,10 @@ class SyncBatchNorm:
                 self._shards, listed, statistics, **options, parameters=self.parameters, layer=self._layer
             )
 
-        def finish(result: tuple[list[Array], list[Array], list[Array]]) -> Any:
-            for one, dx, dscale, dbias in zip(self.modules, *result, strict=True):
+        def finish(result: tuple[list[Array], ...]) -> Any:
+            for one, dx, dscale, dbias, *others in zip(self.modules, *result, strict=True):
                 one.grad = dx if updGrad else None
+                one.residualgrad = others[0] if others else None
                 one.scalegrad, one.biasgrad = (dscale, dbias) if one.affine else (None, None)
             dxs = result[0]
             return None if not updGrad else dxs[0] if alone else dxs
@@ -280,6 +297,7 @@ class SyncBatchNorm:
         blueprint = {name: value for name, value in module.blueprint.items() if name != "empty"}
         words = f"{type(module).__name__} {self._layer!r} of {np.dtype(module.calctype)}: {blueprint}"
         words += f", guard {module.guard}, frozen_statistics {module.frozen_statistics}, parameters {self.parameters}"
+        words += "" if module.activation is None else f", activation {module.activation!r}"
         words += f", with {', '.join(state)}"
         first = group.agree(words, payload)[0]
         made, start = {}, 0

@@ -8,8 +8,8 @@ devices need not round alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pyopencl.array import Array
 
 from oclbn import gpuarray
-from oclbn.call import arguments, values
+from oclbn.call import arguments, fusing, values
+from oclbn.call.fusing import Fused
 from oclbn.call.making import check, make, training_numbers
 from oclbn.call.prepared import count_of
 from oclbn.call.results import result_like
@@ -123,6 +124,8 @@ class Group(Collective):
         skipped: Any = None,
         entered: Any = None,
         init_factor: float = 1.0,
+        activation: Any = None,
+        residual: Any = None,
         layer: str | None = None,
     ) -> Pending[tuple[Any, GroupStatistics]]:
         """As `train`, but for the exchange: that is begun by `send` or by the first `result()`."""
@@ -131,13 +134,14 @@ class Group(Collective):
             axis = _alike(xs, axis)
             each = self._places.each(
                 {"scale": scale, "bias": bias, "running_mean": running_mean, "running_var": running_var, "out": out}
-                | {"skipped": skipped, "entered": entered},
+                | {"skipped": skipped, "entered": entered, "residual": residual},
                 xs,
             )
             numbers = training_numbers(xs[0], epsilon, factor, init_factor, guard)
             for index, (x, given) in enumerate(zip(xs, each, strict=True)):
                 with self._places.of_shard(index):
-                    check("normalize", x, axis, given, given["out"])
+                    fused = fusing.before(activation, given["residual"])
+                    check("normalize", x, axis, given, given["out"], fusion=fused.fusion)
             averaging = whole.Averaging(numbers["factor"], numbers["init_factor"], bool(guard))
             kind = numbers_of(xs[0].dtype)
             counts = [count_of(x, axis) for x in xs]
@@ -148,7 +152,7 @@ class Group(Collective):
             words = _words("train", layer, xs[0], axis)
             words += f", epsilon {numbers['epsilon']!r}, factor {averaging.factor!r}"
             words += f", init_factor {averaging.init_factor!r}, guard {averaging.guard}"
-            words += f", moving {', '.join(moved) or 'nothing'}"
+            words += f", moving {', '.join(moved) or 'nothing'}" + _activated(activation)
 
             def collect() -> bytes:
                 count, moments = whole.merge_moments(counts, [one.get() for one in found])
@@ -171,6 +175,7 @@ class Group(Collective):
                         ys.append(result_like(x) if given["out"] is None else given["out"])
                         continue
                     options = {"epsilon": epsilon, "axis": axis, "out": given["out"], "guard": guard}
+                    options |= {"activation": activation, "residual": given["residual"]}
                     ys.append(normalize(x, made.parts[index], given["scale"], given["bias"], **options))
                 _move(xs, each, new)
                 self._flush(xs)
@@ -178,16 +183,18 @@ class Group(Collective):
 
             return self._start(words, collect, finish)
 
-    def backward(self, shards: Any, dys: Any, statistics: GroupStatistics, /, **options: Any) -> tuple[Any, Any, Any]:
+    def backward(self, shards: Any, dys: Any, statistics: GroupStatistics, /, **options: Any) -> tuple[Any, ...]:
         """Gradients of `train`, by the sums of all shards, on all ranks.
 
         shards, dys: as train had them, and gradients with respect to its results. statistics: what train gave.
         By keyword, as batch_norm_backward takes them: axis, grad_scale, grad_momentum, and for each shard out, scale,
-        scale_grad and bias_grad. parameters: "whole", dscale and dbias are those of the batch, on every device and
+        scale_grad and bias_grad, and behind an activation that, and for each shard bias, y or residual; dresidual: True
+        for the residuals' gradients. parameters: "whole", dscale and dbias are those of the batch, on every device and
         rank; "own", those of this process's shards alone, for programs that sum the gradients of all parameters
         over the ranks themselves. layer: as in train.
 
-        Returns dx, dscale and dbias, each for each shard; dscale and dbias have the same bits on all devices.
+        Returns dx, dscale and dbias, and dresidual where it is wanted, each for each shard; dscale and dbias have the
+        same bits on all devices.
         """
         return self.start_backward(shards, dys, statistics, **options).result()
 
@@ -207,8 +214,13 @@ class Group(Collective):
         grad_scale: float = 1.0,
         grad_momentum: float = 0.0,
         parameters: str = "whole",
+        activation: Any = None,
+        bias: Any = None,
+        y: Any = None,
+        residual: Any = None,
+        dresidual: bool = False,
         layer: str | None = None,
-    ) -> Pending[tuple[Any, Any, Any]]:
+    ) -> Pending[tuple[Any, ...]]:
         """As `backward`, but for the exchange: that is begun by `send` or by the first `result()`."""
         with self.working(), self.telling():
             xs, alone = self._places.shards("shards", shards)
@@ -223,21 +235,31 @@ class Group(Collective):
             if parameters not in ("whole", "own"):
                 raise ParameterError(f"parameters is {parameters!r}; 'whole' or 'own' is wanted")
             each = self._places.each(
-                {"dy": dys, "scale": scale, "out": out, "scale_grad": scale_grad, "bias_grad": bias_grad}, xs
+                {"dy": dys, "scale": scale, "out": out, "scale_grad": scale_grad, "bias_grad": bias_grad}
+                | {"bias": bias, "y": y, "residual": residual},
+                xs,
             )
+            fused = [fusing.behind(activation, given["y"], given["residual"], bool(dresidual)) for given in each]
+            fusions = []
             for index, (x, given) in enumerate(zip(xs, each, strict=True)):
                 with self._places.of_shard(index):
                     own = {"save_mean": statistics.parts[index].mean, "save_invstd": statistics.invstd[index]}
-                    check("gradient", x, axis, given | own, given["out"])
+                    fusions.append(check("gradient", x, axis, given | own, given["out"], fusion=fused[index].fusion))
                     if count_of(x, axis) > statistics.count:
                         raise ParameterError(
                             f"statistics are of {statistics.count} values per channel, and x has {count_of(x, axis)}"
                         )
             numbers = part_numbers(xs[0], statistics.count, statistics.epsilon, grad_scale, grad_momentum)
+            numbers["slope"] = fused[0].activation.slope
             kind = numbers_of(xs[0].dtype)
+            arrays = [
+                {"dy": given["dy"], "scale": given["scale"], "bias": given["bias"], **one.tensors}
+                | {"save_mean": statistics.parts[index].mean, "save_invstd": statistics.invstd[index]}
+                for index, (given, one) in enumerate(zip(each, fused, strict=True))
+            ]
             found = [
-                self._sums(x, given["dy"], axis, statistics.parts[index].mean)
-                for index, (x, given) in enumerate(zip(xs, each, strict=True))
+                self._sums(x, axis, given, one, numbers["slope"])
+                for x, given, one in zip(xs, arrays, fused, strict=True)
             ]
             gathering = [name for name in ("scale_grad", "bias_grad") if each[0][name] is not None]
             momentum = numbers["grad_momentum"]
@@ -246,14 +268,14 @@ class Group(Collective):
             words = _words("backward", layer, xs[0], axis)
             words += f", epsilon {statistics.epsilon!r}, {statistics.count} values, parameters {parameters}"
             words += f", gathering {', '.join(gathering) or 'nothing'} times {numbers['grad_scale']!r} and "
-            words += repr(momentum)
+            words += repr(momentum) + _activated(activation)
             mine: list[NDArray[Any]] = []
 
             def collect() -> bytes:
                 mine.append(whole.merge_sums([one.get() for one in found]))
                 return _packed(sum(count_of(x, axis) for x in xs), mine[0])
 
-            def finish(payloads: list[Bytes]) -> tuple[Any, Any, Any]:
+            def finish(payloads: list[Bytes]) -> tuple[Any, ...]:
                 count, moments = statistics.count, statistics.moments
                 shape = 6, xs[0].shape[axis]
                 told = [_unpacked(payload, shape, kind) for payload in payloads]
@@ -268,7 +290,7 @@ class Group(Collective):
                     made = whole.gradients(count, moments, sums, about, statistics.epsilon)
                 else:
                     made = whole.Gradients(np.zeros(shape[1], kind), np.zeros(shape[1], kind))
-                results: list[tuple[Array, Array, Array]] = []
+                results: list[tuple[Array, ...]] = []
                 sheet = np.concatenate([sums, made.scale[None], made.bias[None]])
                 grads = {"scale_grad": made.scale, "bias_grad": made.bias}
                 new = {
@@ -283,19 +305,17 @@ class Group(Collective):
                     own = [one if like is None else rows.shaped(one, like.shape) for one in sent.arrays[6:]]
                     if x.size:
                         part = GradientSums(count, count, *sent.arrays[:6])
-                        mean, invstd = statistics.parts[index].mean, statistics.invstd[index]
-                        none = {"scale_grad": None, "bias_grad": None}
-                        call = part_gradient(
-                            x, given["dy"], axis, mean, invstd, part, like, numbers, none, out=given["out"]
-                        )
-                        dx, *_ = call.run()
+                        taken = {**arrays[index], "scale_grad": None, "bias_grad": None}
+                        dx, _, _, *others = part_gradient(
+                            x, axis, taken, part, numbers, out=given["out"], fusion=fusions[index], passed_on=dresidual
+                        ).run()
                     else:
                         dx = result_like(x) if given["out"] is None else given["out"]
-                    results.append((dx, own[0], own[1]))
+                        others = [result_like(x)] if dresidual else []
+                    results.append((dx, own[0], own[1], *others))
                 _move(xs, each, new)
                 self._flush(xs)
-                dxs, dscales, dbiases = (list(column) for column in zip(*results, strict=True))
-                return results[0] if alone else (dxs, dscales, dbiases)
+                return results[0] if alone else tuple(list(column) for column in zip(*results, strict=True))
 
             return self._start(words, collect, finish)
 
@@ -404,9 +424,12 @@ class Group(Collective):
         make("moments", x, axis, {}, {}, extra=True, places=(mean, m2, mean_rest, m2_rest)).run()
         return made.read()
 
-    def _sums(self, x: Array, dy: Array, axis: int, mean: Array) -> Read:
+    def _sums(self, x: Array, axis: int, given: Mapping[str, Any], fused: Fused, slope: float) -> Read:
         made = Rows(cast("cl.CommandQueue", x.queue), 6, x.shape[axis], numbers_of(x.dtype))
-        make("sums", x, axis, {"dy": dy, "save_mean": mean}, {}, places=made.arrays).run()
+        left_out = set() if fused.from_x else {"scale", "bias", "save_invstd"}
+        own = {name: None if name in left_out else array for name, array in given.items() if name != "dresidual"}
+        fusion = replace(fused.fusion, second=False)
+        make("sums", x, axis, own, {"slope": slope}, places=made.arrays, fusion=fusion).run()
         return made.read()
 
     def _statistics(self, xs: Sequence[Array], count: int, moments: NDArray[Any], epsilon: float) -> GroupStatistics:
@@ -461,6 +484,12 @@ def _named(layer: Any) -> str:
     if layer is not None and not isinstance(layer, str):
         raise ParameterError(f"layer is {layer!r}; a str or None is wanted")
     return "" if layer is None else f" of {layer!r}"
+
+
+def _activated(activation: Any) -> str:
+    """What all ranks have to give alike of an activation."""
+    found = fusing.activation_of(activation).option
+    return "" if found is None else f", activation {found!r}"
 
 
 def _words(operation: str, layer: str | None, x: Array, axis: int) -> str:
