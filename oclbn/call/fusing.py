@@ -73,6 +73,8 @@ def activation_of(value: Any, *, error: type[ParameterError] = ParameterError, l
     """An activation, from None, a name, or a name with the number that it takes; anything else is refused."""
     if value is None:
         return NONE
+    if isinstance(value, Activation):
+        return value
     name, number = value, None
     if isinstance(value, (tuple, list)) and len(value) == 2:
         name, number = value

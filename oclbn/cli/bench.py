@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TaskProgressColumn
 
 from oclbn import device
+from oclbn.activations import NAMES
+from oclbn.activations import PLAIN as PLAIN_ACTIVATIONS
 from oclbn.cli import bench_report, builds, output, plot
 from oclbn.cli.bench_report import Report, Shown, ShownPacked, ShownProfile
 from oclbn.cli.failures import Interrupted
@@ -31,8 +33,8 @@ from oclbn.files import whole
 from oclbn.tools.bench import benchmark, packing, profiling
 from oclbn.tools.bench.benchmark import OUTPUTS, TENSORS
 from oclbn.tools.bench.suites import SUITES, Case, Shape
-from oclbn.tools.bench.turns import BASELINE
-from oclbn.tools.bench.workload import SINGLE
+from oclbn.tools.bench.turns import BASELINE, UNFUSED
+from oclbn.tools.bench.workload import PLAIN, SINGLE, Fused
 from oclbn.tools.peers.process import PeerProcess, platform_library
 from oclbn.tools.peers.registry import PEERS
 
@@ -110,6 +112,14 @@ class _Bench(Once):
     type=click.Choice(("float32", "float64", "float16", "bfloat16")),
     help="The elements' type; beside another one than float32 that is timed as well, in the same run.",
 )
+@click.option(
+    "--activation",
+    default="none",
+    show_default=True,
+    type=click.Choice(NAMES),
+    help="Time operations with this activation, y = f(bn(x)), and beside them the same without, as `plain`.",
+)
+@click.option("--residual", is_flag=True, help="The same with a residual that is added before the activation.")
 @click.option("--rounds", type=click.IntRange(min=3), help="Give each so many turns, instead of about 0.25 s of them.")
 @click.option("--details", is_flag=True, help="Print a line for each time: quantiles, MB, GB/s, samples.")
 @click.option("--profile", is_flag=True, help="Show the device's clock beside the host's, and compare nothing.")
@@ -131,6 +141,8 @@ def command(
     against: tuple[tuple[str, ...], ...],
     peer_python: str,
     dtype: str,
+    activation: str,
+    residual: bool,
     rounds: int | None,
     details: bool,
     profile: bool,
@@ -155,6 +167,9 @@ def command(
         raise click.BadParameter("it needs --shape: suites say where their channels are", param_hint="--axis")
     if packed and dtype != SINGLE.name:
         raise click.UsageError(f"--packed times float32; leave out --dtype {dtype}")
+    fused = Fused(PLAIN_ACTIVATIONS[activation], residual)
+    if fused != PLAIN and (profile or packed):
+        raise click.UsageError("--activation and --residual are timed without --profile and --packed")
     if profile and packed:
         raise click.UsageError("--profile and --packed show other things: leave out one of them")
     if (profile or packed) and (picture or against):
@@ -177,8 +192,8 @@ def command(
     if packed:
         _packed(info, queue, cases, [name for name in names if name in packing.OPERATIONS], rounds, as_json)
         return
-    beside = () if element == SINGLE else (BASELINE,)
-    report = Report(info, cases, names, kinds, (*beside, *peers), dtype)
+    beside = (UNFUSED,) if fused != PLAIN else () if element == SINGLE else (BASELINE,)
+    report = Report(info, cases, names, kinds, (*beside, *peers), dtype, str(fused))
     try:
         if peers:
             _tell_missing(queue, peers, peer_python)
@@ -189,7 +204,7 @@ def command(
     shown = None if as_json else Shown(console, report, details=details)
     with builds.counted() as built:
         try:
-            _compare(report, queue, rounds, peer_python, shown)
+            _compare(report, queue, rounds, peer_python, shown, fused)
         except KeyboardInterrupt:
             report.complete = False
     if shown is None:
@@ -217,11 +232,13 @@ def _tell_missing(queue: cl.CommandQueue, names: Sequence[str], python: str) -> 
         output.say(f"Note: {name} is left out: {why}")
 
 
-def _compare(report: Report, queue: cl.CommandQueue, rounds: int | None, python: str, shown: Shown | None) -> None:
+def _compare(
+    report: Report, queue: cl.CommandQueue, rounds: int | None, python: str, shown: Shown | None, fused: Fused
+) -> None:
     """Fill the report, shape by shape."""
     library = platform_library(queue.device.platform.int_ptr)
     dtype = element_type(report.dtype, queue)
-    known = [name for name in report.peers if name != BASELINE]
+    known = [name for name in report.peers if name not in (BASELINE, UNFUSED)]
     weights = [_seconds(queue, shape, report.operations, len(report.peers), rounds) for shape, _ in report.cases]
     expected = (sum(weights) + benchmark.PEER_SECONDS * len(known)) * len(report.outputs)
     what = f"{_counted(len(report.cases), 'shape')}, {_counted(len(report.outputs), 'kind')} of outputs"
@@ -239,7 +256,7 @@ def _compare(report: Report, queue: cl.CommandQueue, rounds: int | None, python:
                     bar.update(task, completed=done + part * weight)
 
                 options: dict[str, Any] = {"rounds": rounds, "outputs": kind, "operations": report.operations}
-                options["dtype"] = dtype
+                options |= {"dtype": dtype, "fused": fused}
                 try:
                     report.add(benchmark.compare(queue, *case, peers=peers, advance=advance, **options))
                 except SizeError as error:

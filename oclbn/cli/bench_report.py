@@ -63,6 +63,7 @@ class Report:
     outputs: Sequence[str]
     peers: Sequence[str]
     dtype: str = "float32"
+    fused: str = ""  # what is done beside normalising, in words
     rows: list[Row] = field(default_factory=list)
     _found: dict[tuple[Any, ...], Row] = field(default_factory=dict, repr=False)
     absences: list[Absence] = field(default_factory=list)
@@ -97,6 +98,7 @@ class Report:
             **_about(self.info),
             "peers": self.versions,
             "dtype": self.dtype,
+            "fused": self.fused,
             "rows": [{**asdict(row), "bandwidth": row.bandwidth} for row in self.rows],
             "absences": [asdict(absence) for absence in self.absences],
             "skipped": skipped,
@@ -133,7 +135,10 @@ class Shown:
         self._outputs = ""
         self._missing: list[str] = []  # columns that the screen had no room for
         self._print(heading(report.info))
-        if report.dtype != "float32":
+        if report.fused:
+            elements = "" if report.dtype == "float32" else f" of elements of {report.dtype}"
+            self._print(Text(f"with {report.fused}{elements}, in the same run as without"))
+        elif report.dtype != "float32":
             self._print(Text(f"elements of {report.dtype}, in the same run as float32 ones"))
 
     def case(self, case: Case, outputs: str) -> None:
@@ -173,7 +178,9 @@ class Shown:
                 notes = [MEDIANS] if "ratio (/copy)" in self._missing else notes[:1]
             if any(axis != 1 for _, axis in report.cases):
                 notes.append("@: the axis of the channels, where it is not 1; @3 of four axes is the NHWC layout.")
-        if report.dtype != "float32":
+        if report.fused:
+            notes.append("plain: oclbn without activation and residual; x: how many times as long.")
+        elif report.dtype != "float32":
             notes.append("float32: oclbn on elements of that type; x: how many times as long.")
         if report.versions:
             known = ", ".join(f"{name} {version}" for name, version in report.versions.items())

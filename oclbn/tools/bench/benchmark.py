@@ -28,8 +28,8 @@ import pyopencl as cl
 from oclbn.device import check_size, limits
 from oclbn.errors import ParameterError, SizeError
 from oclbn.tools.bench.suites import SUITES, Shape
-from oclbn.tools.bench.turns import BASELINE, Entry, interleave
-from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES, SINGLE, Work
+from oclbn.tools.bench.turns import BASELINE, UNFUSED, Entry, interleave
+from oclbn.tools.bench.workload import COPIES, PLAIN, PLAIN_COPIES, SINGLE, Fused, Work
 from oclbn.tools.child import Rejected
 from oclbn.tools.peers import checking, contract
 from oclbn.tools.peers.process import PeerProcess
@@ -120,6 +120,7 @@ def compare(
     outputs: str = "preallocated",
     operations: Sequence[str] = tuple(TENSORS),
     dtype: np.dtype[Any] = SINGLE,
+    fused: Fused = PLAIN,
     peers: Sequence[PeerProcess] = (),
     advance: Callable[[float], None] = lambda part: None,
 ) -> Comparison:
@@ -128,8 +129,9 @@ def compare(
     shape: of the tensor, channels on `axis`. rounds: turns of each, at least 3; None: as many as fit into about a
     quarter of a second each, fewer for peers that are slow. outputs: one of OUTPUTS. operations: some of TENSORS.
     dtype: of the elements; where it is not float32, the same operations on a float32 tensor are timed as well, as
-    BASELINE. peers: made for the same outputs (for "prepared": preallocated); one that is missing, declines or fails
-    is an Absence. advance: called with the part of the work that is done, up to 1, so that a bar moves while a large
+    BASELINE. fused: an activation and a residual; then the same operations without them are timed instead, as UNFUSED.
+    peers: made for the same outputs (for "prepared": preallocated); one that is missing, declines or fails is an
+    Absence. advance: called with the part of the work that is done, up to 1, so that a bar moves while a large
     tensor is timed. Allocates four such tensors on queue's device. SizeError: no room for them on the device or the
     machine. DeviceError: oclbn's results are wrong.
     """
@@ -142,19 +144,21 @@ def compare(
     room = room_for(queue, shape, dtype)
     values = contract.block(math.prod(shape))
     try:
-        work = Work(queue, shape, axis, outputs, values, dtype)
+        work = Work(queue, shape, axis, outputs, values, dtype, fused)
         wanted = work.check(operations)
-        beside = Work(queue, shape, axis, outputs, values) if dtype != SINGLE else None
+        beside = None
+        if fused != PLAIN or dtype != SINGLE:
+            beside = Work(queue, shape, axis, outputs, values, dtype if fused != PLAIN else SINGLE)
     except cl.MemoryError as error:
         raise SizeError(f"{queue.device.name.strip()} has no room for four tensors of {shape}: {error}") from error
     advance(_READY / (1 + len(peers)))
     comparison = Comparison([])
     entries = [*work.copies(), *work.operations(operations)]
     if beside is not None:
-        entries += beside.operations(operations, BASELINE)
+        entries += beside.operations(operations, BASELINE if fused == PLAIN else UNFUSED)
     try:
         with tempfile.TemporaryDirectory(prefix="oclbn-bench-") as folder:
-            case = _Case(queue, shape, axis, outputs, operations, dtype, Path(folder), wanted, comparison)
+            case = _Case(queue, shape, axis, outputs, operations, dtype, fused, Path(folder), wanted, comparison)
             np.save(case.block, values)
             for number, peer in enumerate(peers):
                 if outputs == "pool":
@@ -170,7 +174,7 @@ def compare(
     finally:
         for peer in peers:
             peer.release()
-    comparison.rows.extend(_rows(entries, shape, axis, outputs, dtype))
+    comparison.rows.extend(_rows(entries, shape, axis, outputs, dtype, fused))
     return comparison
 
 
@@ -217,10 +221,12 @@ def _load(
     axis: int,
     outputs: str,
     dtype: str = SINGLE.name,
+    fused: Fused = PLAIN,
 ) -> None:
     facts = limits(queue.device)
     threads = facts.compute_units if facts.kind == "cpu" else os.cpu_count() or 1
     tensor: dict[str, Any] = {"block": str(block), "shape": shape, "axis": axis, "dtype": dtype}
+    tensor |= {"activation": fused.activation.name, "residual": fused.residual}
     numbers = {"epsilon": EPSILON, "factor": FACTOR, "outputs": "preallocated" if outputs == "prepared" else outputs}
     peer.load(threads=threads, **tensor, **numbers, device=describe(queue.device))
 
@@ -263,6 +269,7 @@ class _Case:
     outputs: str
     operations: Sequence[str]
     dtype: np.dtype[Any]
+    fused: Fused
     folder: Path
     wanted: checking.Wanted
     comparison: Comparison
@@ -279,7 +286,7 @@ class _Case:
         """Those of a peer's operations whose results are there and right; the others are absences."""
         name = peer.kind.name
         try:
-            _load(peer, self.queue, self.block, self.shape, self.axis, self.outputs, self.dtype.name)
+            _load(peer, self.queue, self.block, self.shape, self.axis, self.outputs, self.dtype.name, self.fused)
         except Rejected as rejected:
             self.absent(name, "", str(rejected))
             return []
@@ -295,14 +302,17 @@ class _Case:
         return found
 
 
-def _rows(entries: list[Entry], shape: Shape, axis: int, outputs: str, dtype: np.dtype[Any]) -> list[Row]:
+def _rows(entries: list[Entry], shape: Shape, axis: int, outputs: str, dtype: np.dtype[Any], fused: Fused) -> list[Row]:
     medians = [statistics.median(entry.samples) for entry in entries]
     best = min(median for entry, median in zip(entries, medians, strict=True) if entry.who == "copy")
     rows = []
     for entry, median in zip(entries, medians, strict=True):
         low, *_, high = statistics.quantiles(entry.samples, n=10, method="inclusive")
         own = SINGLE if entry.who == BASELINE else dtype
-        nbytes = TENSORS.get(entry.operation, 2) * math.prod(shape) * own.itemsize
+        tensors = TENSORS.get(entry.operation, 2)
+        if entry.who not in (BASELINE, UNFUSED, "copy"):
+            tensors += fused.tensors(entry.operation)
+        nbytes = tensors * math.prod(shape) * own.itemsize
         told = (entry.plan, entry.who, outputs, len(entry.samples), own.name)
         rows.append(Row(shape, axis, entry.operation, median, low, high, nbytes, median / best, *told))
     return rows

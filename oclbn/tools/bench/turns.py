@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from oclbn.tools.child import Rejected
 
 BASELINE = "float32"  # who oclbn is on elements of that type, beside itself on those of another one in the same run
+UNFUSED = "plain"  # the same of oclbn without what is fused
 _SECONDS = 0.25  # aimed at per operation, where the number of rounds is left open
 _TURN = 0.01  # seconds of a turn: short calls are timed several times in it
 _MOST_CALLS = 10  # in a turn
@@ -33,7 +34,7 @@ class Entry:
     @property
     def own(self) -> bool:
         """In this process: oclbn's operations and the copies."""
-        return self.who in ("oclbn", "copy", BASELINE)
+        return self.who in ("oclbn", "copy", BASELINE, UNFUSED)
 
 
 def interleave(

@@ -6,6 +6,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 
 from oclbn import functional, gpuarray
+from oclbn.activations import NONE, Activation
 from oclbn.call.copying import copying
 from oclbn.call.results import result_like
 from oclbn.elements import NUMBERS, numbers_of
@@ -34,10 +36,31 @@ PLAIN_COPIES = ("copy command", "copy kernel")
 COPIES = (*PLAIN_COPIES, "copy kernel, non-temporal stores")
 _CHECKED = {  # the results, in the order in which the calls below return them
     "forward": ("y",),
-    "backward": ("dx", "dscale", "dbias"),
+    "backward": ("dx", "dscale", "dbias", "dresidual"),
     "inference": ("y",),
-    "both": ("y", "dx", "dscale", "dbias"),
+    "both": ("y", "dx", "dscale", "dbias", "dresidual"),
 }
+_TENSORS = ("y", "dx", "dresidual")
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What operations do beside normalising."""
+
+    activation: Activation = NONE
+    residual: bool = False
+
+    def __str__(self) -> str:
+        name = self.activation.name if self.activation.code else ""
+        return " of ".join(filter(None, (name, "the sum with a residual" if self.residual else "")))
+
+    def tensors(self, operation: str) -> int:
+        """Those that memory has to see beside x, dy, y and dx."""
+        back = 2 if self.residual and self.activation.code else 0  # y, and the residual's gradient
+        return {"backward": back, "both": back + self.residual}.get(operation, int(self.residual))
+
+
+PLAIN = Fused()
 
 
 class Work:
@@ -55,7 +78,9 @@ class Work:
         outputs: str,
         values: contract.Floats,
         dtype: np.dtype[Any] = SINGLE,
+        fused: Fused = PLAIN,
     ) -> None:
+        self.fused = fused
         self.queue, self.axis, self._values, self._bound = queue, axis, values, outputs == "prepared"
         put = functools.partial(gpuarray.to_gpu, queue=queue)
         if outputs == "pool":
@@ -71,7 +96,18 @@ class Work:
         self._scale, self._bias, self._mean, self._var = (arrays[name] for name in ("scale", "bias", "mean", "var"))
         self._running = (self._mean.copy(), self._var.copy())
         parameters = (self._scale, self._bias, None, None)
-        made = functional.batch_norm_train(self.x, *parameters, epsilon=EPSILON, axis=axis, out=self._out)
+        self._added: dict[str, Any] = {"activation": fused.activation}
+        self._behind: dict[str, Any] = {}
+        if fused.residual:
+            self._added["residual"] = put(contract.tensor(values, shape, "residual").astype(dtype))
+        made = functional.batch_norm_train(self.x, *parameters, epsilon=EPSILON, axis=axis, **self._added)
+        if fused.activation.code:
+            self._behind = {"activation": fused.activation, "bias": self._bias}
+        if fused.residual:
+            by_output = fused.activation.by_output
+            own = {"y": made[0]} if by_output else {"residual": self._added["residual"]}
+            second = gpuarray.empty_like(self.x) if kept and fused.activation.code else True
+            self._behind |= {**own, "dresidual": second}
         self._saved = made[1:]
         queue.finish()
 
@@ -81,10 +117,18 @@ class Work:
         given: dict[str, Any] = {"axis": axis, "out": out}
         parameters = (x, scale, self._bias)
         train = self._call(
-            functional.batch_norm_train, *parameters, *self._running, epsilon=EPSILON, factor=FACTOR, **given
+            functional.batch_norm_train,
+            *parameters,
+            *self._running,
+            epsilon=EPSILON,
+            factor=FACTOR,
+            **given,
+            **self._added,
         )
-        backward = self._call(functional.batch_norm_backward, x, dy, scale, *self._saved, **given)
-        infer = self._call(functional.batch_norm_infer, *parameters, self._mean, self._var, epsilon=EPSILON, **given)
+        backward = self._call(functional.batch_norm_backward, x, dy, scale, *self._saved, **given, **self._behind)
+        infer = self._call(
+            functional.batch_norm_infer, *parameters, self._mean, self._var, epsilon=EPSILON, **given, **self._added
+        )
         return {"forward": train, "backward": backward, "inference": lambda: (infer(),), "both": self._both(train)}
 
     def _call(self, operation: Callable[..., Any], *given: Any, **options: Any) -> Callable[[], Any]:
@@ -94,29 +138,34 @@ class Work:
 
     def _both(self, train: Callable[[], Any]) -> Callable[[], Any]:
         """Forward, then backward from its statistics."""
-        options: dict[str, Any] = {"axis": self.axis, "out": self._other_out}
+        options: dict[str, Any] = {"axis": self.axis, "out": self._other_out, **self._behind}
         bound: Callable[[], Any] | None = None
         if self._bound:
-            bound = functional.bind(
-                functional.batch_norm_backward, self.x, self.dy, self._scale, *train()[1:], **options
-            )
+            y, *saved = train()
+            own = {"y": y} if "y" in options else {}
+            given = (self.x, self.dy, self._scale, *saved)
+            bound = functional.bind(functional.batch_norm_backward, *given, **{**options, **own})
 
         def both() -> Any:
             y, *saved = train()
-            made = bound() if bound else functional.batch_norm_backward(self.x, self.dy, self._scale, *saved, **options)
-            return (y, *made)
+            if bound:
+                return (y, *bound())
+            own = {"y": y} if "y" in options else {}
+            given = (self.x, self.dy, self._scale, *saved)
+            return (y, *functional.batch_norm_backward(*given, **{**options, **own}))
 
         return both
 
     def check(self, operations: Sequence[str]) -> checking.Wanted:
         """The reference's results for some channels. DeviceError: oclbn's are others."""
-        wanted = checking.wanted(self._values, self.x.shape, self.axis, self.x.dtype)
+        given = (self._values, self.x.shape, self.axis, self.x.dtype, self.fused.activation)
+        wanted = checking.wanted(*given, residual=self.fused.residual)
         calls = self.calls()
         for operation in operations:
             made = calls[operation]()
             found = {}
             for name, array in zip(_CHECKED[operation], made, strict=False):  # forward returns the statistics as well
-                found[name] = np.take(array.get(), wanted.channels, axis=self.axis if name in ("y", "dx") else 0)
+                found[name] = np.take(array.get(), wanted.channels, axis=self.axis if name in _TENSORS else 0)
             if fault := wanted.fault(operation, found):
                 raise DeviceError(f"oclbn's {operation} of {self.x.shape} fails the benchmark's check: {fault}")
         return wanted
@@ -130,8 +179,10 @@ class Work:
         """How oclbn runs an operation."""
         told = []
         for kind in KINDS[operation]:
-            dy = self.dy if kind == "backward" else None
-            told.append(functional.explain(self.x, axis=self.axis, operation=kind, out=self._out, dy=dy))
+            own = {name: array for name, array in self._added.items() if kind != "backward"}
+            if kind == "backward":
+                own = {name: value for name, value in self._behind.items() if name != "bias"} | {"dy": self.dy}
+            told.append(functional.explain(self.x, axis=self.axis, operation=kind, out=self._out, **own))
         return "; ".join(told)
 
     def mirrored(self) -> Work:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oclbn.activations import NONE, Activation
 from oclbn.elements import NUMBERS, numbers_of
 from oclbn.tools.peers import contract
 from oclbn.truth.cases import judge
@@ -43,14 +44,25 @@ class Wanted:
         return None if worst.units <= most else str(worst)
 
 
-def wanted(values: contract.Floats, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any] = NUMBERS[0]) -> Wanted:
+def wanted(
+    values: contract.Floats,
+    shape: tuple[int, ...],
+    axis: int,
+    dtype: np.dtype[Any] = NUMBERS[0],
+    activation: Activation = NONE,
+    *,
+    residual: bool = False,
+) -> Wanted:
     """Of the tensor of this type that is tiled with a block of values (oclbn.tools.peers.contract)."""
     channels = some_channels(shape, axis)
     given = contract.parameters(values, shape[axis])
-    x, dy = (np.take(contract.tensor(values, shape, name), channels, axis=axis).astype(dtype) for name in ("x", "dy"))
+    x, dy, added = (
+        np.take(contract.tensor(values, shape, name), channels, axis=axis).astype(dtype)
+        for name in ("x", "dy", "residual")
+    )
     numbers = (given[name][channels].astype(numbers_of(dtype)) for name in ("scale", "bias", "mean", "var"))
     scale, bias, mean, var = numbers
-    host = Data(x, dy, scale, bias, mean, var)
+    host = Data(x, dy, scale, bias, mean, var, activation=activation, residual=added if residual else None, second=True)
     train, backward = expected("train", host, axis), expected("backward", host, axis)
     inference = expected("infer", host, axis)
     return Wanted(

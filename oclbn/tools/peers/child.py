@@ -43,14 +43,19 @@ class Server:
 
         values = np.load(request["block"])
         shape, axis = tuple(request["shape"]), request["axis"]
+        names = ("axis", "epsilon", "factor", "threads", "outputs", "dtype", "device", "activation")
         self.case = self.contract.Case(
             x=self.contract.tensor(values, shape, "x"),
             dy=self.contract.tensor(values, shape, "dy"),
             **self.contract.parameters(values, shape[axis]),
-            **{name: request[name] for name in ("axis", "epsilon", "factor", "threads", "outputs", "dtype", "device")},
+            residual=self.contract.tensor(values, shape, "residual") if request["residual"] else None,
+            **{name: request[name] for name in names},
         )
         if self.case.dtype not in (known := getattr(self.module.Peer, "types", ("float32",))):
             raise self.contract.Declined(f"{self.case.dtype} is not timed with it: {', '.join(known)} is")
+        fused = self.case.activation != "none" or self.case.residual is not None
+        if fused and not getattr(self.module.Peer, "fuses", False):
+            raise self.contract.Declined("it is timed without activation and residual only")
         self.peer = self.module.Peer(self.case)
         return {"version": self.peer.version}
 
@@ -66,7 +71,7 @@ class Server:
 
         operation, channels = request["operation"], request["channels"]
         found = self.peer.results(operation, self.first.pop(operation))
-        axes = {name: self.case.axis if name in ("y", "dx") else 0 for name in found}
+        axes = {name: self.case.axis if name in ("y", "dx", "dresidual") else 0 for name in found}
         np.savez(request["to"], **{name: np.take(array, channels, axis=axes[name]) for name, array in found.items()})
         return {"names": sorted(found)}
 

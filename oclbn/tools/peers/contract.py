@@ -34,6 +34,8 @@ class Case:
     threads: int
     outputs: str  # "preallocated": the same memory for every result; "fresh": new memory for each
     dtype: str  # "float32"; or another type, which a peer makes of x and dy itself if it is among its types
+    activation: str  # "none", or that of y = f(bn(x) + residual)
+    residual: Floats | None
     device: dict[str, Any]  # platform, version, device (names) and index of the OpenCL device
 
     @property
@@ -54,7 +56,8 @@ class Case:
 class Peer(Protocol):
     """Made once for each case; every *_peer.py has a class of this name and shape.
 
-    `types`, if it is there, are the element types that it knows; without it, float32 is.
+    `types`, if it is there, are the element types that it knows; without it, float32 is. `fuses`: whether it knows
+    activations and residuals; without it, it does not.
     """
 
     version: str
@@ -65,7 +68,7 @@ class Peer(Protocol):
         """What is timed: returns when its results are there. Declined: the peer does not do this operation."""
 
     def results(self, operation: str, returned: Any) -> dict[str, NDArray[Any]]:
-        """y, dx (channels on the case's axis), dscale, dbias, running_mean, running_var: as far as there are any."""
+        """y, dx, dresidual (channels on the axis), dscale, dbias, running_mean, running_var: as far as there are any."""
 
 
 def block(size: int) -> Floats:
@@ -74,8 +77,9 @@ def block(size: int) -> Floats:
 
 
 def tensor(values: Floats, shape: tuple[int, ...], name: str) -> Floats:
-    """The tensor x or dy of a case, from its block."""
-    return np.resize(values + np.float32(0.5) if name == "x" else values[::-1], shape)
+    """The tensor x, dy or residual of a case, from its block."""
+    blocks = {"x": values + np.float32(0.5), "dy": values[::-1], "residual": np.roll(values, values.size // 3)}
+    return np.resize(blocks[name], shape)
 
 
 def parameters(values: Floats, channels: int) -> dict[str, Floats]:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from oclbn.tools.peers.contract import Case, Declined, Floats
 
 _TRAINING, _INFERENCE, _BACKWARD = 64, 96, 128  # dnnl_prop_kind_t
-_GIVEN_STATISTICS, _SCALE, _SHIFT = 1, 2, 4  # dnnl_normalization_flags_t
+_GIVEN_STATISTICS, _SCALE, _SHIFT, _RELU = 1, 2, 4, 8  # dnnl_normalization_flags_t
+_WORKSPACE = 135  # dnnl_query_workspace_md
 _FLOAT, _CPU, _IN_ORDER = 3, 1, 1  # of dnnl_data_type_t, dnnl_engine_kind_t, dnnl_stream_flags_t
 _ARGUMENTS = {  # DNNL_ARG_*
     "x": 1,
@@ -28,6 +29,7 @@ _ARGUMENTS = {  # DNNL_ARG_*
     "var": 50,
     "scale": 51,
     "bias": 52,
+    "workspace": 64,
     "dx": 129,
     "dy": 145,
     "dscale": 255,
@@ -78,8 +80,11 @@ class Peer:
     """Threads: OpenMP's, as the parent sets OMP_NUM_THREADS."""
 
     blocked = False
+    fuses = True
 
     def __init__(self, case: Case) -> None:
+        if case.activation not in ("none", "relu") or case.residual is not None:
+            raise Declined("oneDNN fuses relu alone, without a residual, on processors")
         self.library = library = _Library()
         self.version, self.case = library.version, case
         self.engine = library.make("engine_create", _CPU, ctypes.c_size_t(0))
@@ -126,12 +131,22 @@ class Peer:
     def _primitives(self) -> dict[str, ctypes.c_void_p]:
         make, epsilon = self.library.make, ctypes.c_float(self.case.epsilon)
         affine, kind, pair = _SCALE | _SHIFT, "batch_normalization", (self.used, self.used)
+        if self.case.activation == "relu":
+            affine |= _RELU
         forward = make(f"{kind}_forward_primitive_desc_create", self.engine, _TRAINING, *pair, epsilon, affine, None)
         given = affine | _GIVEN_STATISTICS
         inference = make(f"{kind}_forward_primitive_desc_create", self.engine, _INFERENCE, *pair, epsilon, given, None)
         three = (*pair, self.used, epsilon, affine, forward, None)
         backward = make(f"{kind}_backward_primitive_desc_create", self.engine, _BACKWARD, *three)
         described = {"forward": forward, "inference": inference, "backward": backward}
+        self.noted: dict[str, ctypes.c_void_p] = {}
+        if self.case.activation == "relu":  # which elements it has cut off
+            query = self.library.dll.dnnl_primitive_desc_query_md
+            query.restype = ctypes.c_void_p
+            workspace = ctypes.c_void_p(query(forward, _WORKSPACE, 0))
+            size = self.library.dll.dnnl_memory_desc_get_size(workspace)
+            self._notes = np.zeros(max(1, size // 4 + 1), np.float32)
+            self.noted = {"workspace": self._memory(workspace, self._notes)}
         return {name: make("primitive_create", description) for name, description in described.items()}
 
     def call(self, operation: str) -> Callable[[], Any]:
@@ -144,7 +159,7 @@ class Peer:
     def forward(self) -> Floats:
         y = self._result("y")
         mean, var = self.saved_memory
-        self._execute("forward", {"mean": mean, "var": var}, "x", "y", "scale", "bias")
+        self._execute("forward", {"mean": mean, "var": var, **self.noted}, "x", "y", "scale", "bias")
         count, factor = self.case.count, np.float32(self.case.factor)
         batch = (self.saved[0], self.saved[1] * np.float32(count / max(count - 1, 1)))
         for running, new in zip(self.running, batch, strict=True):
@@ -160,7 +175,8 @@ class Peer:
     def backward(self) -> Floats:
         dx = self._result("dx")
         mean, var = self.saved_memory
-        self._execute("backward", {"mean": mean, "var": var}, "x", "dy", "dx", "scale", "dscale", "dbias")
+        others = {"mean": mean, "var": var, **self.noted}
+        self._execute("backward", others, "x", "dy", "dx", "scale", "dscale", "dbias")
         return dx
 
     def results(self, operation: str, returned: Any) -> dict[str, NDArray[Any]]:

@@ -30,6 +30,9 @@ PEERS = {
     kind.name: kind
     for kind in (
         _kind("torch", "torch", "PyTorch's CPU kernels; preallocated: malloc keeps its memory", kept=_KEEP_MEMORY),
+        _kind(
+            "torch-compiled", "torch", "PyTorch's, through torch.compile; it wants a C++ compiler", kept=_KEEP_MEMORY
+        ),
         _kind("numpy", "numpy", "on one thread"),
         _kind("pyopencl", "pyopencl mako", "reduction and elementwise kernels composed, on the same device"),
         _kind("tinygrad", "tinygrad", "its OpenCL backend, on the same device; preallocated outputs only", one=True),

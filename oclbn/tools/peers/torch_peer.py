@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from oclbn.tools.peers.contract import Case
 
+_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {"gelu_tanh": ("gelu", {"approximate": "tanh"})}
+
 
 class Peer:
     """Channels last is PyTorch's channels_last: the same memory, seen with channels on axis 1.
@@ -22,6 +24,7 @@ class Peer:
     """
 
     types = ("float32", "float64", "bfloat16", "float16")
+    fuses = True
 
     def __init__(self, case: Case) -> None:
         self.torch: Any = importlib.import_module("torch")
@@ -36,6 +39,11 @@ class Peer:
         self.scale, self.bias, self.mean, self.var = (one.to(wide) for one in numbers)
         self.x, self.dy = x.movedim(case.axis, 1), self.dy.movedim(case.axis, 1)
         self.leaves = tuple(tensor.detach().requires_grad_() for tensor in (self.x, self.scale, self.bias))
+        self.residual: Any = None
+        if case.residual is not None:
+            added = self.torch.from_numpy(case.residual).to(own).movedim(case.axis, 1)
+            self.residual = added.detach().requires_grad_()
+            self.leaves += (self.residual,)
         self.running = (self.mean.clone(), self.var.clone())
 
     def call(self, operation: str) -> Callable[[], Any]:
@@ -50,7 +58,7 @@ class Peer:
         return lambda: grad(self.forward(), self.leaves, self.dy)
 
     def forward(self) -> Any:
-        x, scale, bias = self.leaves
+        x, scale, bias, *_ = self.leaves
         return self._batch_norm(x, *self.running, scale, bias, True)
 
     def inference(self) -> Any:
@@ -58,13 +66,21 @@ class Peer:
             return self._batch_norm(self.x, self.mean, self.var, self.scale, self.bias, False)
 
     def _batch_norm(self, *given: Any) -> Any:
-        return self.torch.nn.functional.batch_norm(*given, momentum=self.case.factor, eps=self.case.epsilon)
+        functional = self.torch.nn.functional
+        y = functional.batch_norm(*given, momentum=self.case.factor, eps=self.case.epsilon)
+        if self.residual is not None:
+            y = y + self.residual
+        name, options = _ACTIVATIONS.get(self.case.activation, (self.case.activation, {}))
+        return y if name == "none" else getattr(functional, name)(y, **options)
 
     def results(self, operation: str, returned: Any) -> dict[str, NDArray[Any]]:
         if operation in ("forward", "inference"):
             return {"y": self._on_host(returned.detach().movedim(1, self.case.axis))}
-        dx, dscale, dbias = returned
-        return {"dx": self._on_host(dx.movedim(1, self.case.axis)), "dscale": dscale.numpy(), "dbias": dbias.numpy()}
+        dx, dscale, dbias, *others = returned
+        found = {"dx": self._on_host(dx.movedim(1, self.case.axis)), "dscale": dscale.numpy(), "dbias": dbias.numpy()}
+        if others:
+            found["dresidual"] = self._on_host(others[0].movedim(1, self.case.axis))
+        return found
 
     def _on_host(self, tensor: Any) -> NDArray[Any]:
         """NumPy knows no bfloat16."""
