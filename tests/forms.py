@@ -9,6 +9,7 @@ from typing import Any
 
 import pyopencl as cl
 import pytest
+from conftest import LONG
 
 from oclbn.call import prepared
 from oclbn.device import limits
@@ -56,23 +57,71 @@ _OTHERS = {
     "ragged rows of several chunks": ("float64", "float16", "bfloat16"),
     "channels last, a scrap": ("float16",),
 }
-_OTHER_FORMS = {  # one for each way to load and save: vectors by work-items, sums and results apart or together
-    "resident, one work-item, wide",
-    "resident, 64 work-items, vectors",
-    "split, one work-item",
-    "split, strips of 18",
-    "split, one work-item, no vectors",
-    "split, 32 work-items",
-    "serial",
+# Forms for each way to load and save: vectors by work-items, sums and results apart or together. Compilers take most of
+# the time of these tests, so that on the matrix's runtimes each has one shape with each type, rows or columns, and each
+# type has all of its shapes.
+_OTHER_FORMS = {
+    "resident, one work-item, wide": {
+        "float16": "small rows",
+        "bfloat16": "small channels last",
+        "float64": "short rows",
+    },
+    "resident, 64 work-items, vectors": {
+        "float16": "small columns, several rows at a time and a rest",
+        "bfloat16": "short rows",
+        "float64": "small channels last",
+    },
+    "split, one work-item": {
+        "float16": "ragged rows of several chunks",
+        "bfloat16": "small columns, several rows at a time and a rest",
+        "float64": "small channels last",
+    },
+    "split, strips of 18": {
+        "float16": "small channels last",
+        "bfloat16": "runs of rows, the last one shorter",
+        "float64": "short rows",
+    },
+    "split, one work-item, no vectors": {
+        "float16": "channels last, a scrap",
+        "bfloat16": "ragged rows of several chunks",
+        "float64": "ragged rows of several chunks",
+    },
+    "split, 32 work-items": {
+        "float16": "runs of rows, the last one shorter",
+        "bfloat16": "small channels last",
+        "float64": "small channels last",
+    },
+    "serial": {
+        "float16": "small channels last",
+        "bfloat16": "small rows",
+        "float64": "ragged rows of several chunks",
+    },
 }
-TYPED = [
-    pytest.param(
-        *form.values, *row.values, dtype_of(name), id=f"{form.id}-{row.id}" + f", {name}" * (name != "float32")
-    )
-    for form in FORMS
-    for row in SHAPES
-    for name in ("float32", *(_OTHERS.get(str(row.id), ()) if form.id in _OTHER_FORMS else ()))
-]
+_HALVES = ("float16", "bfloat16")
+_ONCE = pytest.mark.once(reason="on each runtime each form meets each type, and each type each of its shapes")
+
+
+def _typed() -> list[Any]:
+    """Forms with shapes and types. Of half and bfloat16 a form has one with a shape, unless OCLBN_LONG is 1."""
+    made = []
+    for turn, form in enumerate(FORMS):
+        everywhere = _OTHER_FORMS.get(str(form.id), {})
+        for place, row in enumerate(SHAPES):
+            shape = str(row.id)
+            name = f"{form.id}-{shape}"
+            made.append(pytest.param(*form.values, *row.values, dtype_of("float32"), id=name))
+            types = _OTHERS.get(shape, ()) if everywhere else ()
+            left_out = _HALVES[(turn + place) % 2] if {*_HALVES} <= {*types} and not LONG else ""
+            for other in types:
+                chosen = everywhere[other] == shape
+                if chosen or other != left_out:
+                    marks = () if chosen else (_ONCE,)
+                    values = *form.values, *row.values, dtype_of(other)
+                    made.append(pytest.param(*values, id=f"{name}, {other}", marks=marks))
+    return made
+
+
+TYPED = _typed()
 
 
 def suited(queue: cl.CommandQueue, choices: Mapping[str, Any], *, widest: int = 2) -> dict[str, Any]:
