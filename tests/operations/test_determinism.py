@@ -12,6 +12,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from calls import FOUR, all_bits, everything, put
+from covering import crossed
 from data import COLUMNS, FEW_SHAPES
 
 from oclbn import BatchNormND
@@ -52,10 +53,12 @@ def everything_at(queue: cl.CommandQueue, host: Data, axis: int, offset: int, **
     return results + all_bits(moments(x, axis=axis)[1:])
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "axis", "form"),
+    crossed(SHAPES, FORMS, reason="on each runtime each shape and each form is shifted, one with the other"),
+)
 def test_at_any_offset_with_and_without_out(
-    queue: cl.CommandQueue, form: dict[str, Any], shape: tuple[int, ...], axis: int
+    queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, form: dict[str, Any]
 ) -> None:
     host = make(shape, axis)
     with using(**form):

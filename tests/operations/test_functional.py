@@ -23,6 +23,7 @@ from calls import (
     put,
     surroundings,
 )
+from covering import crossed
 from data import COLUMNS, EMPTY, FEW_SHAPES, NASTY, ONE_PER_CHANNEL, SHAPES
 from forms import forced
 from tolerances import assert_within
@@ -195,10 +196,12 @@ WAYS = [  # test_kernels.py has more of them, on data that breaks nothing
     pytest.param({"groups_per_unit": 500, "variant": "split"}, id="many slices"),
     pytest.param({"most_steps": 500}, id="few steps for a work-item"),
 ]
+ONE_EACH = (
+    "on each runtime each way meets a shape, and each shape a way; test_kernels.py has every form with every shape"
+)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
+@pytest.mark.parametrize(("shape", "axis", "way"), crossed(FEW_SHAPES, WAYS, reason=ONE_EACH))
 def test_every_way_to_run(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int, way: dict[str, Any]) -> None:
     """What the planner would choose elsewhere is right here too."""
     with forced(queue, **way):
@@ -211,14 +214,20 @@ def test_every_way_to_run(queue: cl.CommandQueue, shape: tuple[int, ...], axis: 
         check("constant", queue, fixed(make(shape, axis)), axis)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("shape", "way"),
+    crossed(
+        [pytest.param((4, 6, 19), id="rows"), pytest.param((300, 33), id="columns")],
+        WAYS,
+        reason=ONE_EACH,
+    ),
+)
 @pytest.mark.usefixtures("needs_fp64")
-def test_every_way_to_run_in_float64(queue: cl.CommandQueue, way: dict[str, Any]) -> None:
+def test_every_way_to_run_in_float64(queue: cl.CommandQueue, shape: tuple[int, ...], way: dict[str, Any]) -> None:
     with forced(queue, **way):
-        for shape, axis in (((4, 6, 19), 1), ((300, 33), 1)):
-            host = make(shape, axis, np.float64, Offset(1e3))
-            check("train", queue, host, axis)
-            check("backward", queue, host, axis)
+        host = make(shape, 1, np.float64, Offset(1e3))
+        check("train", queue, host, 1)
+        check("backward", queue, host, 1)
 
 
 # --- options
@@ -725,9 +734,17 @@ def wandering(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> np
 
 
 @pytest.mark.parametrize(
-    "way", [{}, {"lanes": 1, "vec": 1, "unroll": 1}, {"lanes": 1, "vec": 4, "variant": "split"}], ids=str
+    ("shape", "way"),
+    crossed(
+        [pytest.param(s, id=str(s)) for s in ((1500, 1000), (4000, 65), (1031, 8, 49), (700, 40, 5), (2100, 4, 100))],
+        [
+            pytest.param({}, id="as planned"),
+            pytest.param({"lanes": 1, "vec": 1, "unroll": 1}, id="one element at a time"),
+            pytest.param({"lanes": 1, "vec": 4, "variant": "split"}, id="vectors of 4, split"),
+        ],
+        reason=ONE_EACH,
+    ),
 )
-@pytest.mark.parametrize("shape", [(1500, 1000), (4000, 65), (1031, 8, 49), (700, 40, 5), (2100, 4, 100)], ids=str)
 def test_means_that_wander_from_chunk_to_chunk(
     queue: cl.CommandQueue, shape: tuple[int, ...], way: dict[str, Any]
 ) -> None:

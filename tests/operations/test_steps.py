@@ -9,6 +9,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from calls import all_bits, bits, check_in_parts, put
+from covering import crossed
 
 from oclbn.errors import ArrayTypeError, DtypeError, OverlapError, ParameterError, ShapeError
 from oclbn.functional import (
@@ -36,24 +37,27 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    ("shape", "axis", "cuts"),
-    [
-        pytest.param((9, 5, 7), 1, (1, 2), id="rows, uneven parts"),
-        pytest.param((40, 17), 1, (39,), id="columns, one value in a part"),
-        pytest.param((6, 3, 5, 4), 3, (2, 4), id="channels last"),
-        pytest.param((30, 2, 501), 1, (7, 11), id="long rows"),
-    ],
+    ("shape", "axis", "cuts", "form"),
+    crossed(
+        [
+            pytest.param((9, 5, 7), 1, (1, 2), id="rows, uneven parts"),
+            pytest.param((40, 17), 1, (39,), id="columns, one value in a part"),
+            pytest.param((6, 3, 5, 4), 3, (2, 4), id="channels last"),
+            pytest.param((30, 2, 501), 1, (7, 11), id="long rows"),
+        ],
+        FORMS,
+        reason="on each runtime each shape and each form comes in parts, one with the other",
+    ),
 )
 @pytest.mark.parametrize("maker", [None, Offset(1e6)], ids=["N(0,1)", "mean 1e6 std"])
 def test_parts_are_as_exact_as_the_whole(
     queue: cl.CommandQueue,
     dtype: np.dtype,
-    form: dict[str, Any],
     shape: tuple[int, ...],
     axis: int,
     cuts: tuple[int, ...],
+    form: dict[str, Any],
     maker: Any,
 ) -> None:
     host = make(shape, axis, dtype, maker) if maker else make(shape, axis, dtype)

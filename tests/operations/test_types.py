@@ -11,6 +11,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from calls import bits, check, put
+from covering import crossed
 from data import FEW_SHAPES, NASTY
 from forms import suited
 
@@ -139,9 +140,17 @@ def test_nasty_data(
         check(operation, queue, host, axis)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [FEW_SHAPES[0], FEW_SHAPES[6]])
-@pytest.mark.parametrize(("wide_dy", "wide_out"), [(False, True), (True, False), (True, True)])
-@pytest.mark.parametrize("dtype", NARROW)
+MIXED = [
+    pytest.param(*dtype.values, wide_dy, wide_out, id=f"{dtype.id} with {what} of float32")
+    for dtype in NARROW
+    for wide_dy, wide_out, what in ((False, True, "results"), (True, False, "dy"), (True, True, "dy and results"))
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide_dy", "wide_out", "shape", "axis"),
+    crossed(MIXED, [FEW_SHAPES[0], FEW_SHAPES[6]], reason="on each runtime each mixture meets rows or columns"),
+)
 def test_types_of_x_and_dy_and_of_x_and_results_may_differ(
     queue: cl.CommandQueue, dtype: np.dtype[Any], wide_dy: bool, wide_out: bool, shape: tuple[int, ...], axis: int
 ) -> None:
