@@ -59,6 +59,7 @@ def shown() -> str:
     raise AssertionError("the README shows nothing behind compare.py")
 
 
+@pytest.mark.once("ranks and groups of devices are compared on all runtimes by the tests in sync, in fewer steps")
 def test_it_prints_what_the_readme_shows(quick: str, tmp_path: Path) -> None:
     """On two contexts of the device and on ranks that have it: the losses of whole batches."""
     done = run(

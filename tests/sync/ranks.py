@@ -10,11 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # before a platform is looked at: processes that compile at once can break POCL's cache
-    _cache = Path(os.environ.get("POCL_CACHE_DIR", Path.home() / ".cache" / "pocl" / "kcache"))
-    _cache /= f"rank {os.environ.get('PMI_RANK', os.environ.get('RANK'))}"
-    _cache.mkdir(parents=True, exist_ok=True)
-    os.environ["POCL_CACHE_DIR"] = str(_cache)
+if __name__ == "__main__":  # before a platform is looked at
+    from own_cache import own_cache
+
+    os.environ["POCL_CACHE_DIR"] = str(own_cache(os.environ.get("PMI_RANK") or os.environ.get("RANK", "")))
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import time
