@@ -89,6 +89,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.once(reason="the cache that cannot be written is pyopencl's")
 def test_the_first_kernel_where_no_cache_can_be_written(queue: cl.CommandQueue, spec: str, tmp_path: Path) -> None:
     """Some versions of pyopencl cannot do without: then the message says what helps, and it does."""
     (tmp_path / "file").write_text("")
