@@ -117,12 +117,13 @@ def growth(spec: str, before: int, steps: int, kind: str) -> int:
         x = kept[number % len(kept)]
         for call in bound[number % len(kept)]:
             call()
-        bn.trainMode()
-        bn(x)
-        bn.backward(x)
-        bn.updateParams(-1e-3)
-        bn.evalMode()
-        bn(x)
+        if kind != "bound":
+            bn.trainMode()
+            bn(x)
+            bn.backward(x)
+            bn.updateParams(-1e-3)
+            bn.evalMode()
+            bn(x)
         if number % 64 == 0:  # drivers keep what is enqueued until somebody waits
             queue.finish()
 

@@ -1,7 +1,7 @@
 """Calls leave nothing behind: no event, kernel or buffer, by the memory of a process of its own.
 
-A step is a training call, backward, an update and an evaluation: seven kernels. With OCLBN_LONG=1 there are 100,000
-calls of kernels and more, else a tenth.
+A step is a training call, backward, an update and an evaluation, seven kernels, or bound calls alone. With OCLBN_LONG=1
+there are 100,000 calls of kernels and more, else a tenth.
 """
 
 from __future__ import annotations
