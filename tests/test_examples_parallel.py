@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -73,7 +74,12 @@ def test_it_prints_what_the_readme_shows(quick: str, tmp_path: Path) -> None:
 
 @pytest.mark.once("the program's own check is the same on all runtimes")
 def test_it_fails_where_losses_differ(quick: str, tmp_path: Path) -> None:
-    done = run(tmp_path, "-c", _SPOILT, str(FOLDER), str(FOLDER / "compare.py"), "--device", quick, "--device", quick)
+    """After one epoch as after three."""
+    folder = shutil.copytree(FOLDER, tmp_path / "shorter")
+    text = (folder / "train.py").read_text(encoding="utf-8")
+    assert "EPOCHS, BATCH, RATE = 3," in text
+    (folder / "train.py").write_text(text.replace("RATE = 3,", "RATE = 1,"), encoding="utf-8")
+    done = run(tmp_path, "-c", _SPOILT, str(folder), str(folder / "compare.py"), "--device", quick, "--device", quick)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no, off by" in done.stdout
 

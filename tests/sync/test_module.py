@@ -33,7 +33,7 @@ pytestmark = pytest.mark.once(reason="modules hand their shards to a group, whic
 SHAPE = (11, C, 3, 4)
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=[layout for layout in LAYOUTS if layout != "halves"])  # two contexts again
 def queues(request: pytest.FixtureRequest, queue: cl.CommandQueue) -> list[cl.CommandQueue]:
     return queues_of(request.param, queue.device)
 
