@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from calls import FOUR, all_bits, everything, put
 from covering import crossed
 from data import COLUMNS, FEW_SHAPES
 
-from oclbn import BatchNormND
+from oclbn import BatchNormND, device
 from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, moments, recording
 from oclbn.modules.averaging import averaging_factor
 from oclbn.truth.hostile import Data, make
@@ -119,6 +120,8 @@ def test_from_an_out_of_order_queue(
 
 @pytest.mark.parametrize(("shape", "axis"), FEW_SHAPES)
 def test_recorded_or_not(queue: cl.CommandQueue, shape: tuple[int, ...], axis: int) -> None:
+    if device.select(queue.device).simulator and math.prod(shape) > 50_000:
+        pytest.skip("a simulator takes long; test_kernels.py leads it through what long rows and columns have, on less")
     host = make(shape, axis)
     expected = everything(queue, host, axis)
     with recording() as launches:
