@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pyopencl as cl
 import pytest
 from spread import queues_on
@@ -19,7 +21,9 @@ def halves(device: cl.Device) -> list[cl.Device]:
     return device.create_sub_devices([how, units])[:2]
 
 
+@functools.cache
 def queues_of(layout: str, device: cl.Device) -> list[cl.CommandQueue]:
+    """The same ones for all files: programs are loaded anew in each context, which is half of the time otherwise."""
     if layout == "one device":
         return queues_on(device)
     if layout == "three contexts":
