@@ -398,6 +398,7 @@ def test_plain_float32_formulas_exceed_the_bounds(formula: Any, result: str, rat
 # --- the study
 
 
+@pytest.mark.once(reason="the script, its tables and pictures are the host's, around errors that other tests bound")
 def test_the_error_study_runs_without_pytorch(queue: cl.CommandQueue, tmp_path: Path) -> None:
     info = device.select(queue.device)
     if info.simulator:

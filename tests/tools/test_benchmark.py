@@ -237,6 +237,7 @@ def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
     assert all(row["plan"] for row in rows if row["who"] == "oclbn")
 
 
+@TOLD
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_types_stand_beside_float32(queue: cl.CommandQueue, dtype: str) -> None:
     if dtype == "float64" and not limits(queue.device).fp64:
