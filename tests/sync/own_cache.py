@@ -19,6 +19,6 @@ def own_cache(rank: str) -> Path:
         part = file.relative_to(shared)
         if file.is_file() and not part.parts[0].startswith("rank "):
             (own / part).parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(OSError):  # it is there, or this file system has no links: then it is compiled
                 (own / part).hardlink_to(file)
     return own
