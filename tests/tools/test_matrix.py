@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ import matrix
 import pyopencl as cl
 import pytest
 from click.testing import CliRunner
+from covering import crossed
 from matrix import OTHERS, PLANNED, RUNTIMES, Row, Runtime
 from rich.console import Console
 
@@ -217,3 +219,15 @@ def test_the_suite_tells_which_kernels_each_test_launched(queue: cl.CommandQueue
     assert [one["outcome"] for one in told] == ["begun", "passed", "begun", "failed"]
     assert {name for name, _ in told[1]["launches"]} == {"moments_partial", "moments_merge"}
     assert told[0]["launches"] == told[2]["launches"] == []
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (4, 4), (5, 2, 3), (2, 6)], ids=str)
+def test_of_a_product_each_runtime_has_each_value(sizes: tuple[int, ...]) -> None:
+    """And the README's run all of it."""
+    axes = [[pytest.param(f"{axis}{value}", id=str(value)) for value in range(size)] for axis, size in enumerate(sizes)]
+    rows = crossed(*axes, reason="the others are compared once")
+    everywhere = [row.values for row in rows if not row.marks]
+    assert len({row.values for row in rows}) == len(rows) == math.prod(sizes)
+    assert {value for values in everywhere for value in values} == {one.values[0] for axis in axes for one in axis}
+    assert len(everywhere) == max(sizes)
+    assert {mark.name for row in rows for mark in row.marks} == {"once"}
