@@ -2,10 +2,10 @@
 
     python benchmarks/activations.py --device "PoCL 3.0"
 
-Each function runs in inference with a mean of 0, a variance of 1 and no epsilon, its derivative in backward with the same
-constants, on 400,000 numbers from -12 to 12 and as many from N(0, 1); the exact results are those of float64 NumPy. `derivative
-by y` is that which follows from the output, for the functions that have it, on the outputs of the device. Where a
-derivative crosses zero, what is left of two terms that cancel is told in units of the terms.
+Each function runs in inference with a mean of 0, a variance of 1 and no epsilon, its derivative in backward with the
+same constants, on 400,000 numbers from -12 to 12 and as many from N(0, 1); the exact results are those of float64
+NumPy. "by y" is the derivative that follows from the output, for functions that have one, on the outputs of the device.
+Where a derivative crosses zero, what is left of two terms that cancel is told in units of the terms.
 """
 
 from __future__ import annotations

@@ -160,6 +160,41 @@ def variants() -> Drawing:
     return drawing
 
 
+def fused() -> Drawing:
+    drawing = Drawing(760, 312, "What is fused: three passes over memory become one, forward and backward")
+    for y, name in ((26, "forward, one after the other: 4 tensors read, 3 written"), (122, "fused: 2 read, 1 written")):
+        drawing.text(20, y, name, "title")
+    for i, (name, reads, writes) in enumerate(
+        (("normalise", ("x",), "z"), ("add", ("z", "residual"), "s"), ("activate", ("s",), "y"))
+    ):
+        x = 60 + 230 * i
+        drawing.box(x, 44, 96, 42, "box main", 8)
+        drawing.text(x + 48, 70, name, "middle")
+        drawing.text(x - 34, 60, ", ".join(reads), "small middle")
+        drawing.arrow([(x - 34, 66), (x - 2, 66)])
+        drawing.arrow([(x + 96, 66), (x + 128, 66)])
+        drawing.text(x + 136, 70, writes, "small")
+    for y in (140, 234):
+        drawing.box(110, y, 330, 42, "box main", 8)
+        drawing.arrow([(78, y + 21), (108, y + 21)])
+        drawing.arrow([(440, y + 21), (472, y + 21)])
+    drawing.text(275, 166, "f((x - mean) gain + shift + residual)", "middle")
+    drawing.text(72, 158, "x,", "small end")
+    drawing.text(72, 173, "residual", "small end")
+    drawing.text(480, 165, "y", "small")
+    drawing.text(20, 218, "backward, fused", "title")
+    drawing.text(275, 252, "used dy = dy f'(z), in the sums", "middle")
+    drawing.text(275, 268, "and in what is written", "middle")
+    drawing.text(72, 252, "x, dy,", "small end")
+    drawing.text(72, 267, "y *", "small end")
+    drawing.text(480, 252, "dx,", "small")
+    drawing.text(480, 267, "used dy: the residual's gradient *", "small")
+    drawing.text(
+        20, 300, "* where there was a residual; without one z is computed from x, and nothing else is read.", "small"
+    )
+    return drawing
+
+
 # --- how kernels walk
 
 
@@ -405,6 +440,7 @@ def loss() -> Drawing:
 ALL: dict[str, Callable[[], Drawing]] = {
     "way": way,
     "variants": variants,
+    "fused": fused,
     "rows": rows,
     "runs": runs,
     "sheets": sheets,

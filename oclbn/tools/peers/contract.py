@@ -68,7 +68,7 @@ class Peer(Protocol):
         """What is timed: returns when its results are there. Declined: the peer does not do this operation."""
 
     def results(self, operation: str, returned: Any) -> dict[str, NDArray[Any]]:
-        """y, dx, dresidual (channels on the axis), dscale, dbias, running_mean, running_var: as far as there are any."""
+        """y, dx, dresidual (channels on the axis), dscale, dbias, running_mean, running_var: those that there are."""
 
 
 def block(size: int) -> Floats:
