@@ -125,7 +125,7 @@ def _output(h: Data, z: Host, room: Host) -> tuple[Host, Host]:
     z, room = _with_residual(h, z, room)
     info = range_of(numbers_of(h.x.dtype))
     if h.activation.code:
-        room = activated_bound(z, room, h.activation, info.eps, info.tiny)
+        room = activated_bound(z, h.loose * room, h.activation, info.eps, info.tiny)
         z = activated(z, h.activation)
     return stored(z, _strict(room), h.written)
 
@@ -178,7 +178,7 @@ def _used(h: Data, axis: int, mean: Host, deviation: Host, exact: bool) -> tuple
             )
             z, room = _with_residual(h, z, room)
             factor = derivative(z, h.activation)
-            off = derivative_bound(z, room, h.activation, eps, tiny)
+            off = derivative_bound(z, h.loose * room, h.activation, eps, tiny)
         used = np.where(factor == 0, 0.0, dy * factor)
         return used, np.abs(dy) * off + eps * np.abs(used) * (h.activation.code > 2)
 

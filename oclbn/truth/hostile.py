@@ -52,6 +52,7 @@ class Data:
     residual: Host | None = None  # added before the activation
     output: Host | None = None  # what the derivative is made from; None: from x
     second: bool = False  # the residual's gradient is wanted as well
+    loose: float = 1.0  # how many times its bound an activation's argument may be off: of others' results
 
     @property
     def written(self) -> np.dtype[Any]:
