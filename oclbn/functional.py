@@ -47,7 +47,16 @@ from oclbn.call import arguments, fusing, overlap, packed, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
 from oclbn.call.copying import copying
-from oclbn.call.making import check, gathering_numbers, make, residual_last, together, training_numbers, with_residual
+from oclbn.call.making import (
+    check,
+    divisor,
+    gathering_numbers,
+    make,
+    residual_last,
+    together,
+    training_numbers,
+    with_residual,
+)
 from oclbn.call.operating import CALLS, operation
 from oclbn.call.order import recording
 from oclbn.call.prepared import (
@@ -61,7 +70,7 @@ from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ParameterError, ShapeError
 from oclbn.plan.operations import OPERATIONS, operation_of
 from oclbn.plan.words import in_words
-from oclbn.steps import GradientSums, Statistics, gradient, gradient_sums, merge, normalize, statistics
+from oclbn.steps import GradientSums, Statistics, gradient, gradient_sums, merge, move_running, normalize, statistics
 
 __all__ = [
     "GradientSums",
@@ -76,6 +85,7 @@ __all__ = [
     "gradient_sums",
     "merge",
     "moments",
+    "move_running",
     "normalize",
     "prepare",
     "recording",
@@ -110,14 +120,16 @@ def batch_norm_train(
     init_factor: float = 1.0,
     activation: Any = None,
     residual: Array | None = None,
+    estimator: str = "sample",
 ) -> Call[tuple[Array, Array, Array]]:
     """Normalise a batch with its own statistics, and move the running ones.
 
     By position scale and bias come before the statistics; PyTorch has them behind: say which is which by keyword.
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, var being the population variance (divided by m, the number of
-    values per channel); running = (1 - factor) * running + factor * batch, with the sample variance (by m - 1):
-    with factor 1 the batch replaces what was there, even NaN, with factor 0 and no `entered` nothing changes.
+    values per channel); running = (1 - factor) * running + factor * batch, with the sample variance (by m - 1), or with
+    estimator="population" with that by m: with factor 1 the batch replaces what was there, even NaN, with factor 0 and
+    no `entered` nothing changes.
 
     x: (N, C, *spatial), channels on `axis`. scale, bias: C values, or None for 1 and 0. running_mean, running_var: C
     values that are updated in place, or None. epsilon: at least 0. factor: 0 to 1. out: an array of x's shape for
@@ -157,7 +169,7 @@ def batch_norm_train(
         "skipped": skipped,
         "entered": entered,
     }
-    numbers = training_numbers(x, epsilon, factor, init_factor, guard)
+    numbers = training_numbers(x, epsilon, factor, init_factor, guard) | divisor(count, estimator)
     fused = fusing.before(activation, residual)
     given |= fused.tensors
     numbers["slope"] = fused.activation.slope

@@ -24,6 +24,7 @@ from oclbn.call import arguments, fusing, packed, values
 from oclbn.call.calls import Call, Empty, Several
 from oclbn.call.making import (
     check,
+    divisor,
     gathering_numbers,
     make,
     residual_last,
@@ -169,6 +170,7 @@ def normalize(
     init_factor: float = 1.0,
     activation: Any = None,
     residual: Array | None = None,
+    estimator: str = "sample",
 ) -> Call[Array]:
     """Normalise a part of a batch with the statistics of all of it, and move the running ones.
 
@@ -194,12 +196,62 @@ def normalize(
     }
     fused = fusing.before(activation, residual)
     given |= fused.tensors
-    numbers = training_numbers(x, epsilon, factor, init_factor, guard) | {"count": count, "unbiased": count - 1}
+    numbers = training_numbers(x, epsilon, factor, init_factor, guard) | {"count": count} | divisor(count, estimator)
     numbers["slope"] = fused.activation.slope
     fusion = check("normalize", x, axis, given, out, order, fusion=fused.fusion)
     given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
     options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion}
     return make("normalize", x, axis, given, numbers, returns=lambda y, *saved: y, **options)
+
+
+@operation
+def move_running(
+    statistics: Statistics,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    /,
+    *,
+    factor: float = 0.1,
+    guard: bool = True,
+    skipped: Array | None = None,
+    entered: Array | None = None,
+    init_factor: float = 1.0,
+    estimator: str = "sample",
+) -> Call[None]:
+    """Move running statistics by those of a batch, or of all data, and normalise nothing.
+
+    statistics: of at least two values per channel (ShapeError); those of none move nothing. running_mean, running_var:
+    C values of the statistics' dtype that are updated in place, or None. The rest is as batch_norm_train takes it, and
+    so are the bits: with factor 1 the running statistics become those of the statistics. The work is enqueued on the
+    queue of statistics.mean.
+
+    >>> mean, var = gpuarray.zeros(2), gpuarray.ones(2)
+    >>> x = gpuarray.to_gpu(np.float32([[1.0, 10.0], [3.0, 30.0]]))
+    >>> move_running(statistics(x), mean, var, factor=1.0)
+    >>> print(mean.get(), var.get())
+    [ 2. 20.] [  2. 200.]
+    """
+    count = _count("statistics", statistics, Statistics)
+    rows = _arrays(statistics, Statistics, "statistics.")
+    running = {"running_mean": running_mean, "running_var": running_var}
+    arguments.flat(rows | {name: array for name, array in running.items() if array is not None})
+    if statistics.mean.queue is None:
+        raise ContextError("statistics.mean has no queue; give it one with statistics.mean.with_queue(queue)")
+    check_type("statistics.mean", statistics.mean.dtype, statistics.mean.queue)
+    if not statistics.mean.size:
+        return Empty(None)
+    # a part of the batch of one value per channel, whose y nobody sees: the kernel that writes y moves them as well
+    one = temporary(statistics.mean, (1, statistics.mean.size), statistics.mean.dtype)
+    given: dict[str, Array | None] = {"scale": None, "bias": None, **running, "skipped": skipped, "entered": entered}
+    numbers = training_numbers(one, 1.0, factor, init_factor, guard) | {"count": count} | divisor(count, estimator)
+    numbers["slope"] = 0.0
+    check("normalize", one, 1, given, None)
+    if count:
+        _of_a_batch(one, 1, statistics)
+    if not count:
+        return Empty(None)
+    given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
+    return make("normalize", one, 1, given, numbers, returns=lambda *made: None)
 
 
 @operation

@@ -14,6 +14,7 @@ from oclbn.call.layout import NotWalked, result_strides
 from oclbn.call.prepared import prepared_for
 from oclbn.call.request import Request
 from oclbn.call.results import fresh_result, per_channel_results, queue_of, result_like
+from oclbn.errors import ParameterError
 from oclbn.plan.operations import Operation, operation_of
 from oclbn.plan.words import ALONE, Fusion
 
@@ -21,6 +22,7 @@ _IN_PLACE = (
     "; to normalise in place give the batch's mean and var, of statistics(x), to batch_norm_infer(x, ..., out=x): "
     "the guide shows it (Functions, Results in place)"
 )
+ESTIMATORS = {"sample": 1, "population": 0}  # of a variance: what is taken off the number of values
 Arrays = Mapping[str, Array | None]
 
 
@@ -47,6 +49,18 @@ def training_numbers(x: Array, epsilon: Any, factor: Any, init_factor: Any, guar
         "init_factor": values.number("init_factor", init_factor, 0.0, 1.0),
         "guard": int(bool(guard)),
     }
+
+
+def taken_off(estimator: Any) -> int:
+    """From the number of values, for what m2 is divided by; ParameterError names what is no estimator."""
+    if not (isinstance(estimator, str) and estimator in ESTIMATORS):
+        raise ParameterError(f"estimator is {values.shown(estimator)}; {' or '.join(map(repr, ESTIMATORS))} is wanted")
+    return ESTIMATORS[estimator]
+
+
+def divisor(count: int, estimator: Any) -> dict[str, int]:
+    """What a batch's m2 is divided by in a running variance."""
+    return {"unbiased": count - taken_off(estimator)}
 
 
 def gathering_numbers(x: Array, grad_scale: Any, grad_momentum: Any) -> dict[str, Any]:

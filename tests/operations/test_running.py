@@ -12,12 +12,12 @@ from data import FEW_SHAPES
 from forms import forced
 from tolerances import assert_within
 
-from oclbn.errors import ParameterError
-from oclbn.functional import batch_norm_train, bind
+from oclbn.errors import ArrayTypeError, DtypeError, OclbnError, ParameterError, ShapeError
+from oclbn.functional import batch_norm_train, bind, merge, move_running, normalize, statistics
 from oclbn.gpuarray import pack
 from oclbn.truth import reference
 from oclbn.truth.bounds import Bound
-from oclbn.truth.hostile import Spoiled, gaussian, make
+from oclbn.truth.hostile import Offset, Spoiled, gaussian, make
 
 WAYS = [
     pytest.param({}, id="as planned"),
@@ -134,3 +134,88 @@ def test_batches_are_counted_where_results_lie_otherwise(queue: cl.CommandQueue,
     for straight, astray in zip(*seen, strict=True):
         np.testing.assert_allclose(astray, straight, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(seen[1][-1], [4, 1, 10])
+
+
+@pytest.mark.parametrize("estimator", ["sample", "population"])
+@pytest.mark.parametrize("form", [{}, {"variant": "split"}, {"lanes": 16, "vec": 1, "blocks": 1}], ids=str)
+def test_estimators_of_the_variance(
+    queue: cl.CommandQueue, dtype: np.dtype, form: dict[str, Any], estimator: str
+) -> None:
+    """Of few values, where they differ: by one call, by its steps, and by what moves without normalising."""
+    host = make((3, 5), 1, dtype, Offset(100.0))
+    x, options = put(queue, host.x), {"factor": 0.25, "estimator": estimator}
+    found = reference.train(host.x)
+    var = found.var if estimator == "population" else found.var * 3 / 2
+    bound = Bound(host.x, found.mean, found.invstd, None, None, axis=1, dtype=dtype)
+    with forced(queue, **form):
+        for way in ("train", "bound", "normalize", "move"):
+            mean, moved = (put(queue, array) for array in (host.running_mean, host.running_var))
+            if way == "train":
+                batch_norm_train(x, None, None, mean, moved, **options)  # type: ignore[arg-type]
+            elif way == "bound":
+                bind(batch_norm_train, x, None, None, mean, moved, **options)()  # type: ignore[arg-type]
+            elif way == "normalize":
+                normalize(x[:1], statistics(x), None, None, mean, moved, **options)  # type: ignore[arg-type]
+            else:
+                move_running(merge(statistics(x[:1]), statistics(x[1:])), mean, moved, **options)  # type: ignore[arg-type]
+            for got, old, new, room in (
+                (mean, host.running_mean, found.mean, bound.running_mean(host.running_mean, 0.25)),
+                (moved, host.running_var, var, bound.running_var(host.running_var, var, 0.25)),
+            ):
+                assert_within(got, 0.75 * old.astype(np.float64) + 0.25 * new, room, way)
+
+
+@pytest.mark.once(reason="the kernel is that of normalize, and its arguments are compared with training's")
+def test_moving_is_what_training_does(queue: cl.CommandQueue, dtype: np.dtype) -> None:
+    """To the bit, counters and guard included; `bind` repeats it."""
+    host = make((8, 4, 6), 1, dtype, Spoiled(np.nan))
+    x, results = put(queue, host.x), []
+    whole = statistics(x)
+    for way in ("normalize", "move", "bound"):
+        mean, var = put(queue, host.running_mean), put(queue, host.running_var)
+        counters = {name: put(queue, np.arange(4, dtype=np.uint32)) for name in ("skipped", "entered")}
+        options: dict[str, Any] = {"factor": 0.3, "init_factor": 0.7, **counters}
+        if way == "normalize":
+            normalize(x, whole, None, None, mean, var, **options)
+        elif way == "move":
+            assert move_running(whole, mean, var, **options) is None  # type: ignore[func-returns-value]
+        else:
+            bind(move_running, whole, mean, var, **options)()
+        results.append([a.get().tobytes() for a in (mean, var, *counters.values())])
+    assert results[0] == results[1] == results[2]
+    assert np.frombuffer(results[0][2], np.uint32).tolist() == [0, 1, 3, 3]
+
+
+@pytest.mark.once(reason="what is refused is refused on the host")
+def test_what_is_not_moved(queue: cl.CommandQueue) -> None:
+    x = put(queue, make((3, 5), 1).x)
+    mean, var = put(queue, np.zeros(5, np.float32)), put(queue, np.ones(5, np.float32))
+    wrong: list[tuple[type[OclbnError], str, Any]] = [
+        (ParameterError, r"^estimator is 'unbiased'; 'sample' or 'population' is wanted$", {"estimator": "unbiased"}),
+        (ParameterError, r"^estimator is None; ", {"estimator": None}),
+        (ParameterError, r"^factor is 2; ", {"factor": 2}),
+        (DtypeError, r"^entered is float32; uint32 is wanted", {"entered": mean}),
+    ]
+    for error, message, options in wrong:
+        for call in (
+            lambda options=options: batch_norm_train(x, None, None, mean, var, **options),
+            lambda options=options: normalize(x, statistics(x), None, None, mean, var, **options),
+            lambda options=options: move_running(statistics(x), mean, var, **options),
+        ):
+            with pytest.raises(error, match=message):
+                call()
+    half = put(queue, np.ones(5, np.float16))
+    with pytest.raises(DtypeError, match=r"^running_var is float16; float32 is wanted, as statistics\.mean is"):
+        move_running(statistics(x), mean, half)
+    with pytest.raises(
+        ShapeError, match=r"^running_mean has 4 elements and statistics\.mean 5; equal sizes are wanted$"
+    ):
+        move_running(statistics(x), mean[:4], var)
+    with pytest.raises(ShapeError, match=r"^statistics are of 1 values per channel; two at least are wanted"):
+        move_running(statistics(x[:1]), mean, var)
+    with pytest.raises(ArrayTypeError, match=r"^statistics is a builtins\.tuple; Statistics are wanted"):
+        move_running((1, 2), mean, var)  # type: ignore[arg-type]
+    move_running(statistics(x[:0]), mean, var)
+    move_running(statistics(x), None, None)
+    move_running(statistics(x[:, :0]), mean[:0], None)
+    assert (mean.get().tolist(), var.get().tolist()) == ([0.0] * 5, [1.0] * 5)
