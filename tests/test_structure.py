@@ -38,6 +38,7 @@ WALLS = {
     "steps": {"errors", "elements", "call", "plan"},
     "functional": {"errors", "activations", "names", "elements", "call", "device", "plan", "steps"},
     "gpuarray": {"errors", "names", "elements", "call", "device"},
+    "streaming": {"errors", "elements", "call", "device", "functional", "gpuarray"},
     "modules": {"errors", "activations", "names", "elements", "call", "device", "files", "functional", "gpuarray"},
     "sync": {"errors", "activations", "elements", "call", "device", "gpuarray", "modules", "plan", "steps"},
     "__init__": {"functional", "gpuarray", "modules", "names", "version"},
