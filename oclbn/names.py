@@ -51,7 +51,15 @@ OPTIONS = (
         "momentum",
         "minFactor",
         "PyTorch's momentum is the weight of the new batch: `initFactor=0, minFactor=momentum`. Keras's is that of the "
-        "old average: `initFactor=0, minFactor=1 - momentum`. PyTorch's None: `initFactor=1, minFactor=0`.",
+        "old average: `initFactor=0, minFactor=1 - momentum`. PyTorch's None: `cumulative=True`.",
+    ),
+    Name("cumulative", note="All batches weigh alike, as with PyTorch's `momentum=None`: `initFactor=1, minFactor=0`."),
+    Name(
+        "estimator",
+        "unbiased correction",
+        "",
+        "",
+        "Of the running variance: PyTorch's is the sample's, Keras's the population's.",
     ),
     Name("affine", "affine", "center scale", "affine", "Scale and bias are trained both, or neither."),
     Name(
@@ -82,13 +90,15 @@ OPTIONS = (
         "",
         "Keras's `trainable=False` is `frozen_statistics=True` without calls of `updateParams`.",
     ),
+    Name("running", "track_running_stats", "", "", "False: there are none, and evaluation uses the batch's own."),
     Name(
+        "use_running",
+        "use_input_stats",
         "",
-        "track_running_stats",
-        "",
-        "",
-        "Running statistics are always kept; in training mode they are not used, unless `frozen_statistics` is set.",
+        "use_running_average test_local_stats",
+        "Running statistics or the batch's own; None: as the mode says. PyTorch's and Haiku's say the opposite.",
     ),
+    Name("update_running", note="Whether a batch moves the running statistics; None: as the mode says."),
     Name("axis", "", "axis data_format", "channels_last", "Of the channels: 1; -1 is channels last."),
     Name("queue", "device", "", "", 'A pyopencl.CommandQueue, as `oclbn.device.queue_for("gpu")` makes it.'),
     Name(
@@ -118,7 +128,8 @@ ATTRIBUTES = (
         "running_var",
         "moving_variance",
         "var",
-        "The running variance, of samples (divided by m - 1) as in PyTorch; Keras's is most often the population's.",
+        "The running variance, of samples (divided by m - 1) as in PyTorch; Keras's is most often the population's: "
+        '`estimator="population"`.',
     ),
     Name("savemean saveinvvar", "", "", "savemean saveinvvar", "Of the last batch: its mean, and 1/√(var + ε)."),
     Name("maps", "num_features", "", "maps"),
@@ -134,7 +145,10 @@ ATTRIBUTES = (
     Name("train", "training", "", "train", "True or False, not a method; `trainMode()` and `evalMode()` set it."),
     Name("trainMode()", "train()", "", "trainMode()", "Switches to training; drops what the last call left."),
     Name("evalMode()", "eval()", "", "evalMode()", "Switches to evaluation; drops what the last call left."),
-    Name("frozen_statistics", "track_running_stats", "trainable", "", "True: running statistics are used and stay."),
+    Name("frozen_statistics", "", "trainable", "", "True: running statistics are used and stay."),
+    Name(
+        "running", "track_running_stats", "", "", "Of the constructor; it stays. Whether there are running statistics."
+    ),
     Name("bn(data)", "forward()", "call()", "updateData()", "The module itself is called."),
     Name(
         "backward(grad)",
@@ -238,6 +252,14 @@ CONTENTS = (
         "",
         "",
         "Gradients of other layers, summed over a group where the program says so.",
+    ),
+    Name("BatchNorm2D.recalibrate", "update_bn", "", "", "Running statistics from a pass over data; a method."),
+    Name(
+        "BatchNorm2D.fold_into",
+        "fuse_conv_bn_eval fuse_conv_bn_weights fuse_linear_bn_eval",
+        "",
+        "",
+        "NumPy weights of the layer before it; a method.",
     ),
     Name("functional.merge", "SyncBatchNorm", "", "", "Statistics of the parts of a batch, as those of all of it."),
     Name("gpuarray.to_gpu", "tensor as_tensor from_numpy", "convert_to_tensor", "to_gpu array asarray"),

@@ -54,6 +54,11 @@ class BatchNormMaps(BatchNormND):
         frozen_statistics: bool = False,
         axis: int = 1,
         activation: Any = None,
+        use_running: bool | None = None,
+        update_running: bool | None = None,
+        running: bool = True,
+        cumulative: bool = False,
+        estimator: str = "sample",
     ) -> None:
         super().__init__(
             self._nd,
@@ -73,6 +78,11 @@ class BatchNormMaps(BatchNormND):
             frozen_statistics=frozen_statistics,
             axis=axis,
             activation=activation,
+            use_running=use_running,
+            update_running=update_running,
+            running=running,
+            cumulative=cumulative,
+            estimator=estimator,
         )
         del self.blueprint["nd"]
 
@@ -149,6 +159,11 @@ class BatchNorm(BatchNormND):
         frozen_statistics: bool = False,
         axis: int = 1,
         activation: Any = None,
+        use_running: bool | None = None,
+        update_running: bool | None = None,
+        running: bool = True,
+        cumulative: bool = False,
+        estimator: str = "sample",
     ) -> None:
         super().__init__(
             2,
@@ -168,6 +183,11 @@ class BatchNorm(BatchNormND):
             frozen_statistics=frozen_statistics,
             axis=axis,
             activation=activation,
+            use_running=use_running,
+            update_running=update_running,
+            running=running,
+            cumulative=cumulative,
+            estimator=estimator,
         )
         self.size = self.maps
         del self.blueprint["nd"], self.blueprint["maps"]

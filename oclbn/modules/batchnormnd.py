@@ -25,10 +25,14 @@ from oclbn.errors import (
     warn_caller,
 )
 from oclbn.gpuarray import Array
+from oclbn.modules.accumulating import Accumulation
 from oclbn.modules.averaging import settled_count
+from oclbn.modules.folding import coefficients, fold_into
 from oclbn.modules.module import Module
 from oclbn.modules.options import Activated, Fixed, Flag, Number, flag
 from oclbn.modules.parameters import Shapes, whole
+from oclbn.modules.recalibrating import Recalibration
+from oclbn.modules.running import RunningStatistics
 from oclbn.modules.variable import Tensor, Variable, host_of
 
 __all__ = ["BatchNormND"]
@@ -36,7 +40,7 @@ __all__ = ["BatchNormND"]
 _MOST_COUNTED = 2**31  # batches of a file that counters of 32 bits begin with; beyond that no factor shows one more
 
 
-class BatchNormND(Module):
+class BatchNormND(RunningStatistics):
     """Batch normalization of (batch, maps, *spatial) with `nd` spatial axes, or of channels on another `axis`.
 
     `scale`, `bias`, `mean`, `var` have shape (1, maps) + (1,) * nd, and so have `savemean`, `saveinvvar`, `scalegrad`
@@ -53,11 +57,9 @@ class BatchNormND(Module):
     array([1., 1., 1.], dtype=float32)
     """
 
-    _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad", "residualgrad", "_behind")
+    _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad", "residualgrad", "_behind", "_used")
     scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
-    epsilon, initFactor, minFactor = Number(0.0), Number(0.0, 1.0), Number(0.0, 1.0)
-    inplace, guard, frozen_statistics = Flag(), Flag(), Flag()
-    activation = Activated()
+    epsilon, guard, activation = Number(0.0), Flag(), Activated()
     maps, axis = Fixed[int](), Fixed[int]()
     affine = Fixed[bool]("make another module, or leave gradients out with backward(grad, updParamGrads=False)")
     _maps_argument: ClassVar[str] = "maps"
@@ -83,6 +85,11 @@ class BatchNormND(Module):
         frozen_statistics: bool = False,
         axis: int = 1,
         activation: Any = None,
+        use_running: bool | None = None,
+        update_running: bool | None = None,
+        running: bool = True,
+        cumulative: bool = False,
+        estimator: str = "sample",
     ) -> None:
         """Options up to `inplace` are PuzzleLib's, those behind it ours; how they are called elsewhere: oclbn.names.
 
@@ -106,16 +113,25 @@ class BatchNormND(Module):
         channel was left out, which neat statistics hide, there is one SkippedBatchesWarning: not from the call, which
         does not wait for the device, but as soon as the counters are read, by `evalMode`, `save` or `skipped`.
 
-        frozen_statistics: training, too, normalises with the running statistics and leaves them alone, while gradients
-        of scale and bias are accumulated, as for fine-tuning; an attribute that may be set at any time. (Eval mode
-        uses the running statistics as well, but `backward` accumulates no parameter gradients there.)
+        use_running: whether a call normalises with the running statistics, which are constants then, or with the
+        batch's own. update_running: whether it moves the running statistics by those of the batch. None leaves a switch
+        to the mode: training uses the batch's own and moves the running ones, evaluation uses those and leaves them
+        alone; True and False hold in both modes. With both True a batch is normalised with the running statistics as
+        they were before it. frozen_statistics: True stands for use_running=True and update_running=False, as for
+        fine-tuning; gradients of scale and bias are accumulated. (Evaluation uses the running statistics as well, but
+        `backward` accumulates no parameter gradients there, whatever the switches.)
+
+        running: False makes a module without running statistics: evaluation, too, uses the batch's own, `mean` and
+        `var` are None, files have neither, and numOfProps stays 0. cumulative: running statistics are the plain average
+        over the batches, as with initFactor=1, minFactor=0, for which it stands. estimator: of the running variance:
+        "sample", the batch's sum of squares is divided by m - 1, or "population", by m.
 
         activation: what is done to the output, by the same kernels: None, or one of those that
         functional.batch_norm_train takes, as "relu" and ("leaky_relu", 0.2); `backward` then takes the gradient with
         respect to what it gives.
 
-        Attributes of the options' names may be set later, and are checked as here; affine, axis, maps and queue stay
-        (ModuleStateError), and calcMode changes the type.
+        Attributes of the options' names may be set later, and are checked as here; affine, axis, maps, running and
+        queue stay (ModuleStateError), and calcMode changes the type.
 
         ModuleParameterError, ModuleDtypeError: an argument that is not wanted.
         """
@@ -125,7 +141,8 @@ class BatchNormND(Module):
         self.epsilon, self.initFactor, self.minFactor = epsilon, initFactor, minFactor
         sscale = self._real_number("sscale", sscale, 0.0)
         self.affine = flag(self, "affine", affine)
-        self.inplace, self.guard, self.frozen_statistics = inplace, guard, frozen_statistics
+        self.inplace, self.guard = inplace, guard
+        self._set_running(running, use_running, update_running, frozen_statistics, cumulative, estimator)
         self._batches = 0
         self.blueprint = {
             "nd": nd,
@@ -152,6 +169,7 @@ class BatchNormND(Module):
         self.residualgrad: Array | None = None
         self._behind: dict[str, Any] | None = None  # what backward is told of what the last call has fused
         self.activation = activation
+        self._used: tuple[Array, Array] | None = None  # the running statistics of the last call, where it moved them
         draw = self._generator(seed)
         if 0.0 < self.initFactor < self.minFactor:
             warn_caller(
@@ -171,6 +189,8 @@ class BatchNormND(Module):
         named = [] if self.name is None else [f"name={self.name!r}"]
         named += [f"axis={self.axis}"] if self.axis != 1 else []
         named += [f"activation={self.activation!r}"] if self.activation is not None else []
+        named += [] if self.guard else ["guard=False"]
+        named += [f"{name}={value!r}" for name, value in self._running_options().items()]
         own = [f"dtype={np.dtype(self.calctype)}", f"device={self.queue.device.name.strip()!r}"]
         return f"{type(self).__name__}({', '.join([*map(str, sizes), *told, *named, *own])})"
 
@@ -218,10 +238,61 @@ class BatchNormND(Module):
         count = self._whole_number("numOfProps", count, 0)
         self._take(count, None, 0)
 
+    def accumulate(self, updParamGrads: bool = True, scale: float = 1.0, momentum: float = 0.0) -> Accumulation:
+        """A batch that is trained in parts, of which the device holds one at a time, by the statistics of all of it.
+
+        In `with bn.accumulate() as step:` each part goes through `step.statistics`, then each through `step.normalize`,
+        and backwards each through `step.gradient_sums`, then each through `step.gradient`: see Accumulation. Results
+        are those of one call on the whole batch, within the same tolerances. The arguments are those of `backward`. The
+        module changes when the block ends, by one batch, and not at all where something is missing (ModuleStateError)
+        or an exception leaves the block. Until then other threads wait for its lock.
+        """
+        return Accumulation(self, updParamGrads, scale, momentum)
+
+    def recalibrate(self) -> Recalibration:
+        """New running statistics from a pass over data, exact ones: those of all values, not an average over batches.
+
+        In `with bn.recalibrate() as pass_:` calls of the module are collected and move nothing; `pass_.commit()` then
+        makes theirs the running statistics. See Recalibration.
+        """
+        return Recalibration(self)
+
+    @driver_errors("fold")
+    @whole
+    def fold(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(a, b), of C values each: by the running statistics y = a x + b per channel.
+
+        a = scale / sqrt(var + epsilon), b = bias - mean a, in float64 on the host, rounded once, to the parameters'
+        dtype. ModuleStateError: no running statistics. Waits for the device.
+        """
+        a, b = self._coefficients()
+        return a.astype(self._numbers), b.astype(self._numbers)
+
+    @driver_errors("fold_into")
+    @whole
+    def fold_into(
+        self, weight: NDArray[Any], bias: NDArray[Any] | None = None, *, axis: int = 0
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Weight and bias of the convolution or dense layer before this module, with the module folded into them.
+
+        weight: a NumPy array of float32, float64, float16 or bfloat16, with the layer's output channels on `axis`: 0
+        for (out, in, ...), 1 for the transposed (in, out, ...), -1 for (..., in, out). bias: C values, or None for 0.
+        Returns new arrays of weight's dtype, for a layer that gives what both gave in evaluation: a weight and
+        a bias + b, by `fold`'s a and b before they are rounded. ModuleShapeError, ModuleDtypeError: which argument;
+        ModuleParameterError: no such axis; ModuleStateError: no running statistics.
+        """
+        return fold_into(str(self), self._coefficients(), weight, bias, axis)
+
+    def _coefficients(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if not self.running:
+            raise ModuleStateError(f"{self}: without running statistics (running=False) nothing can be folded")
+        scale, bias, mean, var = (host_of(array).ravel() for array in self._tensors() if array is not None)
+        return coefficients(scale, bias, mean, var, self.epsilon)
+
     def _state(self) -> dict[str, NDArray[Any]]:
         """All that changes, on the host: what another module of the same kind takes by `_take_state`."""
-        scale, bias, mean, var = self._tensors()
-        arrays = {"scale": scale, "bias": bias, "mean": mean, "var": var}
+        named = zip(("scale", "bias", "mean", "var"), self._tensors(), strict=True)
+        arrays = {name: array for name, array in named if array is not None}
         arrays |= {f"{name}.grad": one.grad for name, one in self._vars.items()}
         entered = np.full(self._shape, self._counted(), np.uint32) if self._entered is None else self._entered.get()
         return {name: host_of(array) for name, array in arrays.items()} | {
@@ -232,7 +303,7 @@ class BatchNormND(Module):
     def _take_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Become as the module was that gave this state."""
         self.reset()
-        for name in ("scale", "bias", "mean", "var"):
+        for name in ("scale", "bias", "mean", "var") if self.running else ("scale", "bias"):
             setattr(self, name, state[name])
         for name, one in self._vars.items():
             one.grad.set(state[f"{name}.grad"])
@@ -258,8 +329,9 @@ class BatchNormND(Module):
         options: Any = {"dtype": self._numbers, "queue": self.queue}
         self.setVar("scale", Variable(gpuarray.to_gpu(scale.astype(self._numbers), queue=self.queue), "scale"))
         self.setVar("bias", Variable(gpuarray.zeros(self._shape, **options), "bias"))
-        self.setAttr("mean", gpuarray.zeros(self._shape, **options))
-        self.setAttr("var", gpuarray.ones(self._shape, **options))
+        if self.running:
+            self.setAttr("mean", gpuarray.zeros(self._shape, **options))
+            self.setAttr("var", gpuarray.ones(self._shape, **options))
 
     def _generator(self, seed: Any) -> Any:
         """The function that draws (mean, deviation, shape) from a normal distribution."""
@@ -272,16 +344,20 @@ class BatchNormND(Module):
                 f"{self}: seed is {seed!r}; None or a seed for NumPy is wanted ({error})"
             ) from error
 
-    def _tensors(self) -> tuple[Array, Array, Array, Array]:
+    def _tensors(self) -> tuple[Array, Array, Array | None, Array | None]:
+        """Scale, bias and the running statistics, None without those."""
         scale, bias, mean, var = self.scale, self.bias, self.mean, self.var
-        if scale is None or bias is None or mean is None or var is None:
+        if scale is None or bias is None or ((mean is None or var is None) and self.running):
             raise self._incomplete()
         return scale, bias, mean, var
 
     def _forward(self, data: Array, residual: Array | None = None) -> Array:
-        fused = self._fused(data.shape, residual)
+        fused, session = self._fused(data.shape, residual), self._session
+        collected = None if session is None else session.of_call(data)
         y = self._normalised(data, fused)
         self._behind = fused or None
+        if session is not None:
+            session.keep(collected)
         return y
 
     def _fused(self, shape: tuple[int, ...], residual: Array | None) -> dict[str, Any]:
@@ -302,47 +378,63 @@ class BatchNormND(Module):
         return options
 
     def _normalised(self, data: Array, fused: dict[str, Any]) -> Array:
-        if self._by_running():
-            scale, bias, mean, var = self._tensors()
-            options: dict[str, Any] = {"epsilon": self.epsilon, "axis": self.axis, **fused}
-            y = functional.batch_norm_infer(data, scale, bias, mean, var, out=data if self.inplace else None, **options)
-            self.savemean = self.saveinvvar = None
-            return y
-        options = self._training() | fused
-        if data.size == self.maps:
+        by_running, moves = self._by_running(), self._moves_running()
+        options = self._training() if moves or not by_running else None
+        if data.size == self.maps and options is not None:
+            needs = "training needs two" if self.train else "the batch's own statistics need two"
             raise ModuleShapeError(
-                f"{self}: data has shape {data.shape}: one value per channel has no variance; training needs two"
+                f"{self}: data has shape {data.shape}: one value per channel has no variance; {needs}"
             )
-        y, self.savemean, self.saveinvvar = functional.batch_norm_train(data, **options)
-        if data.size:
+        if by_running:
+            y, self._used = self._infer(data, options if data.size else None, fused)
+            self.savemean = self.saveinvvar = None
+        else:
+            y, self.savemean, self.saveinvvar = functional.batch_norm_train(data, **(options or {}), **fused)
+        if data.size and moves:
             self._batches += 1
         return y
 
-    def _by_running(self) -> bool:
-        """Whether a call normalises with the running statistics."""
-        if self.inplace and self.train:
-            raise ModuleStateError(f"{self}: inplace is for evaluation: training needs the input for its gradient")
-        return not self.train or self.frozen_statistics
+    def _infer(
+        self, data: Array, moving: Mapping[str, Any] | None, fused: Mapping[str, Any]
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """The output by the running statistics; which are moved afterwards, and come back as they were before."""
+        scale, bias, mean, var = self._tensors()
+        assert mean is not None
+        assert var is not None
+        options: dict[str, Any] = {"epsilon": self.epsilon, "axis": self.axis, **fused}
+        options["out"] = data if self.inplace else None
+        if moving is None:
+            return functional.batch_norm_infer(data, scale, bias, mean, var, **options), None
+        own = functional.statistics(data, axis=self.axis)
+        used = gpuarray.pack(mean, queue=data.queue), gpuarray.pack(var, queue=data.queue)
+        y = functional.batch_norm_infer(data, scale, bias, *used, **options)
+        names = ("factor", "init_factor", "entered", "guard", "estimator")
+        functional.move_running(own, mean, var, **{name: moving[name] for name in names})
+        return y, used
 
     def _training(self) -> dict[str, Any]:
         """What batch_norm_train takes beside the data."""
         scale, bias, mean, var = self._tensors()
-        if self._entered is None:
+        moves = self._moves_running()
+        if self._entered is None and moves:
             self._entered = gpuarray.full(self._shape, self._counted(), np.uint32, queue=self.queue)
         return {
             "scale": scale,
             "bias": bias,
-            "running_mean": mean,
-            "running_var": var,
+            "running_mean": mean if moves else None,
+            "running_var": var if moves else None,
             "epsilon": self.epsilon,
             "factor": self.minFactor,
             "init_factor": self.initFactor,
-            "entered": self._entered,
+            "entered": self._entered if moves else None,
             "guard": self.guard,
             "axis": self.axis,
+            "estimator": self.estimator,
         }
 
     def _backward(self, data: Array, grad: Array, into: Mapping[str, Array], scale: float, momentum: float) -> Array:
+        if self._session is not None:
+            self._session.of_backward()
         weights, _, mean, var = self._tensors()
         options: dict[str, Any] = {"axis": self.axis, **self._behind_options()}
         if self.savemean is not None and self.saveinvvar is not None:
@@ -350,7 +442,7 @@ class BatchNormND(Module):
         elif self.inplace:
             raise ModuleStateError(f"{self}: backward after an evaluation in place, which wrote over its input")
         else:
-            statistics = mean, var
+            statistics = self._used or (mean, var)  # type: ignore[assignment]
             options |= {"training": False, "epsilon": self.epsilon}
         if self.affine and into:
             options |= {"scale_grad": into["scale"], "bias_grad": into["bias"]}
@@ -386,7 +478,8 @@ class BatchNormND(Module):
         return f"{name or f'BatchNormND({rank - 2}, '}{self.maps}{last})"
 
     def _shapes(self) -> tuple[Shapes, Shapes]:
-        return {"scale": self._shape, "bias": self._shape}, {"mean": self._shape, "var": self._shape}
+        attributes = dict.fromkeys(("mean", "var"), self._shape) if self.running else {}
+        return {"scale": self._shape, "bias": self._shape}, attributes
 
     def _skips(self) -> NDArray[np.uint32]:
         """For each channel, how many updates the guard left out; waits for the device."""
@@ -416,7 +509,8 @@ class BatchNormND(Module):
         return {"numOfProps": (), "skipped": self._shape}
 
     def _counters_from(self, counters: Mapping[str, Any], source: str) -> Callable[[], None]:
-        batches = counters.get("numOfProps", settled_count(self.initFactor, self.minFactor))
+        unknown = settled_count(self.initFactor, self.minFactor) if self.running else 0
+        batches = counters.get("numOfProps", unknown) if self.running else 0
         skips = counters.get("skipped")
         if skips is not None and skips.max() > counters.get("numOfProps", 0):
             raise ModuleFileError(f"{self}: {source} has {skips.max()} updates left out, more than batches")

@@ -7,6 +7,7 @@ costs. What is set shows in the blueprint as well, from which a module is made a
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -14,15 +15,15 @@ import numpy as np
 from oclbn.call import fusing, values
 from oclbn.errors import ModuleParameterError, ModuleStateError
 
-__all__ = ["Activated", "Fixed", "Flag", "Name", "Number", "flag"]
+__all__ = ["Activated", "Choice", "Fixed", "Flag", "Name", "Number", "Option", "flag"]
 
 _T = TypeVar("_T")
 
 
-def flag(module: object, name: str, value: Any) -> bool:
+def flag(module: object, name: str, value: Any, wanted: str = "True or False") -> bool:
     """`value` if it is one of two; text, of which "no" would count as true, is refused."""
     if not isinstance(value, (int, np.bool_, np.integer)) or value not in (0, 1):
-        raise ModuleParameterError(f"{module}: {name} is {values.shown(value)}; True or False is wanted")
+        raise ModuleParameterError(f"{module}: {name} is {values.shown(value)}; {wanted} is wanted")
     return bool(value)
 
 
@@ -66,6 +67,19 @@ class Number(Option[float]):
     def _checked(self, module: object, value: Any) -> float:
         label = f"{module}: {self._name}"
         return values.number(label, value, self._low, self._high, error=ModuleParameterError)
+
+
+class Choice(Option[str]):
+    """One of several words."""
+
+    def __init__(self, words: Collection[str]) -> None:
+        self._words = words
+
+    def _checked(self, module: object, value: Any) -> str:
+        if not (isinstance(value, str) and value in self._words):
+            wanted = " or ".join(map(repr, self._words))
+            raise ModuleParameterError(f"{module}: {self._name} is {values.shown(value)}; {wanted} is wanted")
+        return value
 
 
 class Name(Option[str | None]):

@@ -80,6 +80,7 @@ class Parameters(metaclass=Contract):
     """
 
     _passing: ClassVar[tuple[str, ...]] = ()  # attributes that the last call leaves
+    _bound: ClassVar[tuple[str, ...]] = ("queue", "lock")  # those that are no copy's
     name = Name()
     queue = Fixed[cl.CommandQueue]("make another module with queue=..., and save and load the values")
     calctype = Fixed[Calctype]("calcMode(dtype) changes it")
@@ -130,8 +131,8 @@ class Parameters(metaclass=Contract):
 
     def _kept(self) -> list[tuple[str, Any]]:
         """All that a copy has, by name."""
-        passing = ("queue", "lock", *self._passing)
-        return [(name, value) for name, value in self.__dict__.items() if name not in passing]
+        own = (*self._bound, *self._passing)
+        return [(name, value) for name, value in self.__dict__.items() if name not in own]
 
     def __dir__(self) -> list[str]:
         return shown(type(self), super().__dir__())
@@ -223,7 +224,7 @@ class Parameters(metaclass=Contract):
 
     def _shape_of(self, kind: str, name: str, shapes: Shapes) -> tuple[int, ...]:
         if name not in shapes:
-            raise ModuleParameterError(f"{self}: {kind} is {name!r}; one of {', '.join(shapes)} is wanted")
+            raise ModuleParameterError(f"{self}: {kind} is {name!r}; {_one_of(shapes)} is wanted")
         return shapes[name]
 
     def _tensor(self, name: str) -> Array | None:
@@ -235,6 +236,8 @@ class Parameters(metaclass=Contract):
     def _assign(self, name: str, values: ArrayLike | Array) -> None:
         """Copy values into a variable or an attribute, which is made where there is none yet."""
         array, (var_shapes, attr_shapes) = self._tensor(name), self._shapes()
+        if name not in var_shapes | attr_shapes:
+            raise ModuleStateError(f"{self}: there is no {name} to assign to; the module was made without")
         if values is array is not None:
             return  # bn.scale *= 2 has changed it already
         host = self._host_of(name, values, (var_shapes | attr_shapes)[name])
@@ -243,7 +246,7 @@ class Parameters(metaclass=Contract):
             raise ModuleParameterError(f"{self}: {name} is given {fault}")
         if array is not None:
             self._finish()
-            _overwrite([(array, host)])
+            overwrite([(array, host)])
         elif name in var_shapes:
             self.setVar(name, Variable(gpuarray.to_gpu(host, queue=self.queue), name))
         else:
@@ -441,7 +444,7 @@ class Parameters(metaclass=Contract):
         variables = {key: Variable(new[key], key) for key in stored.variables if key in new}
         set_counters = self._counters_from(stored.counters, stored.source)
         self._finish()
-        _overwrite([(known[key], host) for key, host in hosts.items() if key in known])
+        overwrite([(known[key], host) for key, host in hosts.items() if key in known])
         self.reset()
         for key, var in variables.items():
             self.setVar(key, var)
@@ -514,12 +517,16 @@ class Parameters(metaclass=Contract):
 refuse_foreign(Parameters)
 
 
+def _one_of(names: Mapping[str, Any]) -> str:
+    return f"one of {', '.join(names)}" if names else "none, as the module was made without any,"
+
+
 def _lost_name(dtype: np.dtype[Any]) -> str:
     """Advice, where elements may be bfloat16 that NumPy's own files gave back without their type's name."""
     return "; if they are bfloat16, give values.view(ml_dtypes.bfloat16)" if dtype == np.dtype("V2") else ""
 
 
-def _overwrite(pairs: list[tuple[Array, NDArray[Any]]]) -> None:
+def overwrite(pairs: list[tuple[Array, NDArray[Any]]]) -> None:
     """Write into all arrays; where one cannot be written, the others get back what they had."""
     old = [host_of(array) for array, _ in pairs]
     try:

@@ -103,7 +103,7 @@ class SyncBatchNorm:
     def start(self, shards: Any, residuals: Any = None) -> Pending[Any]:
         """As a call, but for the exchange: see Group.batched."""
         group = self.group
-        if not self.module.train:  # nobody waits for this rank
+        if not self.module.train and self.module._uses_running():  # nobody waits for this rank
             return self._by_running(shards, residuals)
         with group.working(), group.telling():
             if self.module._by_running():
@@ -115,7 +115,9 @@ class SyncBatchNorm:
                 name: [own[name] for own in options]
                 for name in ("scale", "bias", "running_mean", "running_var", "entered")
             }
-            numbers = {name: options[0][name] for name in ("epsilon", "factor", "init_factor", "guard", "axis")}
+            names = ("epsilon", "factor", "init_factor", "guard", "axis", "estimator")
+            numbers = {name: options[0][name] for name in names}
+            moves = self.module._moves_running()
             fused = {"activation": self.module.activation, "residual": [one.get("residual") for one in behind]}
             pending = group.start_train(listed, **each, **numbers, **fused, layer=self._layer)
 
@@ -126,7 +128,7 @@ class SyncBatchNorm:
                 shape = one._shape
                 one.savemean = rows.shaped(statistics.parts[index].mean, shape)
                 one.saveinvvar = rows.shaped(statistics.invstd[index], shape)
-                one._batches += bool(statistics.count)
+                one._batches += moves and bool(statistics.count)
             self._shards, self._statistics = listed, statistics
             return ys[0] if alone else ys
 
@@ -138,6 +140,10 @@ class SyncBatchNorm:
         return [self.module._fused(x.shape, residual) for x, residual in zip(shards, listed, strict=True)]
 
     def _by_running(self, shards: Any, residuals: Any) -> Pending[Any]:
+        if self.module._moves_running():
+            raise ModuleStateError(
+                f"{self.module}: use_running and update_running are both True; over a group one of them is wanted"
+            )
         listed, alone = self._listed("data", shards)
         behind = self._fused(listed, residuals)
         ys = [one(x, own.get("residual")) for one, x, own in zip(self.modules, listed, behind, strict=True)]
@@ -173,7 +179,7 @@ class SyncBatchNorm:
                 each = {name: [own.get(name) for own in behind] for name in ("bias", "y", "residual")}
                 options |= {name: None if arrays[0] is None else arrays for name, arrays in each.items()}
                 options |= {name: behind[0].get(name) for name in ("activation", "dresidual")}
-            if self.module.affine and updParamGrads:
+            if self.module.affine and updParamGrads and self.module.train:
                 for name in ("scale", "bias"):
                     options[f"{name}_grad"] = [one.vars[name].grad for one in self.modules]
                 options |= {"grad_scale": scale, "grad_momentum": momentum}
@@ -296,7 +302,7 @@ class SyncBatchNorm:
             payload = b"".join(array.tobytes() for array in state.values())
         blueprint = {name: value for name, value in module.blueprint.items() if name != "empty"}
         words = f"{type(module).__name__} {self._layer!r} of {np.dtype(module.calctype)}: {blueprint}"
-        words += f", guard {module.guard}, frozen_statistics {module.frozen_statistics}, parameters {self.parameters}"
+        words += f", guard {module.guard}, {module._running_options()}, parameters {self.parameters}"
         words += "" if module.activation is None else f", activation {module.activation!r}"
         words += f", with {', '.join(state)}"
         first = group.agree(words, payload)[0]

@@ -20,7 +20,7 @@ from pyopencl.array import Array
 from oclbn import gpuarray
 from oclbn.call import arguments, fusing, values
 from oclbn.call.fusing import Fused
-from oclbn.call.making import check, make, training_numbers
+from oclbn.call.making import check, make, taken_off, training_numbers
 from oclbn.call.prepared import count_of
 from oclbn.call.results import result_like
 from oclbn.device import driver_errors
@@ -96,10 +96,10 @@ class Group(Collective):
         """Normalise a batch by the statistics of all its shards, on all ranks.
 
         shards: (N_i, C, *spatial) each, channels on `axis`, N_i of any size, 0 too; the batch must have two values per
-        channel. By keyword, as batch_norm_train takes them: axis, epsilon, factor, init_factor, guard, and for each
-        shard out, scale, bias, running_mean, running_var, skipped and entered. Running statistics and counters are
-        moved alike on all devices, from those of this process's first one. layer: a name that errors tell, and that
-        all ranks have to give alike.
+        channel. By keyword, as batch_norm_train takes them: axis, epsilon, factor, init_factor, guard, estimator, and
+        for each shard out, scale, bias, running_mean, running_var, skipped and entered. Running statistics and counters
+        are moved alike on all devices, from those of this process's first one. layer: a name that errors tell, and
+        that all ranks have to give alike.
 
         Returns y, for each shard, and the statistics that `backward` takes. An empty batch gives empty results and
         moves nothing.
@@ -126,6 +126,7 @@ class Group(Collective):
         init_factor: float = 1.0,
         activation: Any = None,
         residual: Any = None,
+        estimator: str = "sample",
         layer: str | None = None,
     ) -> Pending[tuple[Any, GroupStatistics]]:
         """As `train`, but for the exchange: that is begun by `send` or by the first `result()`."""
@@ -142,7 +143,7 @@ class Group(Collective):
                 with self._places.of_shard(index):
                     fused = fusing.before(activation, given["residual"])
                     check("normalize", x, axis, given, given["out"], fusion=fused.fusion)
-            averaging = whole.Averaging(numbers["factor"], numbers["init_factor"], bool(guard))
+            averaging = whole.Averaging(numbers["factor"], numbers["init_factor"], bool(guard), taken_off(estimator))
             kind = numbers_of(xs[0].dtype)
             counts = [count_of(x, axis) for x in xs]
             found = [self._moments(x, axis) for x in xs]
@@ -152,6 +153,7 @@ class Group(Collective):
             words = _words("train", layer, xs[0], axis)
             words += f", epsilon {numbers['epsilon']!r}, factor {averaging.factor!r}"
             words += f", init_factor {averaging.init_factor!r}, guard {averaging.guard}"
+            words += f", {estimator}" if estimator != "sample" else ""
             words += f", moving {', '.join(moved) or 'nothing'}" + _activated(activation)
 
             def collect() -> bytes:

@@ -96,6 +96,7 @@ class Averaging:
     factor: float
     init_factor: float
     guard: bool
+    taken_off: int = 1  # from the number of values, where the variance is divided by it
 
 
 def finite(moments: Rows) -> NDArray[np.bool_]:
@@ -113,7 +114,7 @@ def averaged(count: int, moments: Rows, averaging: Averaging, old: dict[str, NDA
     with np.errstate(all="ignore"):
         batch = {
             "running_mean": moments[0].astype(np.float64),
-            "running_var": _value(_wide(moments[None], 2))[0] / (count - 1),
+            "running_var": _value(_wide(moments[None], 2))[0] / (count - averaging.taken_off),
         }
         made = {}
         for name, before in old.items():

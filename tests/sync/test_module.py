@@ -129,6 +129,43 @@ def test_frozen_statistics(group: DeviceGroup, element: np.dtype) -> None:
     assert bn.module.mean.get().ravel().tolist() == alone.mean.get().ravel().tolist()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"estimator": "population"},
+        {"update_running": False},
+        {"use_running": False, "update_running": True},
+        {"running": False},
+    ],
+    ids=str,
+)
+def test_switches(two: list[cl.CommandQueue], options: dict[str, Any]) -> None:
+    """In both modes as of a module on the whole batch."""
+    group, host = DeviceGroup(two), batch(shape=(4, C, 3, 2))
+    alone = BatchNorm2D(C, queue=two[0], seed=3, **options)
+    bn = SyncBatchNorm(alone, group)
+    for switch in ("trainMode", "evalMode"):
+        for one in (bn, alone):
+            getattr(one, switch)()
+        ys, dxs = step(bn, split(group, host.x), split(group, host.dy))
+        y, dx = step(alone, cla.to_device(two[0], host.x), cla.to_device(two[0], host.dy))
+        found = {"y": np.concatenate(hosts_of(ys)), "dx": np.concatenate(hosts_of(dxs))}
+        wanted = {"y": y.get(), "dx": dx.get()}
+        for module, into in ((bn.module, found), (alone, wanted)):
+            into |= {f"grad of {name}": var.grad.get() for name, var in module.vars.items()}
+            into |= {name: attr.get() for name, attr in module.attrs.items()}
+        assert_near(found, wanted, np.dtype(np.float32))
+        assert bn.numOfProps == alone.numOfProps
+
+
+def test_what_a_group_does_not_switch(two: list[cl.CommandQueue]) -> None:
+    group = DeviceGroup(two)
+    bn = SyncBatchNorm(BatchNorm2D(C, queue=two[0], use_running=True), group)
+    with pytest.raises(ModuleStateError, match=r"use_running and update_running are both True; over a group one of"):
+        bn(split(group, batch().x))
+    assert bn.numOfProps == 0
+
+
 def test_gradients_are_gathered_and_zeroed(two: list[cl.CommandQueue]) -> None:
     group, host = DeviceGroup(two), batch()
     bn = SyncBatchNorm(BatchNorm2D(C, queue=two[0], seed=1), group)
