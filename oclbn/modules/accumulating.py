@@ -89,6 +89,7 @@ class Accumulation:
         module._tensors()
         begin(module, self)
         self._epsilon, self._axis, self._state = module.epsilon, module.axis, "is open"
+        self._modes = _modes_of(module)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -197,8 +198,12 @@ class Accumulation:
         raise ModuleStateError(f"{self._module}: {phase} is out of turn: {why}")
 
     def _complete(self) -> None:
-        """ModuleStateError unless each phase has had all parts."""
+        """ModuleStateError unless the module is as it was, and each phase has had all parts."""
         module, parts = self._module, len(self._shapes)
+        if _modes_of(module) != self._modes:
+            raise ModuleStateError(
+                f"{module}: the mode, a switch or the type was changed while accumulate() was open; nothing else was"
+            )
         if not parts:
             raise ModuleStateError(f"{module}: accumulate() has ended without a part; nothing has changed")
         for phase in ("normalize", "gradient_sums", "gradient"):
@@ -258,6 +263,11 @@ class Accumulation:
             f"{self._module}: accumulate() is open; gradients are its step's: step.gradient_sums(x, dy), then "
             "step.gradient(x, dy)"
         )
+
+
+def _modes_of(module: BatchNormND) -> tuple[Any, ...]:
+    """What a batch has to begin and to end with."""
+    return module.train, module.use_running, module.update_running, module.calctype
 
 
 def _parts(number: int) -> str:

@@ -44,8 +44,9 @@ class BatchNormND(RunningStatistics):
     """Batch normalization of (batch, maps, *spatial) with `nd` spatial axes, or of channels on another `axis`.
 
     `scale`, `bias`, `mean`, `var` have shape (1, maps) + (1,) * nd, and so have `savemean`, `saveinvvar`, `scalegrad`
-    and `biasgrad`, which the last call and its gradient leave. `numOfProps` counts all training batches; setting it
-    says how many the statistics of every channel stand for, and `skipped` is 0 again.
+    and `biasgrad`, which the last call and its gradient leave. `numOfProps` counts the batches that moved the running
+    statistics, all training batches by default; setting it says how many the statistics of every channel stand for, and
+    `skipped` is 0 again.
     ModuleShapeError: data of another rank or number of channels, or in training of one value per channel. Module tells
     of the other errors.
 
@@ -229,7 +230,7 @@ class BatchNormND(RunningStatistics):
 
     @property
     def numOfProps(self) -> int:
-        """How many training batches there were."""
+        """How many batches there were that moved the running statistics: all training batches, unless switched off."""
         return self._batches
 
     @numOfProps.setter

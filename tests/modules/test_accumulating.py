@@ -288,6 +288,22 @@ def test_the_module_is_not_called_meanwhile(queue: cl.CommandQueue) -> None:
     assert bn.numOfProps == 2
 
 
+def test_another_mode_at_the_end(queue: cl.CommandQueue) -> None:
+    bn, parts = BatchNorm2D(C, queue=queue, seed=1), Parts(queue)
+    mean = bn.mean.get().tobytes()  # type: ignore[union-attr]
+    for change in (bn.evalMode, lambda: setattr(bn, "update_running", False), lambda: bn.calcMode(np.float16)):
+        bn.trainMode()
+        bn.update_running = None
+        step = bn.accumulate()
+        step.__enter__()
+        parts.go(step, "ssnnggdd")
+        change()
+        with pytest.raises(ModuleStateError, match=r"the mode, a switch or the type was changed while accumulate\(\)"):
+            step.__exit__(None, None, None)
+        assert (bn.numOfProps, bn.mean.get().tobytes()) == (0, mean)  # type: ignore[union-attr]
+        assert not any(var.grad.get().any() for var in bn.vars.values())
+
+
 def test_modules_that_take_no_parts(queue: cl.CommandQueue) -> None:
     for options in ({"frozen_statistics": True}, {"use_running": True}):
         bn = BatchNorm2D(C, queue=queue, **options)  # type: ignore[arg-type]
