@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import copy
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,9 @@ class Call:
     """What the last call leaves for its gradient."""
 
     x: Host
-    train: bool
+    own: bool  # normalised with the batch's own statistics
     spoiled: bool
+    used: tuple[Number, Number] | None = None  # the running statistics that the call moved afterwards
 
 
 class Model:
@@ -86,7 +87,8 @@ class Model:
         self.scale, self.bias, self.mean, self.var = Number.of(scale), Number.of(0), Number.of(0), Number.of(1)
         self.grads = {"scale": Number.of(0), "bias": Number.of(0)}
         self.train, self.guard, self.batches, self.skips = True, True, 0, np.zeros(C, int)
-        self.frozen = False
+        self.use: bool | None = None
+        self.update: bool | None = None
         self.dtype = np.dtype(np.float32)  # of data
         self.last: Call | None = None
 
@@ -122,8 +124,15 @@ class Model:
 
     def forward(self, x: Host) -> tuple[Host, Host]:
         """y and its tolerance."""
-        if not self.train or self.frozen:
-            return self._infer(x)
+        by_running = not self.train if self.use is None else self.use
+        moves = self.train if self.update is None else self.update
+        made = None
+        if by_running:
+            made = self._infer(x)
+            used = copy.deepcopy((self.mean, self.var)) if moves and x.size else None
+            self.last = Call(x, False, bool(np.isnan(x).any()), used)
+            if not moves:
+                return made
         found = reference.train(
             x,
             self.scale.value,
@@ -142,7 +151,7 @@ class Model:
         shape = x.shape
         room = bound.y() + MORE * (bound.xhat * along(self.scale.error, shape, 1) + along(self.bias.error, shape, 1))
         count = x.size // C
-        if count:
+        if count and moves:
             kept = self.guard & ~(np.isfinite(found.mean) & np.isfinite(found.var))
             self.skips = self.skips + kept
             unbiased = found.var * count / (count - 1)
@@ -154,39 +163,58 @@ class Model:
                 number.error = np.where(kept, number.error, (1 - factor) * number.error + call)
                 number.value = new
             self.batches += 1
+        if made is not None:
+            return made
         self.last = Call(x, True, bool(np.isnan(x).any()))
         return found.y, room
 
+    def only_infers(self) -> bool:
+        """Whether a call takes the running statistics and leaves them."""
+        return (not self.train if self.use is None else self.use) and not (
+            self.train if self.update is None else self.update
+        )
+
+    def recalibrate(self, xs: list[Host]) -> None:
+        """Statistics of all values, all finite."""
+        x = np.concatenate(xs)
+        found = reference.train(x)
+        bound = Bound(x, found.mean, found.invstd, None, None, axis=1, dtype=self.dtype)
+        var = found.var * (x.size // C) / (x.size // C - 1)
+        self.mean = Number(found.mean, bound.stored_mean())
+        self.var = Number(var, bound.running_var(var, var, 1.0))
+        self.batches, self.skips, self.last = sum(one.size > 0 for one in xs), np.zeros(C, int), None
+
     def _infer(self, x: Host) -> tuple[Host, Host]:
         y = reference.infer(x, self.scale.value, self.bias.value, self.mean.value, self.var.value, epsilon=self.epsilon)
-        bound = Bound(x, self.mean.value, self._invstd(), self.scale.value, self.bias.value, axis=1, dtype=self.dtype)
-        carried = self._xhat_error(bound) * along(np.abs(self.scale.value), x.shape, 1)
+        invstd = self._invstd(self.var)
+        bound = Bound(x, self.mean.value, invstd, self.scale.value, self.bias.value, axis=1, dtype=self.dtype)
+        carried = self._xhat_error(bound, self.mean, self.var) * along(np.abs(self.scale.value), x.shape, 1)
         carried = carried + bound.xhat * along(self.scale.error, x.shape, 1) + along(self.bias.error, x.shape, 1)
-        self.last = Call(x, False, bool(np.isnan(x).any()))
         return y, bound.inferred() + MORE * carried
 
-    def _invstd(self) -> Host:
-        return 1 / np.sqrt(self.var.value + self.epsilon)
+    def _invstd(self, var: Number) -> Host:
+        return 1 / np.sqrt(var.value + self.epsilon)
 
-    def _invstd_error(self) -> Host:
+    def _invstd_error(self, var: Number) -> Host:
         """Relative."""
-        return 0.5 * self.var.error * self._invstd() ** 2
+        return 0.5 * var.error * self._invstd(var) ** 2
 
-    def _xhat_error(self, bound: Bound) -> Host:
+    def _xhat_error(self, bound: Bound, mean: Number, var: Number) -> Host:
         """What errors of the running statistics do to (x - mean) * invstd."""
         shape = bound.shape
-        by_mean = along(self.mean.error * self._invstd(), shape, 1)
-        return by_mean + bound.xhat * along(self._invstd_error(), shape, 1)
+        by_mean = along(mean.error * self._invstd(var), shape, 1)
+        return by_mean + bound.xhat * along(self._invstd_error(var), shape, 1)
 
     def backward(self, dy: Host, update: bool, scale: float, momentum: float) -> tuple[Host, Host]:
         """dx and its tolerance; the parameters' gradients are gathered in training."""
         assert self.last is not None
-        x, train = self.last.x, self.last.train
+        x, train = self.last.x, self.last.own
+        running = self.last.used or (self.mean, self.var)
         if train:
             own = reference.train(x, epsilon=self.epsilon)
             mean, invstd = own.mean, own.invstd
         else:
-            mean, invstd = self.mean.value, self._invstd()
+            mean, invstd = running[0].value, self._invstd(running[1])
         arrays = x, dy, self.scale.value, mean, invstd
         dx, dscale, dbias = reference.backward(*arrays, training=train)
         bound = Bound(x, mean, invstd, self.scale.value, None, axis=1, dtype=self.dtype)
@@ -194,9 +222,9 @@ class Model:
         unit = np.abs(reference.backward(x, dy, None, mean, invstd, training=train)[0])
         carried = unit * along(self.scale.error, x.shape, 1)
         if not train:
-            carried = carried + unit * along(np.abs(self.scale.value) * self._invstd_error(), x.shape, 1)
+            carried = carried + unit * along(np.abs(self.scale.value) * self._invstd_error(running[1]), x.shape, 1)
             rows = tuple(axis for axis in range(x.ndim) if axis != 1)
-            dscale_room = dscale_room + MORE * np.sum(np.abs(dy) * self._xhat_error(bound), axis=rows)
+            dscale_room = dscale_room + MORE * np.sum(np.abs(dy) * self._xhat_error(bound, *running), axis=rows)
         if update and self.train and self.affine:
             for name, new, error in (("scale", dscale, dscale_room), ("bias", dbias, dbias_room)):
                 old = self.grads[name] if momentum else Number.of(0)
@@ -352,9 +380,65 @@ class Machine(RuleBasedStateMachine):
     def switch_guard(self, guard: bool) -> None:
         self.bn.guard = self.model.guard = guard
 
+    @rule(use=st.sampled_from([None, True, False]), update=st.sampled_from([None, True, False]))
+    def switch_running(self, use: bool | None, update: bool | None) -> None:
+        self.bn.use_running, self.bn.update_running = self.model.use, self.model.update = use, update
+        assert self.bn.frozen_statistics is ((use, update) == (True, False))
+
     @rule(frozen=st.booleans())
     def freeze(self, frozen: bool) -> None:
-        self.bn.frozen_statistics = self.model.frozen = frozen
+        if frozen or self.bn.frozen_statistics:
+            self.model.use, self.model.update = (True, False) if frozen else (None, None)
+        self.bn.frozen_statistics = frozen
+
+    @rule(several=st.lists(batches, min_size=1, max_size=3), commit=st.booleans())
+    def recalibrate(self, several: list[Batch], commit: bool) -> None:
+        """By calls of whatever mode; taken back, or given up, it leaves no trace."""
+        xs = [replace(one, size=several[0].size).make(self.flat, self.model.dtype)[0] for one in several]
+        if not sum(x.size for x in xs):
+            return
+        self.bn.reset()
+        before = self._kept()
+        with self.bn.recalibrate() as pass_:
+            for x in xs:
+                self.bn(self.put(x))
+        self.bn.reset()
+        assert self._kept() == before
+        pass_.commit()
+        if commit:
+            self.model.recalibrate(xs)
+        else:
+            pass_.rollback()
+            assert self._kept() == before
+        self.model.last = None
+        self.tally["operations on modules"] += 1
+
+    def _kept(self) -> list[Any]:
+        state = state_of(self.bn)
+        return [one[1] if isinstance(one, tuple) else one for one in state]
+
+    @rule(batch=batches, at=st.integers(0, 33), seed=st.integers(0, 99), scale=quarters, momentum=momenta)
+    def accumulate(self, batch: Batch, at: int, seed: int, scale: float, momentum: float) -> None:
+        """Two parts, which are one batch to the model; refused where they are not normalised together."""
+        x, dy = batch.make(self.flat, self.model.dtype)
+        if not self.model.train or self.model.use:
+            self._refused(ModuleStateError, self.bn.accumulate().__enter__)
+            return
+        xs, dys = ([self.put(np.ascontiguousarray(half)) for half in np.split(a, [at])] for a in (x, dy))
+        with np.errstate(all="ignore"):
+            y, room = self.model.forward(x)
+            dx, dx_room = self.model.backward(dy, True, scale, momentum)
+        with self.bn.accumulate(scale=scale, momentum=momentum) as step:
+            for part in xs:
+                step.statistics(part)
+            ys = [step.normalize(part).get() for part in xs]
+            for part, slope in zip(xs, dys, strict=True):
+                step.gradient_sums(part, slope)
+            dxs = [step.gradient(part, slope).get() for part, slope in zip(xs, dys, strict=True)]
+        for found, wanted, bound, what in ((ys, y, room, "y"), (dxs, dx, dx_room, "dx")):
+            assert_within(np.concatenate(found), *stored(wanted, np.nan_to_num(bound, nan=0.0), self.model.dtype), what)
+        self.model.last = None
+        self.tally["operations on modules"] += 1
 
     @rule(name=st.sampled_from(["scale", "bias", "mean", "var"]), seed=st.integers(0, 99), how=st.integers(0, 2))
     def assign(self, name: str, seed: int, how: int) -> None:
@@ -437,7 +521,7 @@ class Machine(RuleBasedStateMachine):
             "rate": (ModuleError, lambda: bn.updateParams(float("nan"))),
             "unit": (ModuleError, lambda: bn.paramSize("gb")),
         }
-        if self.model.train and not self.model.frozen:
+        if not self.model.only_infers():
             one = np.ones((1, C) if self.flat else (1, C, 1, 1), self.model.dtype)
             calls["one value"] = ModuleShapeError, lambda: bn(self.put(one))
         if self.model.last:
