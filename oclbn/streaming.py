@@ -27,7 +27,7 @@ from pyopencl.array import Array
 
 from oclbn import device, functional, gpuarray
 from oclbn.call import arguments, values
-from oclbn.elements import as_code
+from oclbn.elements import WANTED, as_code, kind
 from oclbn.errors import ArrayTypeError, DtypeError, OclbnError, ParameterError, ShapeError
 from oclbn.functional import Statistics
 
@@ -154,8 +154,8 @@ def _normalized(
             seen += size // channels if channels else 0
             if own and seen > found.count:
                 raise ParameterError(
-                    f"has more values than the first pass had; it saw {found.count} per channel in all, and chunks "
-                    "have to be the same in both"
+                    f"the second pass has more values than the first, {found.count} per channel; chunks have to be the "
+                    "same in both"
                 )
             if size:
                 y = functional.normalize(x, found, scale, bias, **options)
@@ -191,34 +191,28 @@ def _told(listed: Iterable[Chunk], axis: Any, queue: cl.CommandQueue | None) -> 
     """Each chunk with its number, on the device; and whether it came from the host."""
     target, like, index = arguments.queue("queue", queue), None, 0
     for chunk in listed:  # without enumerate, which holds the last one until it has the next
+        name, on_host = f"chunk {index}", isinstance(chunk, np.ndarray)
+        if not isinstance(chunk, (np.ndarray, Array)):
+            raise ArrayTypeError(f"{name} is {values.kind_of(chunk)}; a NumPy or a device array is wanted")
+        if kind(chunk.dtype.newbyteorder("=") if on_host else chunk.dtype) is None:
+            advice = f": chunk.astype({as_code(np.dtype(np.float32))})" if chunk.dtype.kind in "iubf" else ""
+            raise DtypeError(f"{name} is {chunk.dtype}; {WANTED} is wanted{advice}")
         with _of_chunk(index):
-            on_host = isinstance(chunk, np.ndarray)
-            if on_host:
+            if isinstance(chunk, np.ndarray):
                 target = target or device.default_queue()
-                x = gpuarray.to_gpu(_typed(chunk), queue=target)
-            elif isinstance(chunk, Array):
-                x = chunk
+                x = gpuarray.to_gpu(chunk, queue=target)
             else:
-                raise ArrayTypeError(f"is {values.kind_of(chunk)}; a NumPy or a device array is wanted")
-            arguments.tensor("x", x)
-            told = x.dtype, x.shape[arguments.axis_of(axis, x)]
-            like = like or told
-            if told[0] != like[0]:
-                raise DtypeError(f"is {told[0]}; {like[0]} is wanted, as chunk 0 is")
-            if told[1] != like[1]:
-                raise ShapeError(f"has {told[1]} channels on axis {axis}; {like[1]} are wanted, as chunk 0 has")
+                x = chunk
+        arguments.tensor(name, x)
+        told = x.dtype, x.shape[arguments.axis_of(axis, x)]
+        like = like or told
+        if told[0] != like[0]:
+            raise DtypeError(f"{name} is {told[0]}; {like[0]} is wanted, as chunk 0 is")
+        if told[1] != like[1]:
+            raise ShapeError(f"{name} has {told[1]} channels on axis {axis}; {like[1]} are wanted, as chunk 0 has")
         yield index, x, on_host
         del chunk, x
         index += 1  # noqa: SIM113
-
-
-def _typed(chunk: Any) -> NDArray[Any]:
-    """DtypeError for integers, which NumPy's data most often are."""
-    if chunk.dtype.kind in "iub":
-        wanted = as_code(np.dtype(np.float32))
-        raise DtypeError(f"is {chunk.dtype}; a type of floats is wanted: chunk.astype({wanted})")
-    typed: NDArray[Any] = chunk
-    return typed
 
 
 @contextlib.contextmanager
