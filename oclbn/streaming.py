@@ -74,7 +74,7 @@ def statistics(chunks: Chunks, /, *, axis: int = 1, queue: cl.CommandQueue | Non
     chunk that goes together with the others in no way.
 
     >>> found = statistics([np.float32([[1.0, 10.0]]), np.float32([[3.0, 30.0], [5.0, 50.0]])])
-    >>> print(found.count, found.mean.get(), found.m2.get())
+    >>> print(found.count, found.mean.get(), found.m2.get().round(3))
     3 [ 3. 30.] [  8. 800.]
     """
     found: Statistics | None = None

@@ -846,7 +846,18 @@ def test_an_unknown_unit(queue: cl.CommandQueue) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["modules.batchnorm", "modules.batchnormnd", "functional", "steps", "gpuarray", "call.order"]
+    "module",
+    [
+        "modules.batchnorm",
+        "modules.batchnormnd",
+        "modules.accumulating",
+        "modules.recalibrating",
+        "functional",
+        "steps",
+        "streaming",
+        "gpuarray",
+        "call.order",
+    ],
 )
 def test_the_examples_of_the_documentation(
     queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, module: str
