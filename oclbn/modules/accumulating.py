@@ -11,7 +11,7 @@ import pyopencl as cl
 from oclbn import functional, gpuarray
 from oclbn.call.copying import copy_strided
 from oclbn.device import driver_errors
-from oclbn.errors import ContextError, ModuleShapeError, ModuleStateError, OclbnError
+from oclbn.errors import ContextError, ModuleParameterError, ModuleShapeError, ModuleStateError, OclbnError
 from oclbn.functional import GradientSums, Statistics
 from oclbn.gpuarray import Array
 from oclbn.modules.recalibrating import begin
@@ -30,7 +30,7 @@ class Accumulation:
     Each phase takes all parts, in the order of the first one, and begins when the one before it is through. Only what
     a phase is given has to be on the device: parts may be loaded, or computed, anew for each. `normalize` may go over
     all parts again at any time later, for who computes y anew rather than keeping it. `gradient` may be left out
-    for all parts, where nobody wants dx.
+    for all parts, where nobody wants dx. A residual that a part has is given again with it in each phase.
 
     ModuleStateError: a call out of turn, or of more parts than there are; ModuleShapeError: a part that is no longer of
     the shape that it had; others as of the module's own call. None of them changes the module.
@@ -55,6 +55,7 @@ class Accumulation:
         self._whole: Statistics | None = None
         self._sums: GradientSums | None = None
         self._shapes: list[tuple[int, ...]] = []
+        self._added: list[bool] = []  # of each part, whether it has a residual
         self._done = dict.fromkeys(_PHASES, 0)
         self._state = "has not begun"
 
@@ -89,7 +90,7 @@ class Accumulation:
         module._tensors()
         begin(module, self)
         self._epsilon, self._axis, self._state = module.epsilon, module.axis, "is open"
-        self._modes = _modes_of(module)
+        self._activation, self._modes = module.activation, _modes_of(module)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -114,43 +115,67 @@ class Accumulation:
         self._done["statistics"] += 1
 
     @driver_errors("normalize")
-    def normalize(self, x: Array, *, out: Array | None = None) -> Array:
-        """Second phase: the output for a part, by the statistics of the batch. out: an array of x's shape for it."""
+    def normalize(self, x: Array, residual: Array | None = None, *, out: Array | None = None) -> Array:
+        """Second phase: the output for a part, by the statistics of the batch, as the module's own call gives it.
+
+        residual: as of the module's call. out: an array of x's shape for the output.
+        """
         self._begin("normalize", x)
         self._after("normalize", "statistics")
+        fused = self._fused("normalize", x, residual)
         whole = self._of_all()
         if whole.count == 1:
             raise ModuleShapeError(
                 f"{self._module}: the parts have one value per channel in all; training needs two, for a variance"
             )
         scale, bias, _, _ = self._module._tensors()
-        options: dict[str, Any] = {"epsilon": self._epsilon, "axis": self._axis, "out": out}
+        options: dict[str, Any] = {"epsilon": self._epsilon, "axis": self._axis, "out": out, **fused}
         if whole.count:
             y = functional.normalize(x, whole, scale, bias, **options)
         else:
             y, _, _ = functional.batch_norm_train(x, scale, bias, **options)
+        if len(self._added) < len(self._shapes):
+            self._added.append(residual is not None)
         self._done["normalize"] += 1
         return y
 
     @driver_errors("gradient_sums")
-    def gradient_sums(self, x: Array, dy: Array) -> None:
+    def gradient_sums(self, x: Array, dy: Array, residual: Array | None = None) -> None:
         """Third phase: what the gradients need of a part; dy is the gradient with respect to its output."""
         self._begin("gradient_sums", x, dy)
         self._after("gradient_sums", "normalize")
-        whole = self._of_all()
+        fused = self._fused("gradient_sums", x, residual)
+        whole, (scale, bias, _, _) = self._of_all(), self._module._tensors()
         if whole.count:
-            own = functional.gradient_sums(x, dy, whole, axis=self._axis)
+            options: dict[str, Any] = {"epsilon": self._epsilon, "scale": scale, "bias": bias, **fused}
+            own = functional.gradient_sums(x, dy, whole, axis=self._axis, **(options if self._activation else {}))
             self._sums = own if self._sums is None else functional.merge(self._sums, own)
         self._done["gradient_sums"] += 1
 
     @driver_errors("gradient")
-    def gradient(self, x: Array, dy: Array, *, out: Array | None = None) -> Array:
-        """Fourth phase: the gradient with respect to a part. out: an array of x's shape for it."""
+    def gradient(
+        self, x: Array, dy: Array, residual: Array | None = None, *, out: Array | None = None
+    ) -> Array | tuple[Array, Array]:
+        """Fourth phase: the gradient with respect to a part, and where it has a residual, that with respect to it.
+
+        out: an array of x's shape for the first.
+        """
         self._begin("gradient", x, dy)
         self._after("gradient", "gradient_sums")
-        dx, _, _ = self._gradients(x, dy, self._axis, out=out)
+        fused = self._fused("gradient", x, residual)
+        fused |= {"bias": self._module.bias} if self._activation else {}
+        dx, _, _, *others = self._gradients(x, dy, self._axis, out=out, dresidual=residual is not None, **fused)
         self._done["gradient"] += 1
-        return dx
+        return (dx, others[0]) if others else dx
+
+    def _fused(self, phase: str, x: Array, residual: Array | None) -> dict[str, Any]:
+        """What is done to a part besides, as functions take it; its residual comes in all phases, or in none."""
+        fused = self._module._fused(x.shape, residual)
+        number = self._done[phase] % len(self._shapes)
+        if number < len(self._added) and self._added[number] is not (residual is not None):
+            came, had = ("None", "one") if residual is None else ("given", "none")
+            raise ModuleParameterError(f"{self._module}: residual is {came}; in normalize part {number} had {had}")
+        return fused
 
     def _gradients(self, x: Array, dy: Array, axis: int, **options: Any) -> tuple[Array, ...]:
         whole, scale = self._of_all(), self._module._tensors()[0]
@@ -172,9 +197,7 @@ class Accumulation:
         if x.queue is None:
             raise ContextError(f"{module}: data has no queue; give it one with data.with_queue(queue)")
         if dy is not None:
-            module._check(dy, "grad")
-            if dy.shape != x.shape:
-                raise ModuleShapeError(f"{module}: grad has shape {dy.shape}; the data have {x.shape}")
+            module._check_like_data(dy, "grad", x.shape)
         number = self._done[phase]
         if phase != "statistics" and self._shapes:
             if number >= len(self._shapes) and phase != "normalize":
@@ -202,7 +225,8 @@ class Accumulation:
         module, parts = self._module, len(self._shapes)
         if _modes_of(module) != self._modes:
             raise ModuleStateError(
-                f"{module}: the mode, a switch or the type was changed while accumulate() was open; nothing else was"
+                f"{module}: the mode, a switch, the type or the activation was changed while accumulate() was open; "
+                "nothing else was"
             )
         if not parts:
             raise ModuleStateError(f"{module}: accumulate() has ended without a part; nothing has changed")
@@ -231,7 +255,7 @@ class Accumulation:
             options |= dict(zip(("grad_scale", "grad_momentum"), self._weights, strict=True))
         kept = [gpuarray.pack(grad, queue=module.queue) for grad in grads]
         none = gpuarray.empty((0, module.maps), module.calctype, queue=module.queue)  # a part, for dscale and dbias
-        _, scalegrad, biasgrad = self._gradients(none, none, 1, **options)
+        _, scalegrad, biasgrad, *_ = self._gradients(none, none, 1, **options)
         if whole.count and module._moves_running():
             names = ("factor", "init_factor", "entered", "guard", "estimator")
             moving = {name: numbers[name] for name in names}
@@ -267,7 +291,7 @@ class Accumulation:
 
 def _modes_of(module: BatchNormND) -> tuple[Any, ...]:
     """What a batch has to begin and to end with."""
-    return module.train, module.use_running, module.update_running, module.calctype
+    return module.train, module.use_running, module.update_running, module.calctype, module.activation
 
 
 def _parts(number: int) -> str:

@@ -264,7 +264,7 @@ class BatchNormND(RunningStatistics):
         """(a, b), of C values each: by the running statistics y = a x + b per channel.
 
         a = scale / sqrt(var + epsilon), b = bias - mean a, in float64 on the host, rounded once, to the parameters'
-        dtype. ModuleStateError: no running statistics. Waits for the device.
+        dtype. An activation is no part of it. ModuleStateError: no running statistics. Waits for the device.
         """
         a, b = self._coefficients()
         return a.astype(self._numbers), b.astype(self._numbers)
@@ -278,9 +278,10 @@ class BatchNormND(RunningStatistics):
 
         weight: a NumPy array of float32, float64, float16 or bfloat16, with the layer's output channels on `axis`: 0
         for (out, in, ...), 1 for the transposed (in, out, ...), -1 for (..., in, out). bias: C values, or None for 0.
-        Returns new arrays of weight's dtype, for a layer that gives what both gave in evaluation: a weight and
-        a bias + b, by `fold`'s a and b before they are rounded. ModuleShapeError, ModuleDtypeError: which argument;
-        ModuleParameterError: no such axis; ModuleStateError: no running statistics.
+        Returns new arrays of weight's dtype, for a layer that gives what both gave in evaluation before the activation:
+        a weight and a bias + b, by `fold`'s a and b before they are rounded.
+        ModuleShapeError, ModuleDtypeError: which argument; ModuleParameterError: no such axis; ModuleStateError: no
+        running statistics.
         """
         return fold_into(str(self), self._coefficients(), weight, bias, axis)
 

@@ -169,6 +169,56 @@ def test_an_empty_batch_changes_nothing(queue: cl.CommandQueue) -> None:
     assert bn.vars["bias"].grad.get().ravel().tolist() == [6.0] * C
 
 
+@pytest.mark.parametrize("activation", [None, "relu", ("leaky_relu", 0.2), "gelu", "sigmoid"], ids=str)
+@pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
+def test_activations_and_residuals(queue: cl.CommandQueue, activation: Any, with_residual: bool) -> None:
+    """As of one call on the whole batch; of residuals the gradients as well."""
+    host = make((7, C, 2, 3), 1, maker=Offset(3.0))
+    added = np.random.default_rng(9).standard_normal(host.x.shape).astype(np.float32)
+    bn, whole = (BatchNorm2D(C, queue=queue, seed=1, sscale=0.5, activation=activation) for _ in range(2))
+    rs: list[Any] = parts_of(queue, added, (3,)) if with_residual else [None, None]
+    xs, dys = parts_of(queue, host.x, (3,)), parts_of(queue, host.dy, (3,))
+    y = whole(put(queue, host.x), put(queue, added) if with_residual else None)
+    dx = whole.backward(put(queue, host.dy))
+    with bn.accumulate() as step:
+        for x in xs:
+            step.statistics(x)
+        ys = [step.normalize(x, r).get() for x, r in zip(xs, rs, strict=True)]
+        for x, dy, r in zip(xs, dys, rs, strict=True):
+            step.gradient_sums(x, dy, r)
+        found = [step.gradient(x, dy, r) for x, dy, r in zip(xs, dys, rs, strict=True)]
+    np.testing.assert_allclose(np.concatenate(ys), y.get(), atol=1e-5)
+    pairs = found if with_residual else [(one, None) for one in found]
+    np.testing.assert_allclose(np.concatenate([one.get() for one, _ in pairs]), dx.get(), atol=1e-4)  # type: ignore
+    if with_residual:
+        assert whole.residualgrad is not None
+        made = np.concatenate([one.get() for _, one in pairs])  # type: ignore
+        np.testing.assert_allclose(made, whole.residualgrad.get(), atol=1e-5)
+    for name in ("scale", "bias"):
+        grads = [one.vars[name].grad.get() for one in (bn, whole)]
+        np.testing.assert_allclose(*grads, rtol=1e-4, atol=1e-4)
+
+
+def test_a_residual_comes_in_all_phases(queue: cl.CommandQueue) -> None:
+    bn, parts = BatchNorm2D(C, queue=queue, seed=1, activation="relu"), Parts(queue)
+    before, (x, other), (dy, _) = state_of(bn), parts.xs, parts.dys
+    with pytest.raises(ZeroDivisionError), bn.accumulate() as step:  # noqa: PT012
+        parts.go(step, "ss")
+        with pytest.raises(ModuleShapeError, match=r"residual has shape \(3, 5, 2, 2\); the data had \(2, 5, 2, 2\)$"):
+            step.normalize(x, other)
+        step.normalize(x, x)
+        step.normalize(other)
+        with pytest.raises(ModuleParameterError, match=r"residual is None; in normalize part 0 had one$"):
+            step.gradient_sums(x, dy)
+        step.gradient_sums(x, dy, x)
+        with pytest.raises(ModuleParameterError, match=r"residual is given; in normalize part 1 had none$"):
+            step.gradient_sums(other, parts.dys[1], other)
+        step.gradient_sums(other, parts.dys[1])
+        assert len(step.gradient(x, dy, x)) == 2
+        raise ZeroDivisionError
+    assert state_of(bn) == before
+
+
 # --- what is wrong, and leaves no trace
 
 
@@ -291,14 +341,14 @@ def test_the_module_is_not_called_meanwhile(queue: cl.CommandQueue) -> None:
 def test_another_mode_at_the_end(queue: cl.CommandQueue) -> None:
     bn, parts = BatchNorm2D(C, queue=queue, seed=1), Parts(queue)
     mean = bn.mean.get().tobytes()  # type: ignore[union-attr]
-    for change in (bn.evalMode, lambda: setattr(bn, "update_running", False), lambda: bn.calcMode(np.float16)):
+    for change in (bn.evalMode, lambda: setattr(bn, "activation", "relu"), lambda: bn.calcMode(np.float16)):
         bn.trainMode()
         bn.update_running = None
         step = bn.accumulate()
         step.__enter__()
         parts.go(step, "ssnnggdd")
         change()
-        with pytest.raises(ModuleStateError, match=r"the mode, a switch or the type was changed while accumulate\(\)"):
+        with pytest.raises(ModuleStateError, match=r"the mode, a switch, the type or the activation was changed"):
             step.__exit__(None, None, None)
         assert (bn.numOfProps, bn.mean.get().tobytes()) == (0, mean)  # type: ignore[union-attr]
         assert not any(var.grad.get().any() for var in bn.vars.values())
@@ -341,7 +391,7 @@ def test_parts_that_are_none(queue: cl.CommandQueue) -> None:
         ):
             step.normalize(parts.xs[1])
         parts.go(step, "nn")
-        with pytest.raises(ModuleShapeError, match=r"grad has shape \(3, 5, 2, 2\); the data have \(2, 5, 2, 2\)$"):
+        with pytest.raises(ModuleShapeError, match=r"grad has shape \(3, 5, 2, 2\); the data had \(2, 5, 2, 2\)$"):
             step.gradient_sums(x, parts.dys[1])
         with pytest.raises(ModuleDtypeError, match=r"grad has dtype int32"):
             step.gradient_sums(x, dy.astype(np.int32))
