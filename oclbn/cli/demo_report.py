@@ -48,6 +48,10 @@ Section = tuple[RenderableType | Callable[[Collection[str]], Table], list[str]]
 FAILED, UNFIT = 1, 3  # exit statuses: a result is wrong; the data are such that none can be right
 _FAR_OFF = 1000.0  # from here on, how far off a result is says nothing more
 _SQUARED_IN_FLOAT64 = 1e150
+_SPARED = {
+    "float32": "1e15",
+    "float64": "1e100",
+}  # no sum of channels up to this overflows; epsilon is nothing beside them
 _SPARE = ("type",)  # columns of the data's table
 _USUAL = 5  # axes of a shape that is not broken
 _SHORT = 16  # letters of a name that is not broken
@@ -63,8 +67,13 @@ def print_device(console: Console, info: DeviceInfo) -> None:
 
 
 def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
-    """All tables, each with its title above and its remarks below."""
+    """All tables, each with its title above and its remarks below; only that of the data where no channel is fit."""
+    hopeless = all(outcome.unfit.channels.all() for outcome in outcomes)
     for title, part in PARTS.items():
+        if hopeless and part is not data:
+            console.print()
+            console.print(Text("No channel can be normalised: what came out is not shown.", style="dim"))
+            return
         table, remarks = part(outcomes)
         console.print()
         console.print(Text(title, style="bold"))
@@ -157,13 +166,25 @@ def _impossible(outcome: Outcome, info: DeviceInfo) -> list[Text]:
             case.x.dtype == np.float32 and info.limits.fp64 and bool(np.all(outcome.before.std < _SQUARED_IN_FLOAT64))
         )
         other = ", or x.astype(np.float64)" if wider else ""
-        values = "x[np.isfinite(x)]" if outcome.not_finite.any() else "x"
+        spared = _SPARED[case.x.dtype.name]
+        tamed = f"x / np.maximum({_largest(outcome)} / {spared}, 1)"
         lines.append(
-            Text(f"Too large: give x / np.abs({values}).max(){other}; normalised values do not depend on a factor.")
+            Text(
+                f"Too large: give {tamed}{other}. Each channel beyond {spared} gets a factor of its own, the others "
+                "none: beside epsilon, which is added to variances, what is made small comes out narrower."
+            )
         )
     if unfit.without_numbers.any():
         lines.append(Text("Without one finite value: look at what has made these data."))
     return lines + _cure(outcome)
+
+
+def _largest(outcome: Outcome) -> str:
+    """Code for the largest finite value of each channel, in the shape that divides the data."""
+    case = outcome.case
+    others = tuple(axis for axis in range(case.x.ndim) if axis != case.axis)
+    finite = ", where=np.isfinite(x), initial=0" if outcome.not_finite.any() else ""
+    return f"np.abs(x).max(axis={others[0] if len(others) == 1 else others}, keepdims=True{finite})"
 
 
 def cures(outcomes: Sequence[Outcome]) -> list[Text]:
@@ -361,8 +382,6 @@ def _number(value: float) -> str:
 
 def _error(outcome: Outcome, name: str) -> Text:
     judged = outcome.checks.worst[name]
-    if outcome.unfit.channels.all():
-        return Text("not judged", style="yellow")
     if judged.good:
         return Text(f"{judged.units:.2f}", style="green")
     return Text(f"FAIL {judged.units:.2f}" if judged.units < _FAR_OFF else "FAIL", style="bold red")

@@ -84,9 +84,10 @@ def histograms(before: NDArray[Any], after: NDArray[Any], axis: int, title: str,
 
 def _differ(rows: list[NDArray[Any]]) -> bool:
     """Whether deviations, or means beside them, are too unlike for one range of values."""
-    finite = [row[np.isfinite(row)].astype(np.float64) for row in rows]
-    spreads = np.array([values.std() for values in finite if values.size])
-    means = np.array([values.mean() for values in finite if values.size])
+    finite = [_finite(row) for row in rows]
+    largest = max((float(np.abs(values).max()) for values in finite if values.size), default=0.0) or 1.0
+    spreads = np.array([(values / largest).std() for values in finite if values.size])  # no square overflows
+    means = np.array([(values / largest).mean() for values in finite if values.size])
     spread = spreads > 0
     if not spread.any():
         return bool(np.ptp(means) > 0) if means.size else False
@@ -95,7 +96,7 @@ def _differ(rows: list[NDArray[Any]]) -> bool:
 
 def _edges(rows: list[NDArray[Any]]) -> NDArray[np.float64]:
     """Bins over all the rows; the outermost thousandth of the values may lie beyond them."""
-    finite = np.concatenate([row[np.isfinite(row)] for row in rows]).astype(np.float64)
+    finite = np.concatenate([_drawn(row) for row in rows])
     if finite.size == 0:
         return np.linspace(-1.0, 1.0, BINS + 1)
     low, high = np.quantile(finite, [0.0005, 0.9995])
@@ -106,7 +107,7 @@ def _edges(rows: list[NDArray[Any]]) -> NDArray[np.float64]:
 
 
 def _draw(panel: Any, row: NDArray[Any], edges: NDArray[np.float64], colour: str) -> None:
-    finite = row[np.isfinite(row)].astype(np.float64)
+    finite = _drawn(row)
     if not finite.size:
         panel.text(0.5, 0.4, "no finite value", transform=panel.transAxes, ha="center", fontsize=8, color="0.4")
     counts, _ = np.histogram(finite, edges)
@@ -126,9 +127,24 @@ def _label(panel: Any, side: int, text: str) -> None:
 
 
 def _summary(row: NDArray[Any]) -> str:
-    finite = row[np.isfinite(row)].astype(np.float64)
+    finite = _finite(row)
     lost = f"\n{row.size - finite.size} not finite" if finite.size < row.size else ""
-    return (f"mean {_short(finite.mean())}, std {_short(finite.std())}" if finite.size else "no finite value") + lost
+    if not finite.size:
+        return f"no finite value{lost}"
+    largest = float(np.abs(finite).max()) or 1.0
+    parts = finite / largest  # whose squares do not overflow
+    return f"mean {_short(parts.mean() * largest)}, std {_short(parts.std() * largest)}{lost}"
+
+
+def _finite(row: NDArray[Any]) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = row[np.isfinite(row)].astype(np.float64)
+    return values
+
+
+def _drawn(row: NDArray[Any]) -> NDArray[np.float64]:
+    """The finite values, none so large that matplotlib's steps between ticks overflow."""
+    most = np.finfo(np.float64).max / 1e3
+    return np.clip(_finite(row), -most, most)
 
 
 def _short(value: float) -> str:

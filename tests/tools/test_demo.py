@@ -302,13 +302,19 @@ def test_data_whose_variance_is_out_of_range_are_told(
     assert (told in words(result)) == (channels > 0)
 
 
+def tamed(result: Result, x: np.ndarray) -> np.ndarray:
+    """The data as it is advised to give them, where they are too large."""
+    code = re.search(r"Too large: give (x / .*?)(, or x\.astype\(np\.float64\))?\. ", words(result))
+    assert code is not None, result.output
+    made: np.ndarray = eval(code[1], {"np": np, "x": x})
+    return made
+
+
 def test_what_is_advised_for_data_that_are_too_large_helps(spec: str, tmp_path: Path) -> None:
     x = drawn((60, 3)).astype(np.float32) * np.float32(1e30)
     result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x))
     assert result.exit_code == 3
-    assert "not judged" in result.output
-    assert "Too large: give x / np.abs(x).max()" in words(result)
-    assert demo("--device", spec, "--input", saved(tmp_path / "x.npy", x / np.abs(x).max())).exit_code == 0
+    assert demo("--device", spec, "--input", saved(tmp_path / "y.npy", tamed(result, x))).exit_code == 0
     if "x.astype(np.float64)" in words(result):
         assert demo("--device", spec, "--input", saved(tmp_path / "x.npy", x.astype(np.float64))).exit_code == 0
     if oclbn.device.select(spec).limits.fp64:
@@ -562,9 +568,7 @@ def test_what_is_advised_for_values_that_are_not_finite_helps(
     x[tuple(channel)] *= np.float32(1e30)
     result = demo(*options, saved(tmp_path / "x.npy", x))
     assert (result.exit_code, told in words(result)) == (3, True), result.output
-    code = re.search(r"Too large: give (x / .*?max\(\))", words(result))
-    assert code is not None
-    made = eval(code[1], {"np": np, "x": x})
+    made = tamed(result, x)
     assert np.isfinite(made).sum() == x.size - 2
     assert made.any()
     assert demo(*options, saved(tmp_path / "y.npy", made)).exit_code == 0
@@ -850,3 +854,50 @@ def test_json_of_data_without_a_number_is_json(spec: str, tmp_path: Path) -> Non
     found = json.loads(result.output, parse_constant=refuse)
     assert (found["verdict"], found["status"], result.exit_code) == ("impossible", 3, 3)
     assert found["data_sets"][0]["channels"]["data"]["mean"][1] is None
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize(("dtype", "huge"), [(np.float32, 1e30), (np.float64, 1e300)])
+def test_after_the_advice_for_too_large_channels_every_channel_is_right(
+    spec: str, tmp_path: Path, dtype: type, huge: float, axis: int
+) -> None:
+    """Also one of zeros, one that is narrow, one far from 0 and one that is both far and huge."""
+    if dtype is np.float64 and not oclbn.device.select(spec).limits.fp64:
+        pytest.skip("needs float64")
+    x = np.random.default_rng(0).normal(0.0, 1.0, (64, 6, 5))
+    x *= np.array([1.0, huge, 0.0, 1e-2, 1.0, huge / 8])[:, None]
+    x += np.array([0.0, 0.0, 0.0, 0.0, 1e3, huge])[:, None]
+    given = np.moveaxis(x, 1, axis).astype(dtype)
+    options = ["--device", spec, "--axis", axis, "--input"]
+    result = demo(*options, saved(tmp_path / "x.npy", given))
+    assert (result.exit_code, "IMPOSSIBLE 2 of 6" in words(result)) == (3, True), result.output
+    output = tmp_path / "y.npy"
+    result = demo(*options, saved(tmp_path / "tamed.npy", tamed(result, given)), "--output", output)
+    assert result.exit_code == 0, result.output
+    exact = np.moveaxis(given, axis, 1).astype(np.longdouble)
+    exact -= exact.mean(axis=(0, 2), keepdims=True)
+    exact /= np.sqrt(np.square(exact).mean(axis=(0, 2), keepdims=True) + np.longdouble(1e-5))
+    np.testing.assert_allclose(np.moveaxis(np.load(output), axis, 1), exact.astype(np.float64), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e300, 0.4 * np.finfo(np.float64).max])
+def test_a_picture_of_huge_numbers_has_no_words_of_numpys(scale: float) -> None:
+    """Their squares, and their range, are beyond what float64 holds; a warning is an error here."""
+    x = scale * np.random.default_rng(0).uniform(-2.0, 2.0, (40, 2))
+    picture = plot.histograms(x, np.full_like(x, np.nan), 1, "huge", file_format="svg").decode()
+    shown = f"std {np.std(x[:, 0] / scale) * scale:.3g}"
+    assert shown in picture
+
+
+def test_data_that_cannot_be_normalised_at_all_have_no_tables_of_nan(spec: str, tmp_path: Path) -> None:
+    """What is left out is said in a line; where some channel can be, the tables stand."""
+    x = drawn((60, 3)) * np.float32(1e30)
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x))
+    assert result.exit_code == 3
+    assert not re.search(r"\bnan\b|\binf\b|not judged", result.output)
+    assert "No channel can be normalised" in words(result)
+    x[:, 0] = drawn((60,))
+    result = demo("--device", spec, "--input", saved(tmp_path / "x.npy", x))
+    assert result.exit_code == 3
+    assert "Largest error against float64 NumPy" in result.output
+    assert "No channel can be normalised" not in words(result)
