@@ -44,7 +44,7 @@ class Name(NamedTuple):
 OPTIONS = (
     Name("maps", "num_features", "", "maps size channels num_channels", "The channels, of BatchNorm1D, 2D and 3D."),
     Name("size", "num_features", "", "size maps channels num_channels", "The channels, of BatchNorm."),
-    Name("epsilon", "eps", "epsilon", "epsilon", "Keras's default is 1e-3."),
+    Name("epsilon", "eps", "epsilon", "epsilon", "1e-5 if not given, as in PyTorch; 1e-3 in Keras."),
     Name(
         "minFactor",
         "momentum",
@@ -280,20 +280,22 @@ def hints(names: Sequence[Name], foreign: str, here: Collection[str] | None = No
         return " ".join([f"; {said}", *notes]).replace("`", "")
     ours = here or ()
     known = {word for name in names if name.here in ours for word in name.foreign}
-    near = _nearest(foreign, [*ours, *sorted(known)])
+    near = nearest(foreign, [*ours, *sorted(known)])
     if near in known and near not in ours:
         return hints(names, near, here)  # a slip of the pen in a name of another library
     return f"; did you mean {near}?" if near else ""
 
 
-def _nearest(word: str, known: Collection[str]) -> str | None:
+def nearest(word: str, known: Collection[str], likeness: float = 0.6) -> str | None:
     """The one of these that was most likely meant, whatever the letters' case; None: none is near.
+
+    likeness: the least that counts, from 0 to 1, as difflib has it.
 
     Digits are no slips: BatchNorm4D is not BatchNorm3D.
     """
     digits = re.findall(r"\d", word)
     lower = {one.lower(): one for one in reversed([*known]) if re.findall(r"\d", one) == digits}
-    found = difflib.get_close_matches(word.lower(), lower, 1)
+    found = difflib.get_close_matches(word.lower(), lower, 1, likeness)
     return lower[found[0]] if found else None
 
 
@@ -350,7 +352,7 @@ def lacking(module: str) -> Callable[[str], NoReturn]:
         parts = [part for part in ("functional", "gpuarray", "device") if name in _public(f"oclbn.{part}")]
         more = f"; did you mean oclbn.{parts[0]}.{name}?" if parts else ""
         hint = hints(CONTENTS, name) or more
-        if not hint and (near := _nearest(name, _public(module))):
+        if not hint and (near := nearest(name, _public(module))):
             hint = more = f"; did you mean {near}?"
         if hint and f"{module}.{name}" not in sys.modules and _imports(sys._getframe(1)):
             raise ImportError(f"cannot import name {name!r} from {module!r}{hint}", name=module)

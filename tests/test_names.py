@@ -444,3 +444,75 @@ def test_every_function_of_the_page_is_public() -> None:
 def test_near_misses_only() -> None:
     assert names.hints(OPTIONS, "qwertz", ["epsilon"]) == ""
     assert names.hints(OPTIONS, "epslon", ["epsilon"]) == "; did you mean epsilon?"
+
+
+# --- slips in attributes that are assigned
+
+
+SLIPS = [
+    ("minfactor", "minFactor"),
+    ("min_factor", "minFactor"),
+    ("epsilom", "epsilon"),
+    ("frozenStatistics", "frozen_statistics"),
+    ("inPlace", "inplace"),
+    ("Scale", "scale"),
+    ("bais", "bias"),
+    ("Train", "train"),
+    ("numofprops", "numOfProps"),
+]
+
+
+@pytest.mark.parametrize(("slip", "meant"), SLIPS)
+def test_slips_in_what_is_assigned_are_told(queue: cl.CommandQueue, slip: str, meant: str) -> None:
+    bn = BatchNorm2D(3, queue=queue)
+    before = dict(vars(bn))
+    wanted = f"^'BatchNorm2D' object has no attribute '{slip}'; did you mean {meant}\\?$"
+    with pytest.raises(AttributeError, match=wanted) as caught:
+        setattr(bn, slip, 1)
+    assert type(caught.value) is AttributeError
+    assert "".join(traceback.format_exception(caught.value)).count("id you mean") == 1
+    assert vars(bn) == before
+
+
+@pytest.mark.parametrize("option", ["sscale", "seed", "empty"])
+def test_options_that_are_no_attributes_are_the_constructors_alone(queue: cl.CommandQueue, option: str) -> None:
+    bn = BatchNorm2D(3, queue=queue)
+    with pytest.raises(AttributeError, match=f"no attribute '{option}'; it is an option of the constructor alone$"):
+        setattr(bn, option, 1)
+
+
+def test_what_is_hung_on_a_module_is_free(queue: cl.CommandQueue) -> None:
+    """Private names, names that are like none of its own, and what a subclass has for itself."""
+
+    class Mine(BatchNorm2D):
+        biases: Any = None
+
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            self.shape, self.state, self.mask, self.note, self._bais = (1,), {}, 3, "mine", 1
+            self.biases = [1]
+
+    bn = Mine(3, queue=queue)
+    assert (bn.shape, bn.state, bn.mask, bn.note, bn._bais, bn.biases) == ((1,), {}, 3, "mine", 1, [1])
+    for other in (copy.deepcopy(bn), copy.copy(bn)):
+        assert (other.note, other.biases) == ("mine", [1])
+        other.note = "another"
+    with pytest.raises(AttributeError, match=r"did you mean bias\?"):
+        bn.bais = 1
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_own_names_can_be_assigned(queue: cl.CommandQueue, cls: type[BatchNormND]) -> None:
+    """All that a call and its gradient leave, too: some are like others ("grad" and "guard")."""
+    bn = cls(2, 3, queue=queue) if cls is BatchNormND else cls(3, queue=queue)
+    for name in ("inData", "data", "grad", "savemean", "saveinvvar", "scalegrad", "biasgrad"):
+        setattr(bn, name, None)
+        delattr(bn, name)
+        setattr(bn, name, None)
+    bn.blueprint = dict(bn.blueprint)
+
+
+@pytest.mark.once("words, not a device's")
+def test_a_slip_of_pytorchs_is_told_what_matters_to_its_user() -> None:
+    with pytest.raises(TypeError, match=r"did you mean epsilon\? 1e-5 if not given, as in PyTorch; 1e-3 in Keras\.$"):
+        BatchNorm2D(3, eps=1e-3)  # type: ignore[call-arg]

@@ -37,6 +37,7 @@ from oclbn.modules.variable import Tensor, Variable, host_of
 
 __all__ = ["BatchNormND"]
 
+_LARGE = {"float32": "1e19", "float64": "1e154"}  # values whose squares are infinite
 _MOST_COUNTED = 2**31  # batches of a file that counters of 32 bits begin with; beyond that no factor shows one more
 
 
@@ -467,6 +468,8 @@ class BatchNormND(RunningStatistics):
                 advice = "; for channels last make the module with axis=-1"
             elif argument == "data" and len(shape) > 1 and self.maps in (shape[1], shape[-1]):
                 advice = f"; for {len(shape)} axes there is {self._other_class(shape)}"
+            if argument == "data" and axis and len(shape) == rank - 1 and shape[axis - 1] == self.maps:
+                advice += f"; for one sample give data.reshape({(1, *shape)})"
             raise ModuleShapeError(
                 f"{self}: {argument} has shape {shape}; {rank} axes are wanted, with {self.maps} channels on axis "
                 f"{axis}{advice}"
@@ -494,8 +497,9 @@ class BatchNormND(RunningStatistics):
             times = "once" if most == 1 else f"{least} times" if least == most else f"{least} to {most} times"
             warn_caller(
                 f"{self}: the guard has left every channel out of its running statistics, each of them {times} "
-                f"in {self._batches} batches: the data, the network before or the driver (try "
-                "`oclbn check`) gives values that are not finite",
+                f"in {self._batches} {'batch' if self._batches == 1 else 'batches'}: values that are not finite, or so "
+                f"large (from about {_LARGE[self._numbers.name]} on in {self._numbers}) that their variance overflows. "
+                "Look at the data, at what comes before this layer, or at the driver (`oclbn check`)",
                 SkippedBatchesWarning,
             )
         return skips
@@ -527,5 +531,5 @@ class BatchNormND(RunningStatistics):
             return f"a variance below 0: {values.min():g}"
         fixed = {"scale": 1.0, "bias": 0.0}
         if not self.affine and name in fixed and not np.all(values == fixed[name]):
-            return f"a trained {name}; affine=False fixes it at {fixed[name]:g}"
+            return f"a {name} other than {fixed[name]:g}, at which affine=False keeps it"
         return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from oclbn.call import fusing, values
+from oclbn.elements import numbers_of, range_of
 from oclbn.errors import ModuleParameterError, ModuleStateError
 
 __all__ = ["Activated", "Choice", "Fixed", "Flag", "Name", "Number", "Option", "flag"]
@@ -59,14 +60,15 @@ class Flag(Option[bool]):
 
 
 class Number(Option[float]):
-    """A finite number from `low` to `high`."""
+    """A finite number from `low` to `high`, or to the largest that the module computes with."""
 
     def __init__(self, low: float = -math.inf, high: float = math.inf) -> None:
         self._low, self._high = low, high
 
     def _checked(self, module: object, value: Any) -> float:
-        label = f"{module}: {self._name}"
-        return values.number(label, value, self._low, self._high, error=ModuleParameterError)
+        label, largest = f"{module}: {self._name}", range_of(numbers_of(np.dtype(vars(module)["calctype"]))).max
+        high = largest if (values.real(value) or 0.0) > largest else self._high
+        return values.number(label, value, self._low, min(high, self._high), error=ModuleParameterError)
 
 
 class Choice(Option[str]):

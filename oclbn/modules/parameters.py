@@ -35,7 +35,7 @@ from oclbn.errors import (
     OclbnError,
 )
 from oclbn.gpuarray import Array
-from oclbn.modules.foreign import Contract, refuse_foreign, shown
+from oclbn.modules.foreign import Contract, refuse_foreign, refuse_slip, shown
 from oclbn.modules.options import Fixed, Name
 from oclbn.modules.variable import Named, Variable, duplicate, fitting, host_of, to_device, to_host
 from oclbn.names import ATTRIBUTES, hints
@@ -84,6 +84,7 @@ class Parameters(metaclass=Contract):
     name = Name()
     queue = Fixed[cl.CommandQueue]("make another module with queue=..., and save and load the values")
     calctype = Fixed[Calctype]("calcMode(dtype) changes it")
+    lock = Fixed[Any]("hold it in a with statement")
 
     def __init__(self, name: str | None, queue: cl.CommandQueue | None, dtype: DTypeLike) -> None:
         self.name = name
@@ -137,8 +138,14 @@ class Parameters(metaclass=Contract):
     def __dir__(self) -> list[str]:
         return shown(type(self), super().__dir__())
 
-    def __str__(self) -> str:
-        return type(self).__name__ if self.name is None else f"{type(self).__name__} {self.name!r}"
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dict__ and name[0] != "_":
+            refuse_slip(type(self), name)
+        object.__setattr__(self, name, value)  # every call sets several: super() would cost half as much again
+
+    def __format__(self, spec: str) -> str:
+        """Class and name, with which messages begin (`f"{bn}: ..."`); str and repr tell all."""
+        return format(type(self).__name__ if self.name is None else f"{type(self).__name__} {self.name!r}", spec)
 
     def getBlueprint(self) -> dict[str, Any]:
         """The class's name and PuzzleLib's constructor arguments, as JSON can hold them; our own options stay out."""

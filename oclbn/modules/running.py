@@ -123,7 +123,10 @@ class RunningStatistics(Module):
     def _by_running(self) -> bool:
         """As `_uses_running`; ModuleStateError where `inplace` would write over what is wanted later."""
         if self.inplace and self.train:
-            raise ModuleStateError(f"{self}: inplace is for evaluation: training needs the input for its gradient")
+            raise ModuleStateError(
+                f"{self}: inplace is for evaluation, training needs the input for its gradient; set bn.inplace = False "
+                "to train, and bn.inplace = True after bn.evalMode()"
+            )
         uses = self._uses_running()
         if self.inplace and not uses:
             raise ModuleStateError(

@@ -29,13 +29,13 @@ T = TypeVar("T")
 class Variable:
     """A trained tensor: `data`, its gradient `grad` (same shape, zeros at first) and a `name`.
 
-    Another array may take the place of `data` if it has the same shape, dtype and context: ModuleShapeError,
+    Another array may take the place of `data` or `grad` if it has the same shape, dtype and context: ModuleShapeError,
     ModuleDtypeError or ContextError otherwise. To change the values alone, assign to the module: `bn.scale = values`.
     """
 
     def __init__(self, data: Array, name: str | None = None) -> None:
         self._data = data
-        self.grad = gpuarray.zeros_like(data)
+        self._grad = gpuarray.zeros_like(data)
         self.name = name
 
     def __repr__(self) -> str:
@@ -48,8 +48,23 @@ class Variable:
 
     @data.setter
     def data(self, data: Array) -> None:
-        label = "data of a variable" if self.name is None else f"data of variable {self.name!r}"
-        self._data = fitting(label, data, self._data.shape, self._data.dtype, self._data.context)
+        self._data = fitting(self._called("data"), data, self._data.shape, self._data.dtype, self._data.context)
+
+    @property
+    def grad(self) -> Array:
+        """Its gradient."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: Array) -> None:
+        like = self._data
+        advice = "; zeroGradParams() fills gradients with 0"
+        if grad is not None:
+            advice = values.made_of("grad", grad, like.dtype, "bn.queue")
+        self._grad = fitting(self._called("grad"), grad, like.shape, like.dtype, like.context, advice)
+
+    def _called(self, what: str) -> str:
+        return f"{what} of a variable" if self.name is None else f"{what} of variable {self.name!r}"
 
     @driver_errors("copying a variable")
     def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
@@ -70,15 +85,27 @@ class Variable:
 
     def replace(self, data: Array, grad: Array) -> None:
         """Another tensor and its gradient, of whatever type."""
-        self._data, self.grad = data, grad
+        self._data, self._grad = data, grad
 
 
-def fitting(label: str, array: Any, shape: tuple[int, ...], dtype: Any, context: cl.Context | None) -> Array:
-    """`array`, if it is a device array of this shape, dtype and context; `label` is what errors call it."""
+_TO_THE_MODULE = " (values alone are assigned to the module, as in bn.scale = values)"
+
+
+def fitting(
+    label: str,
+    array: Any,
+    shape: tuple[int, ...],
+    dtype: Any,
+    context: cl.Context | None,
+    advice: str = _TO_THE_MODULE,
+) -> Array:
+    """`array`, if it is a device array of this shape, dtype and context; `label` is what errors call it.
+
+    advice: what ends the error of what is no device array.
+    """
     if not isinstance(array, Array):
         raise ModuleDtypeError(
-            f"{label} is {values.kind_of(array)}; a pyopencl.array.Array of shape {shape} is wanted "
-            "(values alone are assigned to the module, as in bn.scale = values)"
+            f"{label} is {values.kind_of(array)}; a pyopencl.array.Array of shape {shape} is wanted{advice}"
         )
     if array.shape != shape:
         raise ModuleShapeError(f"{label} has shape {array.shape}; {shape} is wanted")

@@ -434,7 +434,7 @@ def test_a_device_that_disappears(
                 with pytest.raises(DeviceError, match="DEVICE_NOT_AVAILABLE"):
                     other(bn, x, dy)
             assert vars(bn) == kept
-            assert (bn.numOfProps, bn.numOfParams(), str(bn)) == (2, 10, "BatchNorm2D 'layer'")
+            assert (bn.numOfProps, bn.numOfParams(), f"{bn}") == (2, 10, "BatchNorm2D 'layer'")
             assert bn.getBlueprint()["scheme"]["maps"] == 5
             with pytest.raises(DeviceError, match="DEVICE_NOT_AVAILABLE"):
                 bn.evalMode()  # which reads counters

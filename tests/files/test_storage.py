@@ -865,7 +865,7 @@ def test_values_that_are_not_finite(queue: cl.CommandQueue, tmp_path: Path, key:
 
 def test_trained_parameters_do_not_fit_where_they_are_fixed(queue: cl.CommandQueue, tmp_path: Path) -> None:
     trained(queue).save(tmp_path / "bn.hdf")
-    refused(fresh(queue, affine=False), tmp_path / "bn.hdf", "a trained scale; affine=False fixes it at 1")
+    refused(fresh(queue, affine=False), tmp_path / "bn.hdf", "a scale other than 1, at which affine=False keeps it")
     plain, other = trained(queue, affine=False), fresh(queue, affine=False)
     other.load(plain.save())
     assert values(other) == values(plain)

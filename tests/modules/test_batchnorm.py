@@ -767,7 +767,7 @@ def test_data_without_a_queue(queue: cl.CommandQueue, mode: str) -> None:
 def test_a_gradient_that_cannot_be_added_leaves_the_last_ones(queue: cl.CommandQueue) -> None:
     bn, host, dy = trained(queue)
     bn.backward(dy)
-    bn.vars["scale"].grad = zeros(queue, (1, C + 1, 1, 1))
+    bn.vars["scale"].replace(bn.vars["scale"].data, zeros(queue, (1, C + 1, 1, 1)))
     before = state_of(bn)
     for update in (True, False):
         with pytest.raises(ShapeError):
@@ -1007,3 +1007,68 @@ def test_an_initial_factor_without_effect_is_told(queue: cl.CommandQueue) -> Non
     np.testing.assert_array_equal(host_of(bn.mean), host_of(other.mean))
     for factors in ((0, 0.1), (0.1, 0.1), (0.5, 0.1), (1, 0), (1, 1), (0, 0), (0.01, 0)):  # no warning, no error
         BatchNorm2D(3, 1e-5, *factors, queue=queue)
+
+
+def test_printed_a_module_says_what_it_is(queue: cl.CommandQueue) -> None:
+    """As repr does; messages begin with its class and its name alone."""
+    bn = BatchNorm2D(3, name="first", queue=queue)
+    assert str(bn) == repr(bn)
+    assert f"{bn}" == "BatchNorm2D 'first'"
+    assert f"{BatchNorm(3, queue=queue)}" == "BatchNorm"
+
+
+def test_the_cure_for_training_in_place_works(queue: cl.CommandQueue) -> None:
+    bn = BatchNorm(C, inplace=True, queue=queue)
+    x = put(queue, make((4, C), 1).x)
+    with pytest.raises(ModuleStateError) as caught:
+        bn(x)
+    advice = "set bn.inplace = False to train, and bn.inplace = True after bn.evalMode()"
+    assert str(caught.value).endswith(f"; {advice}")
+    bn.inplace = False
+    bn(x)
+    bn.evalMode()
+    bn.inplace = True
+    assert bn(x).base_data == x.base_data
+
+
+def test_a_sample_without_a_batch_is_told_how_to_get_one(queue: cl.CommandQueue) -> None:
+    x = put(queue, make((2, 3, 5, 4), 1).x)
+    for axis, sample in ((1, x[0]), (-1, put(queue, np.zeros((5, 4, 3), np.float32)))):
+        bn = BatchNorm2D(3, axis=axis, queue=queue)
+        with pytest.raises(ModuleShapeError) as caught:
+            bn(sample)
+        advised = re.search(r"for one sample give data\.reshape\((\(.*\))\)", str(caught.value))
+        assert advised is not None, caught.value
+        assert bn(sample.reshape(eval(advised[1]))).shape == (1, *sample.shape)
+    with pytest.raises(ModuleShapeError) as caught:
+        BatchNorm2D(3, queue=queue)(x.reshape((2, 15, 4)))
+    assert "one sample" not in str(caught.value)
+
+
+def test_epsilon_fits_what_is_computed_with(queue: cl.CommandQueue) -> None:
+    bn = BatchNorm2D(3, queue=queue, dtype=np.float16)
+    with pytest.raises(
+        ModuleParameterError, match=r"^BatchNorm2D: epsilon is 1e\+40; a number from 0 to 3\.40282e\+38"
+    ):
+        bn.epsilon = 1e40
+    with pytest.raises(
+        ModuleParameterError, match=r"^BatchNorm2D: epsilon is 1e\+40; a number from 0 to 3\.40282e\+38"
+    ):
+        BatchNorm2D(3, 1e40, queue=queue)
+    bn.epsilon = 3e38
+    assert bn.epsilon == 3e38
+
+
+def test_a_double_epsilon_where_doubles_are_computed_with(queue: cl.CommandQueue, needs_fp64: None) -> None:
+    bn = BatchNorm2D(3, queue=queue, dtype=np.float64)
+    bn.epsilon = 1e40
+    assert bn.epsilon == 1e40
+
+
+def test_the_lock_stays(queue: cl.CommandQueue) -> None:
+    bn = BatchNorm2D(3, queue=queue)
+    with pytest.raises(ModuleStateError, match=r"^BatchNorm2D: lock stays as the module was made"):
+        bn.lock = None  # type: ignore[assignment]
+    with bn.lock:
+        bn.zeroGradParams()
+    copy.deepcopy(bn).zeroGradParams()

@@ -84,7 +84,7 @@ def test_what_a_file_tells_is_old(queue: cl.CommandQueue) -> None:
     other.numOfProps = 0
     other.trainMode()
     train(other, list(range(C)))
-    with pytest.warns(SkippedBatchesWarning, match="each of them once in 1 batches"):
+    with pytest.warns(SkippedBatchesWarning, match="each of them once in 1 batch:"):
         copy.copy(other).evalMode()
 
 
@@ -119,3 +119,17 @@ def test_a_device_that_is_gone_before_evaluation(queue: cl.CommandQueue) -> None
         bn.evalMode()
     assert bn.train
     assert bn.inData is not None
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_finite_data_whose_variance_overflows(queue: cl.CommandQueue, look: Look) -> None:
+    """It is not said that there were values that are not finite: that is one cause of two."""
+    bn = BatchNorm2D(C, queue=queue)
+    bn(put(queue, make((4, C, 3, 3), 1).x * np.float32(1e30)))
+    message = (
+        r"each of them once in 1 batch: values that are not finite, or so large \(from about 1e19 on in float32\) that "
+        r"their variance overflows\. Look at the data, at what comes before this layer, or at the driver "
+        r"\(`oclbn check`\)$"
+    )
+    with pytest.warns(SkippedBatchesWarning, match=message):
+        look(bn)

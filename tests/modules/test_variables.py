@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import pyopencl as cl
 import pytest
 from layers import C, host_of, put, state_of
 
+import oclbn
 from oclbn import BatchNorm2D, gpuarray
 from oclbn.errors import (
     ContextError,
@@ -221,7 +224,7 @@ def test_values_that_a_module_cannot_have(queue: cl.CommandQueue) -> None:
     with pytest.raises(ModuleParameterError, match=r"var is given a variance below 0: -1"):
         bn.var = -np.ones(C)
     for name in ("scale", "bias"):
-        with pytest.raises(ModuleParameterError, match=f"{name} is given a trained {name}; affine=False fixes it"):
+        with pytest.raises(ModuleParameterError, match=f"{name} is given a {name} other than"):
             setattr(plain, name, VALUES)
     plain.scale, plain.bias = np.ones(C), np.zeros(C)
 
@@ -339,3 +342,51 @@ def test_nan_that_is_assigned_is_meant(queue: cl.CommandQueue) -> None:
     with pytest.raises(ModuleFileError, match=r"NaN|not finite"):
         bn.load(bn.save())  # type: ignore[arg-type]
     bn.load(bn.save(), check_finite=False)  # type: ignore[arg-type]
+
+
+def test_gradients_that_do_not_fit(queue: cl.CommandQueue) -> None:
+    """Refused where they are assigned, by the name they are assigned to, and not by the step that would read them."""
+    bn = module(queue)
+    before = state_of(bn)
+    for array, error, message in unfit(queue):
+        with pytest.raises(error, match=f"^grad of variable 'scale' {message}"):
+            bn.vars["scale"].grad = array
+    with pytest.raises(ModuleDtypeError, match=r"; zeroGradParams\(\) fills gradients with 0$"):
+        bn.vars["scale"].grad = None  # type: ignore[assignment]
+    with pytest.raises(
+        ModuleDtypeError, match=r"is a numpy\.ndarray; .*: oclbn\.gpuarray\.to_gpu\(np\.asarray\("
+    ) as no:
+        bn.vars["scale"].grad = VALUES.reshape(SHAPE)
+    assert state_of(bn) == before
+    advised = re.search(r"oclbn\.gpuarray\.to_gpu\(.*\)(?= makes one)", str(no.value))
+    assert advised is not None
+    known = {"oclbn": oclbn, "np": np, "grad": VALUES.reshape(SHAPE), "bn": bn}
+    bn.vars["scale"].grad = eval(advised[0], known)
+    assert bn.vars["scale"].grad.get().ravel().tolist() == VALUES.tolist()
+
+
+def test_a_gradient_may_be_put_in_the_place_of_another(queue: cl.CommandQueue) -> None:
+    """A step, a copy and another type go by it; operators in place keep the array."""
+    bn = module(queue)
+    grad = put(queue, VALUES.reshape(SHAPE))
+    bn.vars["scale"].grad = grad
+    bn.vars["scale"].grad += grad
+    assert bn.vars["scale"].grad is grad
+    wanted = host_of(bn.scale).ravel() + 2 * VALUES
+    bn.updateParams(1.0)
+    np.testing.assert_allclose(host_of(bn.scale).ravel(), wanted, rtol=1e-6)
+    other = copy.deepcopy(bn).vars["scale"].grad
+    assert other is not grad
+    assert other.get().tobytes() == grad.get().tobytes()
+    with pytest.raises(ModuleShapeError, match=r"^grad of a variable has shape"):
+        Variable(put(queue, VALUES)).grad = grad
+
+
+def test_values_other_than_affine_false_keeps_are_told_as_such(queue: cl.CommandQueue) -> None:
+    plain = module(queue, affine=False)
+    for name, kept in (("scale", 1), ("bias", 0)):
+        message = f"{name} is given a {name} other than {kept}, at which affine=False keeps it"
+        with pytest.raises(ModuleParameterError, match=f"^BatchNorm2D: {message}$"):
+            setattr(plain, name, VALUES)
+    with pytest.raises(ModuleFileError, match=r"has a scale other than 1, at which affine=False keeps it$"):
+        plain.load(module(queue).save() or b"")

@@ -17,7 +17,7 @@ class Peer(torch_peer.Peer):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        setattr(importlib.import_module("torch._functorch.config"), "donated_buffer", False)  # backward runs again
+        importlib.import_module("torch._functorch.config").donated_buffer = False  # backward runs again
         self._compiled: Any = self.torch.compile(super()._batch_norm, fullgraph=True)
 
     def _batch_norm(self, *given: Any) -> Any:
