@@ -10,6 +10,7 @@ from typing import Any
 from oclbn import __version__
 from oclbn.cli.bench_report import BARS, OUTPUTS_ARE, Report, label
 from oclbn.cli.plot import AFTER, BEFORE, require_matplotlib
+from oclbn.tools.bench.turns import BASELINE
 
 OPERATION_COLOURS = {"forward": BEFORE, "backward": AFTER, "inference": "#3c8d5a", "both": "#7a5195"}
 MARKERS = {"forward": "o", "backward": "s", "inference": "D", "both": "^"}
@@ -20,10 +21,14 @@ RATIOS_SAY = (
     "and a dashed line is oclbn's aim for its operation on large tensors (development guide, Kernels)."
 )
 PEERS_SAY = "Other libraries: right of 1, oclbn is faster."
+BASELINE_SAYS = f"{BASELINE}: oclbn on elements of that type, in the same run; right of 1, {{}} is faster."
 BANDWIDTHS_SAY = "Bandwidth counts every tensor that has to be read or written once; the copy's is what memory allows."
 _ROW = 0.235  # inches for a shape
 _LETTERS = 12.5  # of what stands below, to an inch
-_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10000)
+_TICKS = (
+    *(0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 7, 10, 20, 50, 100, 200, 500),
+    *(1000, 5000, 10_000, 100_000, 1_000_000),
+)
 
 
 def draw(report: Report, file_format: str) -> bytes:
@@ -48,7 +53,11 @@ def draw(report: Report, file_format: str) -> bytes:
     figure = Figure(figsize=(wide, sum(heights) + 1.7), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(_title(report), fontsize=11)
-    reading = [RATIOS_SAY] + [PEERS_SAY] * bool(compared) + [BANDWIDTHS_SAY] * (len(sizes) > 1)
+    libraries = [peer for peer in report.peers if peer != BASELINE]
+    reading = [RATIOS_SAY]
+    if compared and BASELINE in report.peers:
+        reading.append(BASELINE_SAYS.format(report.dtype))
+    reading += [PEERS_SAY] * bool(compared and libraries) + [BANDWIDTHS_SAY] * (len(sizes) > 1)
     lines = [textwrap.fill(line, round(_LETTERS * wide)) for line in reading] if kinds else ["Nothing was timed."]
     figure.supxlabel("\n".join(lines), fontsize=9, color="0.35")
     parts = figure.subfigures(max(1, len(heights)), 1, height_ratios=heights or [1], squeeze=False)[:, 0]
@@ -65,7 +74,8 @@ def draw(report: Report, file_format: str) -> bytes:
 def _title(report: Report) -> str:
     info = report.info
     peers = "".join(f", {name} {version}" for name, version in report.versions.items())
-    return f"{info.title}\noclbn {__version__}{peers}"
+    elements = "" if report.dtype == BASELINE else f"\nelements of {report.dtype}"
+    return f"{info.title}\noclbn {__version__}{peers}{elements}"
 
 
 def _shapes(part: Any, report: Report, outputs: str, compared: list[str]) -> None:
@@ -126,15 +136,26 @@ def _peers(panel: Any, report: Report, outputs: str, operation: str, shown: list
             panel.plot(*zip(*found, strict=True), linestyle="none", markersize=5, alpha=0.85, label=peer, **style)
     panel.axvline(1.0, color="0.4", linewidth=1.0, zorder=0)
     panel.set_title(operation, fontsize=9)
-    panel.set_xlabel("library's time / oclbn's time", fontsize=9)
+    panel.set_xlabel(_compares(report), fontsize=9)
     _log_ticks(panel, values, _TICKS)
 
 
+def _compares(report: Report) -> str:
+    """What is divided by what beside the copies."""
+    if report.dtype == BASELINE:
+        return "library's time / oclbn's time"
+    if set(report.peers) == {BASELINE}:
+        return f"time on {BASELINE} / time on {report.dtype}"
+    return f"time / oclbn's time on {report.dtype}"
+
+
 def _log_ticks(panel: Any, values: list[float], ticks: tuple[float, ...]) -> None:
-    """As many of the ticks as have room, between a little less and a little more than the values."""
+    """As many of the ticks as have room, between a little less and a little more than the values; two, at least."""
     from matplotlib.ticker import NullLocator
 
     low, high = min(values) / 1.15, max(values) * 1.15
+    if sum(low <= tick <= high for tick in ticks) < 2:
+        high = 1.05 * min(tick for tick in ticks if tick > high)
     inside = [tick for tick in ticks if low <= tick <= high]
     kept: list[float] = []
     for tick in sorted(inside, key=lambda tick: tick != 1):  # 1 in any case

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 
 import matplotlib.image
 import pyopencl as cl
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 from oclbn import device
 from oclbn.cli import bench_plot
@@ -108,3 +110,31 @@ def test_the_command_draws(queue: cl.CommandQueue, tmp_path: Path) -> None:
     result = CliRunner().invoke(oclbn, given)
     assert result.exit_code == 0, result.output
     assert file.read_bytes().startswith(STARTS["png"])
+
+
+@pytest.mark.parametrize("libraries", [(), ("torch",)])
+def test_a_picture_of_another_type_says_so(queue: cl.CommandQueue, libraries: tuple[str, ...]) -> None:
+    """What is timed beside is oclbn itself on float32, and no library."""
+    made = report(queue, SUITES["resnet50"], ("preallocated",), ("float32", *libraries))
+    made.dtype = "float16"
+    text = bench_plot.draw(made, "svg").decode()
+    assert "<!-- elements of float16 -->" in text
+    assert "float32: oclbn on elements of that type, in the same run; right of 1, float16 is faster." in text
+    assert ("Other libraries: right of 1" in text) is bool(libraries)
+    label = "time / oclbn's time on float16" if libraries else "time on float32 / time on float16"
+    assert text.count(f"<!-- {label} -->") == len(benchmark.TENSORS)
+    plain = bench_plot.draw(report(queue, SUITES["resnet50"], ("preallocated",), PEERS), "svg").decode()
+    assert "float" not in re.sub(r"<!-- .*oclbn \d.*-->", "", plain)
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 1.7], [1.0, 1.04], [0.96, 1.0], [1.0, 2e5], [1.0, 30.0]])
+def test_an_axis_has_two_ticks_and_more(values: list[float]) -> None:
+    panel = Figure().subplots()
+    panel.set_xscale("log")
+    bench_plot._log_ticks(panel, values, bench_plot._TICKS)
+    low, high = panel.get_xlim()
+    ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
+    assert len(ticks) >= 2
+    assert 1 in ticks
+    assert low < min(values)
+    assert max(values) < high
