@@ -468,7 +468,8 @@ def explain(
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     if operation not in OPERATIONS:
-        raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted")
+        hint = names.hints(names.OPERATIONS, operation, OPERATIONS) if isinstance(operation, str) else ""
+        raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted{hint}")
     arguments.order_of(order)
     fused = _fused(operation, activation, residual, y, dresidual)
     described = operation_of(operation, fused.fusion)

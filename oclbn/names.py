@@ -266,6 +266,15 @@ CONTENTS = (
     Name("gpuarray.Array", "Tensor", "Variable", "GPUArray ndarray", "pyopencl.array.Array."),
 )
 
+# Of operations: what functions (prepare, explain) and the command line (bench) call the same.
+OPERATIONS = (
+    Name("train", "forward training", "fit", "batch_norm_train"),
+    Name("infer", "inference eval evaluation", "predict", "batch_norm_infer"),
+    Name("backward", "gradient", "", "batch_norm_backward"),
+    Name("forward", "train training", "fit", "batch_norm_train"),
+    Name("inference", "infer eval evaluation", "predict", "batch_norm_infer"),
+)
+
 
 def hints(names: Sequence[Name], foreign: str, here: Collection[str] | None = None) -> str:
     """What is said of a name that there is not, "; did you mean ...?" or nothing.

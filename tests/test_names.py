@@ -20,6 +20,7 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.array as cla
 import pytest
+from click.testing import CliRunner
 
 import oclbn
 import oclbn.sync
@@ -33,7 +34,8 @@ from oclbn import (
     gpuarray,
     names,
 )
-from oclbn.errors import ArrayTypeError, ModuleNameError
+from oclbn.cli.group import oclbn as command
+from oclbn.errors import ArrayTypeError, ModuleNameError, ParameterError
 from oclbn.names import ARGUMENTS, ATTRIBUTES, CONTENTS, OPTIONS, Name
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "pages" / "guide" / "names.md"
@@ -516,3 +518,25 @@ def test_own_names_can_be_assigned(queue: cl.CommandQueue, cls: type[BatchNormND
 def test_a_slip_of_pytorchs_is_told_what_matters_to_its_user() -> None:
     with pytest.raises(TypeError, match=r"did you mean epsilon\? 1e-5 if not given, as in PyTorch; 1e-3 in Keras\.$"):
         BatchNorm2D(3, eps=1e-3)  # type: ignore[call-arg]
+
+
+# --- operations, which commands and functions call otherwise
+
+
+@pytest.mark.parametrize(("elsewhere", "here"), [("forward", "train"), ("inference", "infer"), ("eval", "infer")])
+def test_operations_by_the_names_of_commands_are_told(x: cla.Array, elsewhere: str, here: str) -> None:
+    with pytest.raises(ParameterError, match=rf" are wanted; did you mean {here}\?$"):
+        functional.prepare([(4, 3)], operations=("train", elsewhere), queue=x.queue)
+    with pytest.raises(ParameterError, match=rf" is wanted; did you mean {here}\?$"):
+        functional.explain(x, operation=elsewhere)
+    with pytest.raises(ParameterError, match=r"operation is 3; one of [\w, ]+ is wanted$"):
+        functional.explain(x, operation=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.once("words, not a device's")
+@pytest.mark.parametrize(("elsewhere", "here"), [("train", "forward"), ("infer", "inference"), ("bakward", "backward")])
+def test_operations_by_the_names_of_functions_are_told_on_the_command_line(elsewhere: str, here: str) -> None:
+    done = CliRunner().invoke(command, ["bench", "--operations", f"both,{elsewhere}"])
+    assert done.exit_code == 2
+    said = f"'{elsewhere}' is not one of forward, backward, inference, both; did you mean {here}?"
+    assert said in " ".join(done.stderr.split())

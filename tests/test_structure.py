@@ -34,7 +34,7 @@ WALLS = {
     "device": {"errors", "names", "plan"},
     "program": {"errors", "device", "plan"},
     "proof": {"errors", "activations", "version", "elements", "device", "files", "plan", "program", "truth"},
-    "call": {"errors", "activations", "elements", "device", "plan", "program", "proof", "tuning"},
+    "call": {"errors", "activations", "names", "elements", "device", "plan", "program", "proof", "tuning"},
     "steps": {"errors", "elements", "call", "plan"},
     "functional": {"errors", "activations", "names", "elements", "call", "device", "plan", "steps"},
     "gpuarray": {"errors", "names", "elements", "call", "device"},

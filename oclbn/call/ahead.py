@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 import numpy as np
 import pyopencl as cl
 
+from oclbn import names
 from oclbn.activations import Activation
 from oclbn.call import arguments, fusing, prepared, values
 from oclbn.call.request import Request
@@ -130,7 +131,7 @@ def _named(operations: Any) -> tuple[str, ...]:
         raise ParameterError(f"operations is {operations!r}; {wanted}") from None
     for name in named:
         if name not in OPERATIONS:
-            raise ParameterError(f"operations has {name!r}; {wanted}")
+            raise ParameterError(f"operations has {name!r}; {wanted}{names.hints(names.OPERATIONS, name, OPERATIONS)}")
     return named
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from oclbn import names
 from oclbn.files import whole
 
 _ARGUMENT = re.compile(r"\bargument device=(['\"].*?['\"])(?= |$)")  # how oclbn.device tells where a selection is from
@@ -106,11 +107,12 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, tuple):
             return value
         given = (part.strip() for part in str(value).split(","))
-        names = tuple(self.formerly.get(name, name) for name in given)
-        for name in names:
+        found = tuple(self.formerly.get(name, name) for name in given)
+        for name in found:
             if name not in self.known:
-                self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)
-        return names
+                hint = names.hints(names.OPERATIONS, name, self.known)
+                self.fail(f"{name!r} is not one of {', '.join(self.known)}{hint}", param, ctx)
+        return found
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names that the last one may become, behind those that are there already."""
