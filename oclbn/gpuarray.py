@@ -100,10 +100,11 @@ def cast(view: Array, dtype: DTypeLike, order: str = "C", *, queue: cl.CommandQu
     """
     arguments.anyhow("view", view)
     wanted = dtype_of(dtype)
-    for name, came, known in (("view", view.dtype, kind(view.dtype) is not None), ("dtype", dtype, wanted is not None)):
-        if not known:
-            raise DtypeError(f"{name} is {came}; {WANTED} is wanted")
-    assert wanted is not None
+    if wanted is None:
+        raise DtypeError(f"dtype is {dtype}; {WANTED} is wanted")
+    if kind(view.dtype) is None:
+        advice = arguments.converted("view", view, wanted)
+        raise DtypeError(f"view, the array to cast, is {view.dtype}; {WANTED} is wanted{advice}")
     target = _order_and_queue(view, order, queue)
     for name, one in (("view", view.dtype), ("dtype", wanted)):
         check_type(name, one, target)

@@ -335,7 +335,9 @@ def test_cast_of_views(queue: cl.CommandQueue) -> None:
 
 
 def test_cast_refuses_what_is_no_element(queue: cl.CommandQueue) -> None:
-    with pytest.raises(DtypeError, match="view is int32; float32, float64, float16 or bfloat16 is wanted"):
+    with pytest.raises(
+        DtypeError, match="view, the array to cast, is int32; float32, float64, float16 or bfloat16 is wanted"
+    ):
         gpuarray.cast(cla.zeros(queue, 3, np.int32), HALF)
     with pytest.raises(DtypeError, match="dtype is int8; float32"):
         gpuarray.cast(put(queue, np.float32([1])), "int8")
@@ -385,3 +387,16 @@ def test_foreign_byte_orders_are_turned_on_the_host(queue: cl.CommandQueue, code
     advice = str(told.value).partition("convert it with ")[2]
     y = batch_norm_train(eval(advice, {"oclbn": oclbn, "np": np, "x": x}), epsilon=0.0)[0]
     np.testing.assert_array_equal(y.get(), [[-1, -1], [1, 1]])
+
+
+def test_what_cast_does_not_take_gets_a_cure_that_helps(queue: cl.CommandQueue) -> None:
+    view = put(queue, np.arange(6, dtype=np.uint8).reshape(2, 3))
+    for target in (np.dtype(np.float32), HALF):
+        with pytest.raises(
+            DtypeError, match=r"^view, the array to cast, is uint8; float32, .* is wanted; conv"
+        ) as caught:
+            gpuarray.cast(view, target)
+        made = str(caught.value).partition("convert it with ")[2]
+        found = eval(made, {"view": view, "np": np, "oclbn": oclbn})
+        assert found.dtype == target
+        assert found.get().tolist() == [[0, 1, 2], [3, 4, 5]]
