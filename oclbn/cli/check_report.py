@@ -170,6 +170,13 @@ def named(check: Check) -> str:
     return f"{_WORDS.get(first, first)}{space}{in_words(rest)}"
 
 
+def in_progress(check: Check) -> str:
+    """What is being checked, without the names of kernels: operation, shape and data."""
+    if isinstance(check, BuildCheck):
+        return f"kernels of {', '.join(_WORDS.get(name, name) for name in check.operations)}"
+    return named(check)
+
+
 def _count(outcomes: Sequence[Outcome], kind: type) -> int:
     return sum(isinstance(outcome.check, kind) and not outcome.fault for outcome in outcomes)
 

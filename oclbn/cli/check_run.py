@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
 from oclbn import device, tuning
+from oclbn.cli.check_report import in_progress
 from oclbn.cli.progress import Elapsed, progress
 from oclbn.device import DeviceInfo
 from oclbn.tools.check import checklist
@@ -42,7 +43,7 @@ def run(info: DeviceInfo, *, quick: bool, timeout: float = TIMEOUT, most_faults:
                 checked.planned += len(more)
                 todo = [*more, check, *todo]
                 check = todo.pop(0)
-            advance(str(check), checked.planned)
+            advance(in_progress(check), checked.planned)
             try:
                 told = child.ask("check", **checklist.request(check))
             except Rejected as rejected:

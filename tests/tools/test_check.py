@@ -495,3 +495,18 @@ def test_speeds_are_told(queue: cl.CommandQueue) -> None:
     told = checks.speed(queue, SpeedCheck((4, 8, 16, 16)))
     assert set(told) == {"forward", "backward", "inference"}
     assert all(row["seconds"] > 0 and row["bandwidth"] > 0 and row["ratio"] > 0 for row in told.values())
+
+
+@pytest.mark.once("words, not a device's")
+def test_progress_speaks_of_operations_and_shapes() -> None:
+    limits = DeviceLimits("cpu", 2, 64, 1 << 15, 0, 1 << 30, 1 << 28, True, False)
+    every = checklist.checks(limits, Tuning())
+    assert {type(check) for check in every} == {BuildCheck, NumberCheck, SpeedCheck}
+    for check in every:
+        told = check_report.in_progress(check)
+        assert not re.search(r"^constant|_|resident|serial|forward\.cl", told), told
+        if isinstance(check, BuildCheck):
+            assert told.startswith("kernels of "), told
+        else:
+            assert "x".join(map(str, check.shape)) in told
+    assert any(check_report.in_progress(check).startswith("backward, eval mode of 401x71") for check in every)
