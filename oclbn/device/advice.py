@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _SEARCHED = ("OCL_ICD_VENDORS", "OPENCL_VENDOR_PATH")  # folders where loaders look for drivers, instead of
+ELSEWHERE = "drivers were looked for only where the environment says"  # and none would be found that is installed
 _VENDORS = Path("/etc/OpenCL/vendors")
 _NODES = ("dri/renderD*", "kfd", "nvidia[0-9]*")  # what drivers of GPUs open
 
@@ -30,7 +31,7 @@ def for_platform(name: str, version: str, environment: Mapping[str, str]) -> str
 def for_no_platform(environment: Mapping[str, str]) -> str:
     """Where the loader was told to look for drivers, if it found none at all."""
     told = [f"{name}={environment[name]!r}" for name in _SEARCHED if name in environment]
-    return f"drivers were looked for where the environment says: {', '.join(told)}" if told else ""
+    return f"{ELSEWHERE}: {', '.join(told)}; unset it, or name a folder that has drivers" if told else ""
 
 
 def of_unloadable(environment: Mapping[str, str], vendors: Path = _VENDORS) -> list[str]:

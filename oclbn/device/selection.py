@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from oclbn.device.advice import ELSEWHERE
 from oclbn.errors import DeviceNotFoundError
 from oclbn.plan.words import DeviceLimits
 
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 
 _TYPE_BITS = {"gpu": 4, "accelerator": 8, "cpu": 2}  # CL_DEVICE_TYPE_*; best first
 KINDS = tuple(_TYPE_BITS)
-WITH_POCL = "or use the CPU with: pip install 'oclbn[pocl]'"
-NO_DEVICE = f"no OpenCL device found: install the OpenCL driver of your GPU, {WITH_POCL}"
-SILENT_DRIVERS = "no OpenCL device found, likely because:"
+_POCL = "pip install 'oclbn[pocl]'"
+WITH_POCL = f"For the processor: {_POCL}"
+NO_DEVICE = f"no OpenCL device found: install the OpenCL driver of your GPU, or use the CPU with: {_POCL}"
+SILENT_DRIVERS = "no OpenCL device found. Likely causes:"
 WITHOUT_DEVICES = "Installed, but without a device"
 # Intel's FPGA emulation calls itself an accelerator and runs on the CPU.
 _SIMULATORS = ("oclgrind", "simulator", "emulation")
@@ -154,7 +156,7 @@ def resolve(
     """The selected device and what selected it: the argument, a variable of the environment, or the ranking."""
     if not listed:
         told = list(lacking())
-        if told and not any("pocl" in line.lower() for line in told):
+        if told and not any("pocl" in line.lower() or ELSEWHERE in line for line in told):
             told.append(WITH_POCL)
         raise DeviceNotFoundError("\n".join([SILENT_DRIVERS if told else NO_DEVICE, *told]))
     if spec is not None:

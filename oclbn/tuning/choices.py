@@ -119,7 +119,10 @@ def _users(platform: str, version: str, device: str, driver: str) -> list[Level]
     if file is None:
         return []
     if usertable.VARIABLE in os.environ and not file.exists():
-        raise ParameterError(f"{usertable.VARIABLE} names {file}, which does not exist")
+        raise ParameterError(
+            f"{usertable.VARIABLE} names {file}, which does not exist; `oclbn tune` makes it, and with "
+            f"{usertable.VARIABLE} empty there is none"
+        )
     names = DeviceNames(platform, version, _name(device), driver)
     fitting = [entry for entry in usertable.read(file) if entry.device.fits(names)]
     return [Level(f"your table {file}", _known(file, entry)) for entry in fitting]

@@ -366,3 +366,15 @@ def test_plans_for_cards_fit_them_and_keep_them_busy(
 )
 def test_processors_of_a_makers_platform_stay_processors(names: tuple[str, str, str, str]) -> None:
     assert tuning_for(*names).lanes == 1
+
+
+def test_a_table_that_is_not_there_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCLBN_TUNING", str(tmp_path / "new.toml"))
+    tuning.forget()
+    cure = r"`oclbn tune` makes it, and with OCLBN_TUNING empty there is none"
+    with pytest.raises(ParameterError, match=rf"new\.toml, which does not exist; {cure}$"):
+        tuning.tuning_for("a platform", "OpenCL 3.0", "a device", "cpu")
+    monkeypatch.setenv("OCLBN_TUNING", "")
+    tuning.forget()
+    assert tuning.tuning_for("a platform", "OpenCL 3.0", "a device", "cpu")
+    tuning.forget()
