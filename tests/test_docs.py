@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -439,3 +441,15 @@ def test_pictures_are_what_their_script_draws() -> None:
     for name, make in draw.ALL.items():
         assert (draw.PICTURES / f"{name}.svg").read_text(encoding="utf-8") == make().svg(), "run python docs/draw.py"
     assert {path.stem for path in draw.PICTURES.glob("*.svg")} == set(draw.ALL)
+
+
+def test_pages_of_the_api_say_what_to_read_in_a_checkout() -> None:
+    """Where nothing fills them, as a site does."""
+    for page in (DOCS / "pages" / "api").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        named = re.search(r"In a checkout this page is empty: `python -c \"(import oclbn.*; help\(.*\))\"`", text)
+        assert named is not None, page
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(named[1], {})
+        assert len(out.getvalue()) > 500, page
