@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 
@@ -14,6 +16,8 @@ def main() -> None:
         if missing.name not in ("click", "rich"):
             raise
         sys.exit(f"Error: the command oclbn needs the package {missing.name}: pip install 'oclbn[cli]'")
+    if sys.stdout is None:  # it was closed before the start, as by `>&-`
+        sys.exit(f"Error: the output cannot be written: {os.strerror(errno.EBADF)}")
     from oclbn.cli.group import oclbn
 
     oclbn(prog_name="oclbn")

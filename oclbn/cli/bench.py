@@ -360,7 +360,7 @@ def _seconds(queue: cl.CommandQueue, shape: Shape, operations: Sequence[str], pe
 def _end(complete: bool, anything: bool, reasons: Iterable[str]) -> None:
     """The exit status, where it is not 0."""
     if not complete:
-        raise Interrupted("what had been timed until then is above" if anything else "nothing had been timed yet")
+        raise Interrupted("what had been timed until then is printed" if anything else "nothing had been timed yet")
     if not anything:
         raise click.ClickException("nothing was timed: " + "; ".join(dict.fromkeys(reasons)))
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from oclbn import __version__
-from oclbn.cli.grid import Column, Grid, print_line
+from oclbn.cli.grid import Column, Grid, Stacked, print_hanging, print_line, side_by_side
 from oclbn.device import DeviceInfo
 from oclbn.tools.bench.benchmark import Absence, Comparison, Row, geometric_mean
 from oclbn.tools.bench.packing import Packed
@@ -23,19 +23,25 @@ from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES
 
 SCHEMA = 3  # of the JSON: goes up when a key goes away or changes its meaning
 SUMMARIES = ("geometric mean", "worst", "over plain copy", "worst over plain")
-MEDIANS = "Times are medians."
 LEGEND = (
-    "Times are medians; /copy: times as long as the baseline, the fastest copy of the same tensor.",
+    "Times are medians.",
+    "/copy: times as long as the baseline, the fastest copy of the same tensor.",
     "Plain copy: the faster of the device's command and a plain kernel, without non-temporal stores.",
-    "worst: the largest ratio. over plain copy, worst over plain: mean and largest ratio to the plain copy's time.",
+    "worst: the largest ratio.",
+    "over plain copy, worst over plain: mean and largest ratio to the plain copy's time.",
 )
+AXES = "@: the axis of the channels, where it is not 1; @3 of four axes is the NHWC layout."
 PROFILE_LEGEND = (
-    "Times are medians, with outputs preallocated (out=). host: from the call to the empty queue.",
-    "device: the kernels and what is between them. other: the host's own work, enqueueing, waking up.",
+    "Times are medians, with outputs preallocated (out=).",
+    "host: from the call to the empty queue.",
+    "device: the kernels and what is between them.",
+    "other: the host's own work, enqueueing, waking up.",
 )
 PACKED_LEGEND = (
-    "Times are medians of prepared calls, with outputs preallocated. packed: of tensors whose rows run backwards,",
-    "which are packed before and unpacked after; plain: of the same without gaps; copies: packing and unpacking alone.",
+    "Times are medians of prepared calls, with outputs preallocated.",
+    "packed: of tensors whose rows run backwards, which are packed before and unpacked after.",
+    "plain: of the same without gaps.",
+    "copies: packing and unpacking alone.",
     "/sum: the packed call's time over those of plain and copies together.",
 )
 OUTPUTS_ARE = {  # what stands beside each of them
@@ -131,9 +137,8 @@ class Shown:
 
     def __init__(self, console: Console, report: Report, *, details: bool) -> None:
         self._console, self._report, self._details = console, report, details
-        self._grid: Grid | None = None
+        self._grid: Grid | Stacked | None = None
         self._outputs = ""
-        self._missing: list[str] = []  # columns that the screen had no room for
         self._print(heading(report.info))
         if report.fused:
             elements = "" if report.dtype == "float32" else f" of elements of {report.dtype}"
@@ -160,10 +165,8 @@ class Shown:
         if not self._details:
             means = _stacked_means if self._stacks else _means
             self._print(*(self._grid.row(*row) for row in means(self._report, self._outputs)))
-        if self._grid.missing:
-            self._missing = self._grid.missing
-            told = f"Not shown in {self._console.width} columns: {', '.join(self._missing)}."
-            self._console.print(Text(told, style="dim"))
+        if missing := ", ".join(self._grid.missing):
+            self._console.print(Text(f"Not shown in {self._console.width} columns: {missing}.", style="dim"))
         if self._report.peers:
             self._print(Text(""), *_peers(self._report, self._outputs, self._console.width))
         self._grid = None
@@ -175,9 +178,9 @@ class Shown:
         if report.rows:
             notes = list(LEGEND)
             if self._details:  # which has no means
-                notes = [MEDIANS] if "ratio (/copy)" in self._missing else notes[:1]
+                notes = notes[:2]
             if any(axis != 1 for _, axis in report.cases):
-                notes.append("@: the axis of the channels, where it is not 1; @3 of four axes is the NHWC layout.")
+                notes.append(AXES)
         if report.fused:
             notes.append("plain: oclbn without activation and residual; x: how many times as long.")
         elif report.dtype != "float32":
@@ -187,7 +190,7 @@ class Shown:
             notes.append(f"Beside it {known}; x: how many times as long as oclbn.")
         self._console.print()
         for note in notes:
-            self._console.print(Text(note, style="dim"))
+            print_hanging(self._console, note, style="dim")
         for line in [*_absences(report.absences), *_skipped(report.skipped)]:
             self._console.print(Text(line), soft_wrap=True)  # commands in it can be copied
 
@@ -195,7 +198,7 @@ class Shown:
     def _stacks(self) -> bool:
         return _wide(self._report, self._console.width).width > self._console.width
 
-    def _table(self) -> Grid:
+    def _table(self) -> Grid | Stacked:
         if self._details:
             return _details(self._report, self._console.width)
         return _narrow(self._report, self._console.width) if self._stacks else _wide(self._report, self._console.width)
@@ -299,23 +302,21 @@ def _stacked_means(report: Report, outputs: str) -> Rows:
             first = ""
 
 
-def _details(report: Report, width: int) -> Grid:
+def _details(report: Report, width: int) -> Grid | Stacked:
     whos = max(map(len, ("oclbn", *report.peers)))
-    return Grid(
-        [
-            _shape_column(report),
-            Column("who", width=whos, left=True),
-            Column("operation", width=max(map(len, _COPY_NAMES)), left=True),
-            Column("median", "ms", 6),
-            Column("10 %", "ms", 6, spare=3),
-            Column("90 %", "ms", 6, spare=4),
-            Column("bytes", "MB", 6, spare=6),
-            Column("rate", "GB/s", 5, spare=1),
-            Column("ratio", "/copy", 6, spare=2),
-            Column("times", "samples", 5, spare=5),
-        ],
-        width,
-    )
+    columns = [
+        _shape_column(report),
+        Column("who", width=whos, left=True),
+        Column("operation", width=max(map(len, _COPY_NAMES)), left=True),
+        Column("median", "ms", 6),
+        Column("10 %", "ms", 6),
+        Column("90 %", "ms", 6),
+        Column("bytes", "MB", 6),
+        Column("rate", "GB/s", 5),
+        Column("ratio", "/copy", 6),
+        Column("times", "samples", 5),
+    ]
+    return side_by_side(columns, 3, width)
 
 
 def _detailed(report: Report, case: Case, outputs: str) -> Rows:
@@ -453,8 +454,8 @@ def listed_as_json(
 class _Table:
     """Rows on a console, as they are found; in the end how to read them."""
 
-    def __init__(self, console: Console, info: DeviceInfo, columns: list[Column]) -> None:
-        self._console, self._grid = console, Grid(columns, console.width)
+    def __init__(self, console: Console, info: DeviceInfo, grid: Grid | Stacked) -> None:
+        self._console, self._grid = console, grid
         print_line(console, heading(info))
         print_line(console, self._grid.heading())
 
@@ -463,7 +464,7 @@ class _Table:
             missing = ", ".join(self._grid.missing)
             self._console.print(Text(f"Not shown in {self._console.width} columns: {missing}.", style="dim"))
         for note in legend:
-            self._console.print(Text(note, style="dim"))
+            print_hanging(self._console, note, style="dim")
 
 
 class ShownProfile(_Table):
@@ -476,11 +477,11 @@ class ShownProfile(_Table):
             Column("operation", width=9, left=True),
             Column("host", "ms", 6),
             Column("device", "ms", 6),
-            Column("other", "ms", 6, spare=2),
-            Column("kernel", width=22, left=True, spare=1),
-            Column("its time", "ms", 6, spare=1),
+            Column("other", "ms", 6),
+            Column("kernel", width=22, left=True),
+            Column("its time", "ms", 6),
         ]
-        super().__init__(console, info, columns)
+        super().__init__(console, info, side_by_side(columns, 2, console.width))
 
     def add(self, found: Sequence[Profile]) -> None:
         """Print what was found for one shape."""
@@ -519,7 +520,7 @@ class ShownPacked(_Table):
             Column("copies", "ms", 6, spare=1),
             Column("/sum", width=4),
         ]
-        super().__init__(console, info, columns)
+        super().__init__(console, info, Grid(columns, console.width))
 
     def add(self, found: Sequence[Packed]) -> None:
         """Print what was found for one shape."""

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from oclbn import device
 from oclbn.cli import output, tables
-from oclbn.cli.types import SELECTIONS, as_option
+from oclbn.cli.types import SELECTIONS, Once, as_option
 from oclbn.device import DeviceInfo
 from oclbn.device.selection import WITHOUT_DEVICES
 from oclbn.errors import DeviceNotFoundError
@@ -31,7 +31,7 @@ _RUNTIME = 35  # characters, in which AMD's platform has its name; a longer runt
 RANKING = "first in the ranking GPU, accelerator, processor, software rasteriser, simulator"
 
 
-@click.command()
+@click.command(cls=Once)
 @click.option("--device", "spec", metavar="SPEC", help=f"Only this one: {SELECTIONS}")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list; sizes in bytes.")
 def command(spec: str | None, as_json: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rich.console import Console
 from rich.text import Text
@@ -59,6 +61,48 @@ class Grid:
             line.append_text(Text.assemble(cell, blank) if column.left else Text.assemble(blank, cell))
         line.rstrip()
         return line
+
+
+class Stacked:
+    """The same rows with a line for each value, for a screen that is too narrow for them side by side.
+
+    keys: so many of the columns come first, and stand in a line of their own.
+    """
+
+    missing: ClassVar[list[str]] = []  # as of a Grid: nothing is left out
+
+    def __init__(self, columns: Sequence[Column], keys: int) -> None:
+        self._keys = Grid(columns[:keys], 0)
+        self._values = {column.name: ", ".join(filter(None, (column.name, column.unit))) for column in columns[keys:]}
+        widths = max(map(len, self._values.values())), max(column.width for column in columns[keys:])
+        self._lines = Grid(
+            [Column("", left=True), Column("what", width=widths[0], left=True), Column("value", width=widths[1])], 0
+        )
+
+    def heading(self) -> Text:
+        """The names of the keys; those of the values, with their units, stand beside each."""
+        return self._keys.heading()
+
+    def row(self, cells: Mapping[str, str | Text], style: str = "") -> Text:
+        """Lines: the keys, where there are some, and the values; what is missing has none."""
+        keys = self._keys.row(cells, style)
+        lines = [keys] if keys.plain else []
+        for name, what in self._values.items():
+            if cells.get(name):
+                lines.append(self._lines.row({"what": what, "value": cells[name]}, style))
+        return Text("\n").join(lines)
+
+
+def side_by_side(columns: Sequence[Column], keys: int, width: int) -> Grid | Stacked:
+    """Rows with all these columns, or where they have no room with a line for each value."""
+    grid = Grid(columns, 0)
+    return grid if grid.width <= width and not grid.missing else Stacked(columns, keys)
+
+
+def print_hanging(console: Console, text: str, indent: str = "  ", *, style: str = "") -> None:
+    """Broken at words where it is wider than the screen, the rest indented."""
+    told = textwrap.fill(text, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    console.print(Text(told, style=style))
 
 
 def print_line(console: Console, line: Text) -> None:

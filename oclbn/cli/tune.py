@@ -76,6 +76,11 @@ def command(
         raise click.BadParameter("it needs --shape: suites say where their channels are", param_hint="--axis")
     if every and spec is not None:
         raise click.UsageError("--all and --device exclude each other")
+    if show:
+        told = {"--seconds": seconds is not None, "--quick": quick, "--suite": suites, "--shape": shapes}
+        told |= {"--dry-run": dry_run, "--keep": keep, "--output": output is not None}
+        if given := [option for option, there in told.items() if there]:
+            raise click.UsageError(f"--show tunes nothing: leave out {', '.join(given)}")
     infos = _all_devices() if every else [device.select(spec)]
     console = screen.console()
     if show:
@@ -101,7 +106,7 @@ def command(
     cases = [trainable(shape, axis) for shape in shapes] + [
         case for suite in together(suites) for case in SUITES[suite]
     ]
-    given: Shapes = list(dict.fromkeys(cases))
+    wanted: Shapes = list(dict.fromkeys(cases))
     budget = seconds if seconds is not None else QUICK_SECONDS if quick else SECONDS
     reports: list[dict[str, Any]] = []
     interrupted = False
@@ -109,7 +114,7 @@ def command(
     devices = "1 device" if len(infos) == 1 else f"{len(infos)} devices"
     expect(f"A check, {budget:g} s of candidates at most and a last timing on {devices}", len(infos) * each)
     for info in infos:
-        todo = given or search.shapes_for(info.limits, quick=quick)
+        todo = wanted or search.shapes_for(info.limits, quick=quick)
         try:
             tuned = tune_run.run(info, _in_force(info, target), todo, budget, keep=keep)
         except KeyboardInterrupt:
@@ -129,7 +134,7 @@ def command(
     if as_json:
         click.echo(json.dumps(reports, indent=1))
     if interrupted:
-        raise Interrupted("what was found until then is above")
+        raise Interrupted("what was found until then is printed")
 
 
 def _all_devices() -> list[DeviceInfo]:

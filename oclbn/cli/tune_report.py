@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn import __version__
+from oclbn.cli.bench_report import AXES
+from oclbn.cli.grid import print_hanging
 from oclbn.cli.tune_run import Tuned
 from oclbn.device import DeviceInfo
 from oclbn.plan.words import in_words
@@ -62,7 +63,10 @@ def print_origins(
     _print_device(console, info)
     shown = _table("choice", "value", "from")
     for name, (value, origin) in found.items():
-        shown.add_row(name, _value(value), Text(origin, style="" if origin.startswith("default") else "green"))
+        unit = " bytes" if name.endswith("_bytes") else ""
+        shown.add_row(
+            name, f"{_value(value)}{unit}", Text(origin, style="" if origin.startswith("default") else "green")
+        )
     console.print(shown)
     if table is None:
         where = f"Your table: none, as {usertable.why_none()}"
@@ -70,14 +74,15 @@ def print_origins(
         where = f"Your table: {table}" + ("" if table.exists() else " (not there yet)")
     console.print(Text(where, style="dim"), soft_wrap=True)
     for one in plans:
-        _print_hanging(console, f"{one.case} {one.operation}: {in_words(str(one.plan))}", "    ")
+        print_hanging(console, f"{one.case} {one.operation}: {in_words(str(one.plan))}", "    ")
         for reason in one.plan.declined:
-            _print_hanging(console, f"  not {in_words(reason)}", "      ", style="dim")
-    for line in LEGEND if plans else ():
-        _print_hanging(console, line, "  ", style="dim")
+            print_hanging(console, f"  not {in_words(reason)}", "      ", style="dim")
+    axes = [AXES] if any("@" in one.case for one in plans) else []
+    for line in [*axes, *LEGEND] if plans else ():
+        print_hanging(console, line, style="dim")
     console.print(Text("Choices:", style="dim"))
     for name in found:
-        _print_hanging(console, f"  {name}: {MEANINGS[name]}", "    ", style="dim")
+        print_hanging(console, f"  {name}: {MEANINGS[name]}", "    ", style="dim")
 
 
 def origins_as_dict(info: DeviceInfo, found: Origins, plans: Sequence[Planned]) -> dict[str, Any]:
@@ -169,17 +174,6 @@ def _table(*headings: str, right: bool = False) -> Table:
     for index, heading in enumerate(headings):
         table.add_column(heading, no_wrap=index == 0 or right, justify="right" if right and index else "left")
     return table
-
-
-def _print_hanging(console: Console, text: str, indent: str, *, style: str = "") -> None:
-    """Broken at words where it is wider than the screen, the rest indented."""
-    width = console.width
-    console.print(
-        Text(
-            textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False),
-            style=style,
-        )
-    )
 
 
 def _print_device(console: Console, info: DeviceInfo) -> None:

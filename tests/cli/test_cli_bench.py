@@ -76,6 +76,9 @@ def test_outputs_go_by_their_former_names(spec: str) -> None:
         ["bench", "--rounds", "3", "--rounds", "4"],
         ["bench", "--device", "gpu", "--device", "cpu"],
         ["bench", "--axis", "1", "--axis", "2"],
+        ["devices", "--device", "cpu", "--device", "1:0"],
+        ["check", "--device", "cpu", "--device", "1:0"],
+        ["check", "--timeout", "3", "--timeout", "4"],
         ["tune", "--seconds", "3", "--seconds", "4"],
         ["demo", "--epochs", "3", "--epochs", "4"],
     ],
@@ -110,7 +113,7 @@ def test_ctrl_c_keeps_what_was_timed(spec: str, tmp_path: Path, monkeypatch: pyt
     assert "geometric mean" in done.stdout
     assert "/copy: times as long as the baseline" in done.stdout
     assert "8x3x2" not in done.stdout
-    assert done.stderr.splitlines()[-1] == "Interrupted: what had been timed until then is above"
+    assert done.stderr.splitlines()[-1] == "Interrupted: what had been timed until then is printed"
     assert f"Wrote {picture}" in done.stderr
     assert "<!-- 4x6x5 -->" in picture.read_text()
 
@@ -130,9 +133,7 @@ def test_a_picture_that_is_there_is_kept(spec: str, tmp_path: Path) -> None:
 
 def test_a_legend_tells_of_what_is_shown(spec: str) -> None:
     narrow, wide = (bench(spec, *SMALL, "--details", width=width).stdout for width in (60, 140))
-    assert "ratio (/copy)" in narrow
-    assert "/copy: " not in narrow
-    assert "Times are medians." in narrow
+    assert "/copy: " in narrow
     assert "/copy: " in wide
     assert "over plain" not in narrow + wide, "there is no such row"
 
@@ -268,3 +269,54 @@ def test_ratios_are_never_wider_than_their_column() -> None:
     for value in (0.004, 0.5, 9.994, 9.996, 10.33, 99.94, 99.96, 1234.5, 1e6):
         assert len(bench_report._ratio(value)) <= 4
     assert [bench_report._ratio(value) for value in (1.0, 10.33, 123.4)] == ["1.00", "10.3", "123"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_column_of_a_profile_or_of_details_is_left_out(spec: str, width: int) -> None:
+    """Where they have no room side by side there is a line for each value."""
+    shape = ("--shape", "32,256,8,8", "--operations", "forward", "--rounds", "3")
+    profile = bench(spec, *shape[:4], "--profile", width=width).stdout
+    details = bench(spec, *shape, "--outputs", "prepared", "--details", width=width).stdout
+    for done, names in (
+        (profile, ("host", "device", "other", "kernel", "its time", "train_")),
+        (details, ("median", "10 %", "90 %", "bytes", "rate", "ratio", "times")),
+    ):
+        assert "Not shown" not in done
+        for name in names:
+            assert name in done
+        for unit in ("ms", "GB/s", "/copy", "samples") if done is details else ("ms",):
+            assert unit in done
+    if width == 60:
+        lines = [line.split() for line in profile.splitlines()]
+        assert ["32x256x8x8", "forward"] in lines
+        assert ["host,", "ms"] in [line[:2] for line in lines]
+        kernel = next(number for number, line in enumerate(lines) if line[:1] == ["kernel"])
+        assert lines[kernel][1].startswith("train_")
+        assert lines[kernel + 1][:3] == ["its", "time,", "ms"]
+        shown = [line.split() for line in details.splitlines()]
+        assert ["rate,", "GB/s"] in [line[:2] for line in shown]
+
+
+@pytest.mark.parametrize("more", [(), ("--profile",), ("--packed",)], ids=str)
+def test_notes_go_on_where_they_are_broken(spec: str, more: tuple[str, ...]) -> None:
+    """On a narrow screen the rest of a note is indented; no note begins in the middle of a sentence."""
+    given = ("--shape", "8,16,7,7", "--operations", "forward")
+    wide, narrow = (bench(spec, *given, *more, width=width).stdout for width in (500, 60))
+    notes = wide[wide.index("Times are") :].splitlines()
+    told = narrow[narrow.index("Times are") :].splitlines()
+    for note in notes:
+        assert re.match(r"Times are|[\w/, ]+: |Plain copy: |Compiled", note), note
+    joined: list[str] = []
+    for line in told:
+        if line.startswith("  "):
+            joined[-1] += f" {line.strip()}"
+        else:
+            joined.append(line)
+    assert [one for one in joined if "Compiled" not in one] == [one for one in notes if "Compiled" not in one]
+
+
+def test_ctrl_c_points_to_no_place_where_nothing_is(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was printed may be in a file."""
+    interrupt_at(2, monkeypatch, benchmark, "compare")
+    done = bench(spec, *SMALL, "--shape", "8,3,2", "--json")
+    assert done.stderr.splitlines()[-1] == "Interrupted: what had been timed until then is printed"

@@ -168,3 +168,13 @@ def test_a_grid_leaves_out_what_can_be_spared() -> None:
     assert narrow.heading().plain == "shape       median\n                ms"
     assert narrow.missing == ["rate (GB/s)"]
     assert narrow.row({"shape": "4x6", "median": "0.1", "rate": "9"}).plain == "4x6            0.1"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other shells close nothing")
+@pytest.mark.parametrize("given", COMMANDS, ids=" ".join)
+def test_an_output_that_is_closed_is_one_line(given: list[str]) -> None:
+    """As in `oclbn devices >&-`: Python has no sys.stdout then."""
+    line = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "oclbn", *given]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.stderr == f"Error: the output cannot be written: {os.strerror(9)}\n"
+    assert (done.returncode, done.stdout) == (1, "")

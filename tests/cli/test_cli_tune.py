@@ -171,7 +171,7 @@ def test_an_interrupted_run_keeps_what_it_found_where_asked_to(
     assert result.exit_code == 130
     assert ("Wrote" in result.stdout) is keep
     assert ("Interrupted: nothing was written" in result.stderr) is not keep
-    assert ("Interrupted: what was found until then is above" in result.stderr) is keep
+    assert ("Interrupted: what was found until then is printed" in result.stderr) is keep
 
 
 def test_choices_that_do_not_work_are_an_error(spec: str, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +224,9 @@ def test_show_says_what_the_choices_lead_to(spec: str, monkeypatch: pytest.Monke
         pytest.param(["--shape", "4,5", "--axis", "2"], 2, "2 is no axis of shape 4,5", id="no axis"),
         pytest.param(["--suite", "vgg"], 2, "resnet50", id="no suite"),
         pytest.param(["--output", "."], 2, "is a directory", id="a folder"),
+        pytest.param(["--show", "--output", "t2.toml"], 2, "--show tunes nothing: leave out --output", id="show 1"),
+        pytest.param(["--show", "--keep", "--quick"], 2, "leave out --quick, --keep", id="show 2"),
+        pytest.param(["--show", "--shape", "4,5"], 2, "--show tunes nothing: leave out --shape", id="show 3"),
         pytest.param(["--output", "bn.hdf"], 2, "bn.hdf does not end in .toml", id="no table"),
         pytest.param(["--output", "train.py"], 2, "train.py does not end in .toml", id="a program"),
     ],
@@ -272,3 +275,16 @@ def test_without_a_table_there_is_nothing_to_write_to(spec: str, monkeypatch: py
     result = run("--device", spec)
     assert result.exit_code == 2
     assert "--output" in result.stderr
+
+
+def test_show_explains_its_shapes_and_its_numbers(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCLBN_TUNING", "")
+    shown = run("--device", spec, "--show").stdout
+    assert re.search(r" @\d ", shown)
+    assert "@: the axis of the channels, where it is not 1" in shown
+    (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)
+    for name, choice in told["choices"].items():
+        unit = " bytes" if name.endswith("_bytes") else ""
+        assert type(choice["value"]) in (int, str, bool)
+        if unit:
+            assert re.search(rf"^{name} +{choice['value']} bytes ", shown, re.MULTILINE), name
