@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 from oclbn import __version__
 from oclbn.cli.bench_report import BARS, OUTPUTS_ARE, Report, label
 from oclbn.cli.plot import AFTER, BEFORE, require_matplotlib
-from oclbn.tools.bench.turns import BASELINE
+from oclbn.tools.bench.turns import BASELINE, UNFUSED
 
 OPERATION_COLOURS = {"forward": BEFORE, "backward": AFTER, "inference": "#3c8d5a", "both": "#7a5195"}
 MARKERS = {"forward": "o", "backward": "s", "inference": "D", "both": "^"}
@@ -21,7 +22,12 @@ RATIOS_SAY = (
     "and a dashed line is oclbn's aim for its operation on large tensors (development guide, Kernels)."
 )
 PEERS_SAY = "Other libraries: right of 1, oclbn is faster."
-BASELINE_SAYS = f"{BASELINE}: oclbn on elements of that type, in the same run; right of 1, {{}} is faster."
+_COMPANIONS: dict[str, Callable[[Report], str]] = {  # what oclbn itself is called that is timed beside oclbn
+    BASELINE: lambda report: (
+        f"{BASELINE}: oclbn on elements of that type, in the same run; right of 1, {report.dtype} is faster."
+    ),
+    UNFUSED: lambda report: f"{UNFUSED}: oclbn without {report.fused}, in the same run; left of 1 by what that costs.",
+}
 BANDWIDTHS_SAY = "Bandwidth counts every tensor that has to be read or written once; the copy's is what memory allows."
 _ROW = 0.235  # inches for a shape
 _LETTERS = 12.5  # of what stands below, to an inch
@@ -53,11 +59,8 @@ def draw(report: Report, file_format: str) -> bytes:
     figure = Figure(figsize=(wide, sum(heights) + 1.7), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(_title(report), fontsize=11)
-    libraries = [peer for peer in report.peers if peer != BASELINE]
-    reading = [RATIOS_SAY]
-    if compared and BASELINE in report.peers:
-        reading.append(BASELINE_SAYS.format(report.dtype))
-    reading += [PEERS_SAY] * bool(compared and libraries) + [BANDWIDTHS_SAY] * (len(sizes) > 1)
+    reading = [RATIOS_SAY, *(_COMPANIONS[peer](report) for peer in report.peers if compared and peer in _COMPANIONS)]
+    reading += [PEERS_SAY] * bool(compared and {*report.peers} - {*_COMPANIONS}) + [BANDWIDTHS_SAY] * (len(sizes) > 1)
     lines = [textwrap.fill(line, round(_LETTERS * wide)) for line in reading] if kinds else ["Nothing was timed."]
     figure.supxlabel("\n".join(lines), fontsize=9, color="0.35")
     parts = figure.subfigures(max(1, len(heights)), 1, height_ratios=heights or [1], squeeze=False)[:, 0]
@@ -74,8 +77,9 @@ def draw(report: Report, file_format: str) -> bytes:
 def _title(report: Report) -> str:
     info = report.info
     peers = "".join(f", {name} {version}" for name, version in report.versions.items())
-    elements = "" if report.dtype == BASELINE else f"\nelements of {report.dtype}"
-    return f"{info.title}\noclbn {__version__}{peers}{elements}"
+    own = [] if report.dtype == BASELINE else [f"elements of {report.dtype}"]
+    own += [f"with {report.fused}"] if report.fused else []
+    return "\n".join(filter(None, (info.title, f"oclbn {__version__}{peers}", ", ".join(own))))
 
 
 def _shapes(part: Any, report: Report, outputs: str, compared: list[str]) -> None:
@@ -142,11 +146,12 @@ def _peers(panel: Any, report: Report, outputs: str, operation: str, shown: list
 
 def _compares(report: Report) -> str:
     """What is divided by what beside the copies."""
-    if report.dtype == BASELINE:
-        return "library's time / oclbn's time"
-    if set(report.peers) == {BASELINE}:
-        return f"time on {BASELINE} / time on {report.dtype}"
-    return f"time / oclbn's time on {report.dtype}"
+    alone = {*report.peers} <= {*_COMPANIONS}
+    if report.fused:
+        return f"time without {report.fused} / time with it" if alone else f"time / oclbn's time with {report.fused}"
+    if report.dtype != BASELINE:
+        return f"time on {BASELINE} / time on {report.dtype}" if alone else f"time / oclbn's time on {report.dtype}"
+    return "library's time / oclbn's time"
 
 
 def _log_ticks(panel: Any, values: list[float], ticks: tuple[float, ...]) -> None:

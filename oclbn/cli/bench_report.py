@@ -139,7 +139,7 @@ class Shown:
         self._console, self._report, self._details = console, report, details
         self._grid: Grid | Stacked | None = None
         self._outputs = ""
-        self._print(heading(report.info))
+        console.print(heading(report.info))
         if report.fused:
             elements = "" if report.dtype == "float32" else f" of elements of {report.dtype}"
             self._print(Text(f"with {report.fused}{elements}, in the same run as without"))
@@ -456,7 +456,7 @@ class _Table:
 
     def __init__(self, console: Console, info: DeviceInfo, grid: Grid | Stacked) -> None:
         self._console, self._grid = console, grid
-        print_line(console, heading(info))
+        console.print(heading(info))
         print_line(console, self._grid.heading())
 
     def _explain(self, legend: Sequence[str]) -> None:

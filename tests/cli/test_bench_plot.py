@@ -138,3 +138,16 @@ def test_an_axis_has_two_ticks_and_more(values: list[float]) -> None:
     assert 1 in ticks
     assert low < min(values)
     assert max(values) < high
+
+
+@pytest.mark.parametrize("libraries", [(), ("torch",)])
+def test_a_picture_of_what_is_fused_says_so(queue: cl.CommandQueue, libraries: tuple[str, ...]) -> None:
+    """What is timed beside is oclbn itself without it, and no library."""
+    made = report(queue, SUITES["resnet50"], ("preallocated",), ("plain", *libraries))
+    made.fused, made.dtype = "relu", "float16"
+    text = bench_plot.draw(made, "svg").decode()
+    assert "<!-- elements of float16, with relu -->" in text
+    assert "plain: oclbn without relu, in the same run; left of 1 by what that costs." in text
+    assert ("Other libraries: right of 1" in text) is bool(libraries)
+    label = "time / oclbn's time with relu" if libraries else "time without relu / time with it"
+    assert text.count(f"<!-- {label} -->") == len(benchmark.TENSORS)

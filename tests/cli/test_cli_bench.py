@@ -13,6 +13,7 @@ import pyopencl as cl
 import pytest
 from click.testing import CliRunner, Result
 
+from oclbn import device
 from oclbn.cli import bench_report
 from oclbn.cli.group import oclbn
 from oclbn.tools.bench import benchmark, profiling
@@ -320,3 +321,17 @@ def test_ctrl_c_points_to_no_place_where_nothing_is(spec: str, monkeypatch: pyte
     interrupt_at(2, monkeypatch, benchmark, "compare")
     done = bench(spec, *SMALL, "--shape", "8,3,2", "--json")
     assert done.stderr.splitlines()[-1] == "Interrupted: what had been timed until then is printed"
+
+
+@pytest.mark.parametrize("more", [(), ("--profile",)], ids=str)
+def test_on_a_narrow_screen_the_device_is_broken_at_words(spec: str, more: tuple[str, ...]) -> None:
+    width = 24
+    lines = bench(spec, "--shape", "4,6,5", "--operations", "forward", "--rounds", "3", *more, width=width).stdout
+    title = device.select(spec).title
+    shown = ""
+    for line in lines.splitlines():
+        if " ".join(shown.split()) == title:
+            break
+        assert len(line) <= max(width, max(map(len, title.split())))
+        shown += f" {line}"
+    assert " ".join(shown.split()) == title
