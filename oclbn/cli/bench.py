@@ -117,6 +117,7 @@ class _Bench(Once):
     default="none",
     show_default=True,
     type=click.Choice(NAMES),
+    metavar="NAME",
     help="Time operations with this activation, y = f(bn(x)), and beside them the same without, as `plain`.",
 )
 @click.option("--residual", is_flag=True, help="The same with a residual that is added before the activation.")

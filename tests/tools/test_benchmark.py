@@ -226,7 +226,18 @@ def test_details_have_a_line_for_each_time(queue: cl.CommandQueue) -> None:
 @TOLD
 def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
     printed = json.loads(run("--shape", "5,3,2", "--axis", "-1", "--rounds", "3", "--json"))
-    assert set(printed) == {"schema", "device", "versions", "peers", "dtype", "rows", "absences", "skipped", "complete"}
+    assert set(printed) == {
+        "schema",
+        "device",
+        "versions",
+        "peers",
+        "dtype",
+        "fused",
+        "rows",
+        "absences",
+        "skipped",
+        "complete",
+    }
     assert printed["schema"] == SCHEMA
     assert set(printed["versions"]) == {"oclbn", "python", "pyopencl", "numpy"}
     assert printed["device"]["driver"]
@@ -250,6 +261,21 @@ def test_other_types_stand_beside_float32(queue: cl.CommandQueue, dtype: str) ->
     assert own["nbytes"] == 2 * 5 * 3 * 7 * np.dtype(dtype if dtype != "bfloat16" else "float16").itemsize
     told = run("--shape", "5,3,7", "--rounds", "3", "--outputs", "fresh", "--dtype", dtype, "--operations", "forward")
     assert f"elements of {dtype}, in the same run as float32 ones" in told
+
+
+@TOLD
+@pytest.mark.parametrize(("activation", "residual"), [("relu", True), ("gelu", True), ("silu", False), ("none", True)])
+def test_what_is_fused_is_timed_beside_the_same_without(
+    queue: cl.CommandQueue, activation: str, residual: bool
+) -> None:
+    given = ["--shape", "8,4,6", "--rounds", "3", "--activation", activation, "--outputs", "prepared,fresh", "--json"]
+    printed = json.loads(run(*given, *(["--residual"] if residual else [])))
+    assert printed["fused"].startswith(activation if activation != "none" else "the sum")
+    assert ("residual" in printed["fused"]) == residual
+    for operation, more in (("forward", 1), ("backward", 2 if activation != "none" else 0), ("inference", 1)):
+        rows = {row["who"]: row for row in printed["rows"] if row["operation"] == operation}
+        extra = rows["oclbn"]["nbytes"] - rows["plain"]["nbytes"]
+        assert extra == (more if residual else 0) * 8 * 4 * 6 * 4
 
 
 def test_packed_calls_are_of_float32(queue: cl.CommandQueue) -> None:
@@ -323,12 +349,15 @@ def test_help_names_suites_and_libraries() -> None:
         (["--shape", "4,x"], 2, "no list of numbers"),
         (["--suite", "vgg"], 2, "resnet50"),
         (["--rounds", "2"], 2, "x>=3"),
-        (["--against", "torch,caffe"], 2, "'caffe' is not one of torch, numpy"),
+        (["--against", "torch,caffe"], 2, "'caffe' is not one of torch, torch-compiled, numpy"),
         (["--outputs", "lent"], 2, "preallocated, prepared, fresh, pool"),
         (["--plot", "bench.txt"], 2, ".png, .svg, .pdf"),
         (["--device", "no such device"], 1, "fits no device"),
         (["--shape", "4,5", "--axis", "3"], 2, "3 is no axis of shape"),
         (["--packed", "--profile"], 2, "leave out one of them"),
+        (["--activation", "relu", "--packed"], 2, "are timed without --profile and --packed"),
+        (["--residual", "--profile"], 2, "are timed without --profile and --packed"),
+        (["--activation", "relish"], 2, "'relish' is not one of"),
         (["--packed", "--against", "numpy"], 2, "--packed compares nothing and draws nothing"),
         (["--packed", "--operations", "both"], 2, "--packed times forward, backward, inference"),
     ],

@@ -43,12 +43,13 @@ class Server:
 
         values = np.load(request["block"])
         shape, axis = tuple(request["shape"]), request["axis"]
-        names = ("axis", "epsilon", "factor", "threads", "outputs", "dtype", "device", "activation")
+        names = ("axis", "epsilon", "factor", "threads", "outputs", "dtype", "device")
         self.case = self.contract.Case(
             x=self.contract.tensor(values, shape, "x"),
             dy=self.contract.tensor(values, shape, "dy"),
             **self.contract.parameters(values, shape[axis]),
-            residual=self.contract.tensor(values, shape, "residual") if request["residual"] else None,
+            residual=self.contract.tensor(values, shape, "residual") if request.get("residual") else None,
+            activation=request.get("activation", "none"),
             **{name: request[name] for name in names},
         )
         if self.case.dtype not in (known := getattr(self.module.Peer, "types", ("float32",))):

@@ -17,7 +17,8 @@ class Peer(torch_peer.Peer):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        importlib.import_module("torch._functorch.config").donated_buffer = False  # backward runs again
+        config: Any = importlib.import_module("torch._functorch.config")
+        config.donated_buffer = False  # backward runs again and again
         self._compiled: Any = self.torch.compile(super()._batch_norm, fullgraph=True)
 
     def _batch_norm(self, *given: Any) -> Any:
