@@ -170,7 +170,7 @@ class Accumulation:
 
     def _fused(self, phase: str, x: Array, residual: Array | None) -> dict[str, Any]:
         """What is done to a part besides, as functions take it; its residual comes in all phases, or in none."""
-        fused = self._module._fused(x.shape, residual)
+        fused = self._module._fused(x.shape, residual, self._module.activation)
         number = self._done[phase] % len(self._shapes)
         if number < len(self._added) and self._added[number] is not (residual is not None):
             came, had = ("None", "one") if residual is None else ("given", "none")

@@ -355,7 +355,7 @@ class BatchNormND(RunningStatistics):
         return scale, bias, mean, var
 
     def _forward(self, data: Array, residual: Array | None = None) -> Array:
-        fused, session = self._fused(data.shape, residual), self._session
+        fused, session = self._fused(data.shape, residual, self.activation), self._session
         collected = None if session is None else session.of_call(data)
         y = self._normalised(data, fused)
         self._behind = fused or None
@@ -363,9 +363,9 @@ class BatchNormND(RunningStatistics):
             session.keep(collected)
         return y
 
-    def _fused(self, shape: tuple[int, ...], residual: Array | None) -> dict[str, Any]:
+    def _fused(self, shape: tuple[int, ...], residual: Array | None, activation: Any) -> dict[str, Any]:
         """What is done to data of this shape besides, as functions take it."""
-        fused: dict[str, Any] = {} if self.activation is None else {"activation": self.activation}
+        fused: dict[str, Any] = {} if activation is None else {"activation": activation}
         if residual is not None:
             self._check_like_data(residual, "residual", shape)
             fused["residual"] = residual

@@ -137,7 +137,9 @@ class SyncBatchNorm:
     def _fused(self, shards: Sequence[Array], residuals: Any) -> list[dict[str, Any]]:
         """Of each module, what is done besides: see BatchNormND."""
         listed = [None] * len(shards) if residuals is None else self._listed("residual", residuals)[0]
-        return [self.module._fused(x.shape, residual) for x, residual in zip(shards, listed, strict=True)]
+        each = zip(self.modules, shards, listed, strict=True)
+        activation = self.module.activation
+        return [one._fused(x.shape, residual, activation) for one, x, residual in each]
 
     def _by_running(self, shards: Any, residuals: Any) -> Pending[Any]:
         if self.module._moves_running():

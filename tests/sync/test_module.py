@@ -375,3 +375,30 @@ def test_copies_are_of_modules(two: list[cl.CommandQueue]) -> None:
     assert "SyncBatchNorm(BatchNorm2D(" in repr(bn)
     assert "DeviceGroup: rank 0 of 1" in repr(bn)
     assert isinstance(BatchNorm1D(C, queue=two[0]), BatchNormND)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", None])
+@pytest.mark.parametrize("added", [True, False])
+def test_activations_and_residuals(group: DeviceGroup, queue: cl.CommandQueue, activation: Any, added: bool) -> None:
+    """As of one module with the whole batch; where it evaluates, too."""
+    host, residual = batch(), make(SHAPE, 1, seed=3).x
+    alone = BatchNorm2D(C, queue=queue, seed=1, activation=activation)
+    together = SyncBatchNorm(BatchNorm2D(C, queue=queue, seed=1, activation=activation), group)
+    for train in (True, False):
+        if not train:
+            alone.evalMode()
+            together.evalMode()
+        y = alone(cla.to_device(queue, host.x), cla.to_device(queue, residual) if added else None)
+        ys = together(split(group, host.x), split(group, residual) if added else None)
+        np.testing.assert_allclose(np.concatenate(hosts_of(ys)), y.get(), rtol=1e-4, atol=1e-5)
+        dx = alone.backward(cla.to_device(queue, host.dy))
+        dxs = together.backward(split(group, host.dy))
+        assert dx is not None
+        np.testing.assert_allclose(np.concatenate(hosts_of(dxs)), dx.get(), rtol=1e-4, atol=1e-4)
+        if not added:
+            assert together.module.residualgrad is None
+            continue
+        assert alone.residualgrad is not None
+        made = np.concatenate(hosts_of([one.residualgrad for one in together.modules]))
+        np.testing.assert_allclose(made, alone.residualgrad.get(), rtol=1e-4, atol=1e-4)
+    assert_near(everywhere_alike(together), numbers(alone))
