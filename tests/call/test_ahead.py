@@ -70,6 +70,24 @@ def test_one_operation_and_another_axis(fresh: cl.CommandQueue, caplog: pytest.L
         assert not caplog.records
 
 
+def test_what_is_fused_is_prepared_as_networks_call_it(
+    fresh: cl.CommandQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    shape = (4, 3, 5, 7)
+    with caplog.at_level(logging.INFO, logger="oclbn"):
+        oclbn.prepare([shape], queue=fresh, activation="relu", residual=True, processes=1)
+        oclbn.prepare([shape], queue=fresh, operations=("train", "backward"), activation="silu", processes=1)
+        assert any("relu, with a residual" in record.getMessage() for record in caplog.records)
+        caplog.clear()
+        x = cla.zeros(fresh, shape, np.float32) + 1
+        y, *saved = batch_norm_train(x, activation="relu", residual=x)
+        batch_norm_backward(x, x, None, *saved, activation="relu", y=y, dresidual=True)
+        batch_norm_infer(x, None, None, *saved, activation="relu", residual=x)
+        _, *saved = batch_norm_train(x, activation="silu")
+        batch_norm_backward(x, x, None, *saved, activation="silu")
+        assert not caplog.records
+
+
 _TWO = """
 import json, logging, sys
 import oclbn.device
@@ -83,7 +101,7 @@ told = []
 logging.getLogger("oclbn").addHandler(Told())
 logging.getLogger("oclbn").setLevel(logging.INFO)
 queue = oclbn.device.queue_for(sys.argv[1])
-oclbn.prepare([(2, 3, 5, 7)], queue=queue, processes=2)
+oclbn.prepare([(2, 3, 5, 7)], queue=queue, processes=2, activation="tanh", residual=True)
 print(json.dumps(told))
 """
 
@@ -171,6 +189,8 @@ def test_alone_where_nothing_is_kept(queue: cl.CommandQueue, monkeypatch: pytest
             ParameterError,
             r"axis is 2; shapes\[1\] is \(2, 3\), so -2 to 1 are",
         ),
+        ([(2, 3)], {"activation": "Tanh"}, ParameterError, r"activation is 'Tanh'; .* did you mean 'tanh'\?"),
+        ([(2, 3)], {"residual": 1}, ParameterError, r"residual is 1; True or False is wanted"),
         ([(2, 3)], {"processes": 0}, ParameterError, r"processes is 0; a whole number from 1 on is wanted"),
         ([(2, 3)], {"queue": "gpu"}, ParameterError, r"queue is 'gpu'; a pyopencl\.CommandQueue is wanted"),
     ],
