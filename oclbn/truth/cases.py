@@ -135,22 +135,24 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
         return found | dict.fromkeys(("save_mean", "save_invstd"), per_channel)
     if operation == "sums":
         sums = ("sum_dy", "sum_dy_rest", "sum_dy_xmu", "sum_dy_xmu_rest", "sum_xmu", "sum_xmu_rest")
-        return {
-            "x": host.x,
-            "dy": host.dy,
-            "save_mean": expectation.saved(host, axis)[0],
-            **dict.fromkeys(sums, per_channel),
-        }
+        mean, deviation = expectation.saved(host, axis)
+        found = {"x": host.x, "dy": host.dy, "save_mean": mean, **dict.fromkeys(sums, per_channel)}
+        return found | ({"scale": host.scale, "save_invstd": deviation} | _behind(host) if host.activation.code else {})
     found |= {"dy": host.dy, "dx": tensor, "dscale": per_channel, "dbias": per_channel}
-    if host.activation.code:
-        found["bias"] = host.bias
-        if (aux := host.residual if host.output is None else host.output) is not None:
-            found["aux"] = aux
+    found |= _behind(host)
     if host.second:
         found["dresidual"] = tensor
     if operation == "constant":
         return found | {"save_mean": host.running_mean, "var": host.running_var}
     return found | dict(zip(("save_mean", "save_invstd"), expectation.saved(host, axis), strict=True))
+
+
+def _behind(host: Data) -> dict[str, Host]:
+    """What backward takes behind an activation, beside scale and statistics."""
+    aux = host.residual if host.output is None else host.output
+    if not host.activation.code:
+        return {}
+    return {"bias": host.bias} if aux is None else {"bias": host.bias, "aux": aux}
 
 
 def judge(found: Mapping[str, Any], wanted: Expected) -> Judged:

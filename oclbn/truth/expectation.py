@@ -64,15 +64,16 @@ def expected(
 
 def _sums(h: Data, axis: int) -> Expected:
     """Of dy, dy (x - mean) and x - mean, each with its rest, mean being the one that is saved."""
-    mean, _ = h.saved or saved(h, axis)
+    mean, deviation = h.saved or saved(h, axis)
     ones, result = np.ones(mean.size), {}
     bound = Bound(h.x, mean, ones, None, None, axis=axis, dtype=h.x.dtype)
-    for name, dy in (("sum_dy_xmu", h.dy), ("sum_xmu", np.ones_like(h.x))):
+    used, error = _used(h, axis, mean, deviation, exact=True)
+    for name, dy, off in (("sum_dy_xmu", used, error), ("sum_xmu", np.ones_like(used), np.zeros_like(used))):
         _, product, total = reference.backward(h.x, dy, None, mean, ones, axis=axis, training=False)
-        _, product_bound, total_bound = bound.gradients(dy, training=False)
+        _, product_bound, total_bound = bound.gradients(dy, training=False, error=off)
         result[f"{name} + {name}_rest"] = product, _open(h, product_bound)
-        if dy is h.dy:
-            result["sum_dy + sum_dy_rest"] = total, total_bound
+        if dy is used:
+            result["sum_dy + sum_dy_rest"] = total, _bias_bound(h, total_bound)
     return result
 
 
@@ -142,7 +143,7 @@ def _with_residual(h: Data, z: Host, room: Host) -> tuple[Host, Host]:
 
 def _gradients(h: Data, axis: int, mean: Host, deviation: Host, *, training: bool, exact: bool) -> Expected:
     """exact: mean and deviation are what the device is given, and not what it has rounded."""
-    dy, error = _used(h, axis, mean, deviation, exact)
+    dy, error = _used(h, axis, mean, deviation, exact=exact)
     dx, dscale, dbias = reference.backward(h.x, dy, h.scale, mean, deviation, axis=axis, training=training)
     bound = Bound(h.x, mean, deviation, h.scale, None, axis=axis, dtype=h.x.dtype)
     bounds = bound.gradients(dy, training=training, error=error)
@@ -154,7 +155,7 @@ def _gradients(h: Data, axis: int, mean: Host, deviation: Host, *, training: boo
     return result
 
 
-def _used(h: Data, axis: int, mean: Host, deviation: Host, exact: bool) -> tuple[Host, Host]:
+def _used(h: Data, axis: int, mean: Host, deviation: Host, *, exact: bool) -> tuple[Host, Host]:
     """What is used of dy behind an activation, and how far off it may be."""
     dy = h.dy.astype(np.float64)
     if not h.activation.code:
