@@ -250,7 +250,7 @@ class _Children:
             "device": select(device).spec,
             "name": device.name,
             "tuning": asdict(tuning_for(*tuning_names(device))),
-            "requests": [(one.operation, one.shape, one.axis, one.dtype.name, asdict(one.fusion)) for one in share],
+            "requests": [(one.operation, one.shape, one.axis, one.dtype.name, one.fusion._asdict()) for one in share],
         }
         words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._open.enter_context(words)

@@ -35,8 +35,13 @@ class Fused(NamedTuple):
         return bool(self.activation.code) and "y" not in self.tensors
 
 
+NOTHING = Fused(NONE, ALONE, {})
+
+
 def before(activation: Any, residual: Array | None) -> Fused:
     """Of a forward call, whose residual is added before the activation."""
+    if activation is None and residual is None:
+        return NOTHING
     found = activation_of(activation)
     if residual is None:
         return Fused(found, Fusion(found.code) if found.code else ALONE, {})
@@ -49,6 +54,8 @@ def behind(activation: Any, y: Array | None, residual: Array | None, dresidual: 
     dresidual: whether the residual's gradient is wanted, or an array for it; without an activation that is dy, and only
     an array for it is written.
     """
+    if activation is None and dresidual is False:
+        return NOTHING
     found = activation_of(activation)
     given = isinstance(dresidual, Array)
     if not (given or dresidual is None or isinstance(dresidual, bool)):

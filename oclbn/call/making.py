@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from pyopencl.array import Array
@@ -108,7 +107,7 @@ def check(
                 shared |= under != "x"
         advice = _IN_PLACE if operation in ("train", "normalize") else ""
         overlap.exclusive(writes, reads, {"out": advice})
-    return replace(fusion, shared=True) if shared else fusion
+    return fusion._replace(shared=True) if shared else fusion
 
 
 def _under(wanted: Operation, result: Array, reads: Mapping[str, Array]) -> str:

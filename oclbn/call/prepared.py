@@ -36,13 +36,14 @@ _MOST_PREPARED = 2048  # shapes remembered per thread
 class _Step:
     """One launch, by a kernel of its own, so that arguments stay set from call to call."""
 
-    def __init__(self, launch: Launch, context: cl.Context) -> None:
+    def __init__(self, launch: Launch, context: cl.Context, constants: Collection[str]) -> None:
         self.name = launch.kernel
         self.kernel = building.new_kernel(context, launch.build, launch.kernel)
         self.groups, self.lanes, self.numbers = launch.groups, launch.lanes, dict(launch.numbers)
         arguments = building.arguments(launch.build, launch.kernel)
         self._arguments = [name for name, _ in arguments]
-        self._buffers = [(index, name) for index, (name, kind) in enumerate(arguments) if kind is None]
+        buffers = [(index, name) for index, (name, kind) in enumerate(arguments) if kind is None]
+        self._buffers = [(index, name) for index, name in buffers if name not in constants]  # those are null
 
     def set_all(self, values: Mapping[str, Any]) -> None:
         """Set every argument, by name."""
@@ -73,7 +74,7 @@ class Prepared:
         failures: tuple[proving.Failure, ...] = (),
     ) -> None:
         self.plan, self._tuning, self.failures = plan, tuning, failures  # the context: oclbn.program.kept
-        self._steps = tuple(_Step(launch, context) for launch in plan.launches)
+        self._steps = tuple(_Step(launch, context, constants) for launch in plan.launches)
         self._places, self._scratch = _laid_out(plan.memory)
         self._constants = {**constants, **{f"{name}_start": start for name, start in self._places.items()}}
         self._changing: list[Any] | None = None  # offsets, None for no array, and numbers: most calls repeat those

@@ -15,7 +15,11 @@ from oclbn.plan.operations import TENSORS, Operation, operation_of
 from oclbn.plan.words import ALONE, Fusion, Problem
 
 Strides = tuple[int, ...]
-_ABSENT = dict.fromkeys(("aux_row", "aux_channel", "dresidual_row", "dresidual_channel"), 0)
+_ABSENT: dict[str, Any] = {  # tensors that kernels can be given, and no call does that has nothing fused
+    f"{name}{what}": None if what == "" else 0
+    for name in ("aux", "dresidual")
+    for what in ("", "_start", "_row", "_channel")
+}
 
 
 class Request(NamedTuple):
@@ -95,12 +99,16 @@ class Request(NamedTuple):
         found = tuple(kinds.get(name) or 0 for name in TENSORS)
         return replace(layout.problem(self.dtype.itemsize), kinds=found, fusion=self.fusion)
 
-    def constants(self, layout: Layout) -> dict[str, int]:
+    def constants(self, layout: Layout) -> dict[str, Any]:
         """The kernels' arguments that the shapes decide, but for those of a plan."""
         count = layout.outer * layout.inner
-        numbers = {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner, "count": count}
-        numbers |= {"unbiased": count - 1, "count_rest": count - int(numbers_of(self.dtype).type(count))}
-        numbers |= _ABSENT
+        numbers: dict[str, Any] = {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner}
+        numbers |= {
+            "count": count,
+            "unbiased": count - 1,
+            "count_rest": count - int(numbers_of(self.dtype).type(count)),
+        }
+        numbers |= {name: value for name, value in _ABSENT.items() if name.partition("_")[0] not in self.names}
         for name, (row, channel) in zip(self.names, layout.strides, strict=True):
             numbers |= {f"{name}_row": row, f"{name}_channel": channel}
         return numbers

@@ -50,8 +50,8 @@ class Operation:
 
     @cached_property
     def left_out(self) -> dict[str, None]:
-        """Arrays of the kernels', as they call them, that a call need not ask for."""
-        return dict.fromkeys((*self.extra, *(("aux",) if self.fusable else ()), *_SECOND.get(self.result, ())))
+        """`extra`, of a call that does not ask for it."""
+        return dict.fromkeys(self.extra)
 
     @cached_property
     def results(self) -> tuple[str, ...]:
@@ -178,9 +178,13 @@ STEPS = {  # what a batch in parts is normalised by: see oclbn.steps
 ALL = OPERATIONS | STEPS
 
 
-@functools.cache
 def operation_of(name: str, fusion: Fusion = ALONE) -> Operation:
     """A key of ALL with what is fused with it."""
+    return ALL[name] if fusion is ALONE else _fused(name, fusion)
+
+
+@functools.cache
+def _fused(name: str, fusion: Fusion) -> Operation:
     plain = ALL[name]
     called = plain.fusable[fusion.aux - 1] if fusion.aux else ""
     second = _SECOND[plain.result][0] if fusion.second else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 
 from oclbn.activations import NAMES
 
@@ -47,8 +48,7 @@ class Tuning:
     variant: str = ""  # "": the first candidate that accepts; else only this one
 
 
-@dataclass(frozen=True)
-class Fusion:
+class Fusion(NamedTuple):
     """What kernels do beside normalising; the names are those of their defines (kernels/numbers/element.clh)."""
 
     act: int = 0  # the activation's code

@@ -9,7 +9,7 @@ devices need not round alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -430,7 +430,7 @@ class Group(Collective):
         made = Rows(cast("cl.CommandQueue", x.queue), 6, x.shape[axis], numbers_of(x.dtype))
         left_out = set() if fused.from_x else {"scale", "bias", "save_invstd"}
         own = {name: None if name in left_out else array for name, array in given.items() if name != "dresidual"}
-        fusion = replace(fused.fusion, second=False)
+        fusion = fused.fusion._replace(second=False)
         make("sums", x, axis, own, {"slope": slope}, places=made.arrays, fusion=fusion).run()
         return made.read()
 

@@ -196,9 +196,10 @@ def test_out_is_x(queue: cl.CommandQueue, call: str) -> None:
     rejects(call, arguments, OverlapError, ValueError, "out", "x")
 
 
-def test_out_is_dy(queue: cl.CommandQueue) -> None:
+def test_out_is_dy_with_other_strides(queue: cl.CommandQueue) -> None:
+    """dx may take dy's place, element by element; not so that elements change places."""
     arguments = valid(queue, "backward")
-    arguments["out"] = arguments["dy"]
+    arguments["out"] = arguments["dy"][::-1]
     rejects("backward", arguments, OverlapError, ValueError, "out", "dy")
 
 

@@ -200,6 +200,7 @@ static void SAVE_NUMBERS(__global ACC *p, const ACCV value) { *(__global ACCV *)
     }
 OPAQUE(x)
 OPAQUE(dy)
+OPAQUE(aux)
 OPAQUE(to)
 """
 
@@ -219,9 +220,11 @@ def test_elements_are_touched_by_their_names_only(
     monkeypatch.setattr(sources, "kernel_directory", lambda: tmp_path)
     sources.load.cache_clear()
     try:
+        fused = [("ACT", 3), ("AUX", 1), ("SECOND", 1)]
         defines = [(name, int(value)) for name, value in (word.split("=") for word in walk.split())]
         building.program(
-            queue.context, Build(source, (*defines, ("VEC", 4), ("BLOCKS", 4), ("UNROLL", 1), ("OPAQUE", 1)))
+            queue.context,
+            Build(source, (*defines, *fused, ("VEC", 4), ("BLOCKS", 4), ("UNROLL", 1), ("OPAQUE", 1))),
         )
     finally:
         sources.load.cache_clear()
