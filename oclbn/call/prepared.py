@@ -20,9 +20,9 @@ from oclbn.call.results import queue_of, scratch
 from oclbn.device import limits, tuning_names
 from oclbn.errors import DtypeError
 from oclbn.plan.groups import floor_power
-from oclbn.plan.operations import ALL
+from oclbn.plan.operations import operation_of
 from oclbn.plan.variants import fitting_plan
-from oclbn.plan.words import Build, DeviceLimits, Geometry, Launch, Memory, Plan, Tuning
+from oclbn.plan.words import ALONE, Build, DeviceLimits, Fusion, Geometry, Launch, Memory, Plan, Tuning
 from oclbn.program import building
 from oclbn.program.kept import kept
 from oclbn.proof import proving
@@ -212,13 +212,15 @@ def dissect(
     facts: DeviceLimits,
     choices: Mapping[str, Any],
     most: Callable[[Launch], int],
+    fusion: Fusion = ALONE,
 ) -> tuple[Plan, dict[str, Any]]:
     """How a call on a tensor like `host` would run on some device: its plan, and all numbers that its kernels get.
 
     most: how many work-items a group of a launch's kernel may have. Arrays start their buffers; options have their
     defaults; constants are given as a variance.
     """
-    request = Request.of(operation, host, axis, dict.fromkeys(ALL[operation].tensors, host))
+    tensors = dict.fromkeys(operation_of(operation, fusion).tensors, host)
+    request = Request.of(operation, host, axis, tensors, fusion=fusion)
     layout = request.layout()
     planned = fitting_plan(operation, request.problem(layout), facts, Tuning(**choices), most)
     return planned, {**planned.numbers, **request.constants(layout), **request.described.numbers}

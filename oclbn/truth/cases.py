@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,23 @@ class Judged:
 
     def __str__(self) -> str:
         return self.text
+
+
+def fused(host: Data, operation: str, axis: int, activation: Activation, *, residual: bool) -> Data:
+    """The data with an activation, and with a residual, behind which derivatives come from the output if that tells."""
+    host = replace(host, activation=activation)
+    if not residual:
+        return host
+    added = make(host.x.shape, axis, host.scale.dtype, seed=1).x.astype(host.x.dtype)
+    host = replace(host, residual=added)
+    if operation not in ("backward", "constant"):
+        return host
+    host = replace(host, second=True)
+    if not (activation.code and activation.by_output):
+        return host
+    forward = "train" if operation == "backward" else "infer"
+    with np.errstate(over="ignore"):
+        return replace(host, output=expectation.expected(forward, host, axis)["y"][0].astype(host.x.dtype))
 
 
 def run(

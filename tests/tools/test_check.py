@@ -113,6 +113,35 @@ def test_a_wrong_number_is_seen(queue: cl.CommandQueue, operation: str, monkeypa
         checks.numbers(queue, check)
 
 
+@pytest.mark.parametrize(
+    ("operation", "activation", "residual"),
+    [("train", "relu", True), ("infer", "gelu", False), ("backward", "relu", True), ("constant", "gelu", True)],
+)
+def test_what_is_fused_is_checked_and_makes_a_script(
+    queue: cl.CommandQueue, info: DeviceInfo, tmp_path: Path, operation: str, activation: str, residual: bool
+) -> None:
+    fused = {"activation": activation, "residual": residual}
+    check = NumberCheck(operation, (3, 7, 3, 5), 1, checklist.ORDINARY, **fused)
+    assert checklist.asked(json.loads(json.dumps(checklist.request(check)))) == check
+    assert str(check).endswith(f"{activation}, a residual" if residual else activation)
+    assert checks.numbers(queue, check)["units"] <= 1.0
+    if info.simulator:
+        return  # it would have to be started anew
+    file = tmp_path / "repro.py"
+    file.write_text(check_repro.script(asked_of(info), check, "y errs by 7 times"))
+    done = run_script(file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wrong" not in done.stdout
+    assert done.stdout.count(": right") == {"train": 5, "infer": 1}.get(operation, 3 + residual)
+
+
+def test_fused_checks_are_of_what_can_be_fused() -> None:
+    found = [check for check in checklist.checks(CPU, Tuning()) if isinstance(check, NumberCheck)]
+    fused = {check.operation for check in found if check.activation != "none"}
+    assert fused == {"train", "infer", "backward", "constant"}
+    assert {check.activation for check in found if check.residual} == {"relu"}
+
+
 def test_a_write_beyond_a_result_is_seen(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     right = functional.batch_norm_infer
 

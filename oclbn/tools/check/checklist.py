@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
+from oclbn.activations import PLAIN
 from oclbn.elements import kind, named, narrow
 from oclbn.plan.groups import floor_power
 from oclbn.plan.operations import OPERATIONS
 from oclbn.plan.variants import plan
 from oclbn.plan.words import Build, DeviceLimits, Problem, Tuning
-from oclbn.truth.cases import ORDINARY, Case
-from oclbn.truth.hostile import MAKERS
+from oclbn.truth.cases import ORDINARY, Case, fused
+from oclbn.truth.hostile import MAKERS, Data
 
 Shape = tuple[int, ...]
 
@@ -48,6 +49,7 @@ _LARGE: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 1024, 14, 14))  # where thes
 _QUICK: tuple[tuple[Shape, int], ...] = (((3, 7, 3, 5), 1), ((2, 3, 301), 1), ((37, 19), 1))
 _NARROW: tuple[tuple[Shape, int], ...] = (((32, 64, 56, 56), 1), ((32, 1024, 14, 14), 1), ((32, 14, 14, 1024), 3))
 _VARIANTS = ("resident", "split", "serial")
+_FUSED = (("relu", True), ("gelu", False))  # with a tensor more, and with functions of our own
 _TIMED: tuple[Shape, ...] = ((32, 256, 28, 28), (32, 512, 7, 7))
 FAR_MEAN = "mean is 1e4 std"
 
@@ -80,6 +82,8 @@ class NumberCheck:
     data: str
     dtype: str = "float32"
     variant: str = ""  # "": as planned
+    activation: str = "none"
+    residual: bool = False
     kind: ClassVar[str] = "numbers"
 
     @property
@@ -87,13 +91,19 @@ class NumberCheck:
         """The tensor and its data."""
         return Case(self.shape, self.axis, self.dtype, self.data)
 
+    def make(self) -> Data:
+        """Its data."""
+        own, activation = self.case.make(), PLAIN[self.activation]
+        return fused(own, self.operation, self.axis, activation, residual=self.residual)
+
     @property
     def operations(self) -> tuple[str, ...]:
         """The one operation."""
         return (self.operation,)
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, (f"{self.operation} of {self.case}", self.data, self.variant)))
+        besides = ("" if self.activation == "none" else self.activation, "a residual" if self.residual else "")
+        return ", ".join(filter(None, (f"{self.operation} of {self.case}", self.data, self.variant, *besides)))
 
 
 @dataclass(frozen=True)
@@ -184,6 +194,9 @@ def _numbers(device: DeviceLimits, tuning: Tuning, *, quick: bool) -> Iterator[N
                 yield NumberCheck(operation, shape, axis, maker, dtype=name)
         for shape, axis in others:
             yield NumberCheck(operation, shape, axis, ORDINARY)
+        for (shape, axis), (activation, residual) in itertools.product(hard[1:2] if quick else hard, _FUSED):
+            if OPERATIONS[operation].fusable:
+                yield NumberCheck(operation, shape, axis, ORDINARY, activation=activation, residual=residual)
         for shape in () if quick else _LARGE:
             outer, channels, *inner = shape
             problem = Problem(outer, channels, math.prod(inner), 4, columns=False, adjacent=True)

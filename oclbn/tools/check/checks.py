@@ -46,11 +46,17 @@ def build(queue: cl.CommandQueue, check: BuildCheck) -> dict[str, Any]:
 
 def numbers(queue: cl.CommandQueue, check: NumberCheck) -> dict[str, Any]:
     """Run an operation on views with odd offsets and compare: the worst error, over its tolerance, and of what."""
-    host = check.case.make()
+    host = check.make()
     arrays = _Arrays(queue, host)
-    given = arrays.put(*cases.TAKES[check.operation])
+    fused = [name for name in ("residual", "output") if getattr(host, name) is not None]
+    if host.output is not None:
+        fused.remove("residual")  # which the output stands for
+    given = arrays.put(
+        *dict.fromkeys((*cases.TAKES[check.operation], *(("bias",) if host.activation.code else ()), *fused))
+    )
     with using(**{"variant": check.variant} if check.variant else {}):
-        results = cases.run(functional, check.operation, given, axis=check.axis, out=arrays.out())
+        options: dict[str, Any] = {"activation": host.activation, "second": host.second}
+        results = cases.run(functional, check.operation, given, axis=check.axis, out=arrays.out(), **options)
     arrays.see_nothing_spilt()
     found = {name: result.get() for name, result in results.items()}
     worst = cases.judge(found, expected(check.operation, host, check.axis))

@@ -19,7 +19,7 @@ import numpy as np
 from oclbn import __version__
 from oclbn.call.prepared import dissect
 from oclbn.device import pocl
-from oclbn.plan.words import Memory
+from oclbn.plan.words import Fusion, Memory
 from oclbn.program import building
 from oclbn.tools.check.checklist import BuildCheck, NumberCheck
 from oclbn.tools.check.checks import BEFORE, surrounded
@@ -167,9 +167,12 @@ def script(checked: Checked, check: BuildCheck | NumberCheck, fault: str) -> str
         programs.append(check.build)
         kernels = [(0, kernel) for kernel in check.kernels]
     else:
-        host = check.case.make()
+        host = check.make()
         asked = checked.choices | ({"variant": check.variant} if check.variant else {})
-        planned, numbers = dissect(check.operation, host.x, check.axis, info.limits, asked, checked.room)
+        aux = 2 if host.output is not None else int(host.residual is not None)
+        fusion = Fusion(host.activation.code, aux, host.second and bool(host.activation.code))
+        planned, numbers = dissect(check.operation, host.x, check.axis, info.limits, asked, checked.room, fusion)
+        numbers["slope"] = host.activation.slope
         wanted = expected(check.operation, host, check.axis)
         starts, buffers = _buffers(check.operation, host, check.axis, planned.memory)
         numbers |= {f"{name}_start": start for name, start in starts.items()}
@@ -218,7 +221,7 @@ def _buffers(operation: str, host: Data, axis: int, memory: Sequence[Memory]) ->
 
     All lies as oclbn.tools.check.checks has it: what the check makes starts amid NaN, results of the call's own at 0.
     """
-    amid = {"y", "dx", *(field.name for field in fields(Data))}
+    amid = {"y", "dx", "aux", *(field.name for field in fields(Data))}
     if operation in ("infer", "constant"):
         amid |= {"mean", "var", "save_mean"}  # the running statistics, by other names
     buffers, starts = cases.buffers(operation, host, axis), {}
