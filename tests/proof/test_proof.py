@@ -86,8 +86,8 @@ INJECTIONS = [
     pytest.param(
         Injection(
             "walks/rows_write.inc",
-            "SAVE(to, to + end, tail);",
-            "SAVE(to, to + end, tail + (INJECTED ? (ACC)NAN : (ACC)0));",
+            "SAVE(to, name + end, tail_##name);",
+            "SAVE(to, name + end, tail_##name + (INJECTED ? (ACC)NAN : (ACC)0));",
             "VEC > 1",
             ROWS,
             "infer",
@@ -186,8 +186,8 @@ REACHED = [  # parts of kernels that the small tensor must lead through
     pytest.param(
         Injection(
             "walks/rows_write.inc",
-            "SAVE_FAR(to, to + i, ELEMENT);",
-            "SAVE_FAR(to, to + i, ELEMENT + (ACC)INJECTED);",
+            "SAVE_FAR(to, name + i, FORMULA(OF_VECTORS));",
+            "SAVE_FAR(to, name + i, FORMULA(OF_VECTORS) + (ACC)INJECTED);",
             "STREAM",
             {**STREAMED, "run_bytes": 0, "variant": "split"},
             "infer",
@@ -198,8 +198,8 @@ REACHED = [  # parts of kernels that the small tensor must lead through
     pytest.param(
         Injection(
             "walks/rows_write.inc",
-            "if (skip && c0 == 0) SAVE(to, to, head);",
-            "if (skip && c0 == 0) SAVE(to, to, head + (ACC)INJECTED);",
+            "SAVE(to, name, head_##name);",
+            "SAVE(to, name, head_##name + (ACC)INJECTED);",
             "STREAM",
             {**STREAMED, "run_bytes": 0},
             "infer",
@@ -341,6 +341,11 @@ EVERYWHERE = {  # of each operation, of a chain, of what is done once, and besid
     "a chain's block left out",
     "elements written beside their places",
 }
+
+
+@pytest.mark.parametrize("injection", [*INJECTIONS, *REACHED])
+def test_what_is_to_be_miscompiled_is_there(injection: Injection) -> None:
+    assert injection.old in (sources.kernel_directory() / injection.file).read_text(encoding="utf-8")
 
 
 @pytest.fixture
