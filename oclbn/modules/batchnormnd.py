@@ -284,7 +284,7 @@ class BatchNormND(RunningStatistics):
         ModuleShapeError, ModuleDtypeError: which argument; ModuleParameterError: no such axis; ModuleStateError: no
         running statistics.
         """
-        return fold_into(str(self), self._coefficients(), weight, bias, axis)
+        return fold_into(f"{self}", self._coefficients(), weight, bias, axis)
 
     def _coefficients(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if not self.running:
