@@ -15,6 +15,7 @@
 
 #define BACKWARD 1
 #include "numbers/finish.clh"
+#include "numbers/partial.clh"
 
 // The sums of sets that are to be added up: of each of the six there is a row of numbers, one per channel, six rows behind the
 // one of the set before.
@@ -39,17 +40,6 @@ static void sums_read(SumsC *sums, SUMS_ARGUMENTS, const int which, const Region
     sums->product_rest = channel_load(set_dy_xmu_rest, set_dy_xmu_rest_start + at, g, u, 0);
     sums->deviation = channel_load(set_xmu, set_xmu_start + at, g, u, 0);
     sums->deviation_rest = channel_load(set_xmu_rest, set_xmu_rest_start + at, g, u, 0);
-}
-
-static void sums_write(__global ACC *ARRAY_ARGUMENTS(partial), const int which, const Region *g, const int u, const int channels,
-                       const SumsC *sums)
-{
-    channel_save(partial, partial_start + (which * 6L + 0) * channels, g, u, sums->gradient);
-    channel_save(partial, partial_start + (which * 6L + 1) * channels, g, u, sums->gradient_rest);
-    channel_save(partial, partial_start + (which * 6L + 2) * channels, g, u, sums->product);
-    channel_save(partial, partial_start + (which * 6L + 3) * channels, g, u, sums->product_rest);
-    channel_save(partial, partial_start + (which * 6L + 4) * channels, g, u, sums->deviation);
-    channel_save(partial, partial_start + (which * 6L + 5) * channels, g, u, sums->deviation_rest);
 }
 
 static void sums_merged(SumsC *all, SUMS_ARGUMENTS, const Region *g, const int u, const int channels)
@@ -89,7 +79,7 @@ static void sums_merged(SumsC *all, SUMS_ARGUMENTS, const Region *g, const int u
 #define TAKE_Z(from, invstd)
 #endif
 #if SECOND
-#define PLACE_SECOND(out) PLACE(out, used, dresidual)
+#define PLACE_SECOND(out) PLACE(out, other, dresidual)
 #else
 #define PLACE_SECOND(out)
 #endif

@@ -69,7 +69,7 @@ from oclbn.call.results import queue_of
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ParameterError, ShapeError
 from oclbn.plan.operations import OPERATIONS, operation_of
-from oclbn.plan.words import in_words
+from oclbn.plan.words import ALONE, Fusion, in_words
 from oclbn.steps import GradientSums, Statistics, gradient, gradient_sums, merge, move_running, normalize, statistics
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "Statistics",
     "accumulate",
     "batch_norm_backward",
+    "batch_norm_double_backward",
     "batch_norm_infer",
     "batch_norm_train",
     "bind",
@@ -321,6 +322,78 @@ def batch_norm_backward(
 
 
 @operation
+def batch_norm_double_backward(
+    x: Array,
+    dy: Array,
+    /,
+    scale: Array | None = None,
+    save_mean: Array | None = None,
+    save_invstd: Array | None = None,
+    *,
+    ddx: Array | None = None,
+    ddscale: Array | None = None,
+    ddbias: Array | None = None,
+    axis: int = 1,
+    training: bool = True,
+    epsilon: float | None = None,
+    out: Array | None = None,
+    gdy: Array | None = None,
+    order: str = "K",
+) -> Call[tuple[Array, Array, Array]]:
+    """Gradients of a loss that depends on batch_norm_backward's results, as a gradient penalty does.
+
+    The loss's gradients with respect to dx, dscale and dbias are ddx, ddscale and ddbias; what comes back are those
+    with respect to x, dy and scale. (The bias is in none of the three.) With m values per channel, E the mean over
+    them, x' = (x - save_mean) * save_invstd, and P(a) = a - E(a) - x' * E(a * x'), where the statistics depend on x:
+
+    q = ddscale * dy - scale * save_invstd * (E(dy * x') * ddx + E(ddx * x') * dy),
+    gx = save_invstd * P(q) - scale * save_invstd**2 * E(ddx * P(dy)) * x',
+    gdy = scale * save_invstd * P(ddx) + ddscale * x' + ddbias, gscale = m * save_invstd * E(ddx * P(dy)).
+    With training=False the statistics are constants: gx = ddscale * save_invstd * dy,
+    gdy = scale * save_invstd * ddx + ddscale * x' + ddbias, gscale = m * save_invstd * E(ddx * dy).
+
+    x, dy, scale, save_mean, save_invstd, axis, training, epsilon: those of the call of batch_norm_backward. ddx: an
+    array of x's shape, of x's dtype or float32 where that is narrower. ddscale, ddbias: C values each. Of the three
+    each may be None, for 0, but not all. out, gdy: arrays of x's shape and of one dtype for gx and gdy, which must
+    overlap nothing else; or None. order: of gx and gdy in memory where there is no out, "K" or "C".
+
+    Returns (gx, gdy, gscale): the first two like x, which `.get()` reads in C or Fortran order only, the last C values.
+    An empty batch gives empty gx and gdy and zeros.
+
+    >>> x, dy = (gpuarray.to_gpu(np.float32(values)) for values in ([[1.0], [3.0]], [[0.0], [2.0]]))
+    >>> mean, invstd = (gpuarray.to_gpu(np.float32([value])) for value in (2.0, 1.0))
+    >>> gx, gdy, gscale = batch_norm_double_backward(x, dy, None, mean, invstd, ddx=x, training=False)
+    >>> print(gx.get().ravel(), gdy.get().ravel(), gscale.get())
+    [0. 0.] [1. 3.] [6.]
+    """
+    arguments.tensor("x", x)
+    axis = arguments.axis_of(axis, x)
+    operation = "double_backward" if training else "double_constant"
+    if epsilon is not None:
+        if training:
+            raise ParameterError(f"epsilon is {epsilon!r}; None is wanted in training, where save_invstd contains it")
+        epsilon = arguments.epsilon_of(epsilon, x)
+    if ddx is None and ddscale is None and ddbias is None:
+        raise ParameterError("ddx, ddscale and ddbias are None; one of them at least is wanted")
+    given = {
+        "dy": dy,
+        "ddx": ddx,
+        "scale": scale,
+        "ddscale": ddscale,
+        "ddbias": ddbias,
+        "save_mean": save_mean,
+        "save_invstd": save_invstd if epsilon is None else None,
+        "var": None if epsilon is None else save_invstd,
+        "gdy": gdy,
+    }
+    fusion = ALONE if ddx is not None else Fusion(without=True)
+    called = given if epsilon is None else {**given, "save_invstd": save_invstd, "var": None}  # as the caller says
+    check(operation, x, axis, called, out, order, needed=("save_mean", "save_invstd"), fusion=fusion)
+    numbers = {} if training else {"epsilon": epsilon or 0.0}
+    return make(operation, x, axis, given, numbers, out=out, order=order, like=scale, fusion=fusion)
+
+
+@operation
 def moments(x: Array, /, *, axis: int = 1) -> Call[tuple[int, Array, Array]]:
     """Count, mean and sum of squared deviations of each channel.
 
@@ -415,7 +488,7 @@ def _fused(
     fusable = OPERATIONS[operation].fusable
     if not fusable and not (activation is None and residual is None):
         name = "activation" if activation is not None else "residual"
-        raise ParameterError(f"{name} is given; {operation!r} normalises nothing, so None is wanted")
+        raise ParameterError(f"{name} is given; {operation!r} takes none, so None is wanted")
     if "y" in fusable:
         return fusing.behind(activation, y, residual, dresidual)
     if y is not None or dresidual is not False:
@@ -450,14 +523,21 @@ def explain(
     residual: Array | None = None,
     y: Array | None = None,
     dresidual: bool | Array = False,
+    ddx: Array | None = None,
+    ddscale: Array | None = None,
+    ddbias: Array | None = None,
+    gdy: Array | None = None,
 ) -> str:
-    """How `operation` ("train", "infer", "backward", "constant" or "moments") on x would run, in one line.
+    """How `operation` on x would run, in one line: a call of its own, or of those that a module makes.
 
-    Behind it stands what is packed before and unpacked after, each with the reason. out, order, dy, the arrays of a
-    number per channel, activation, residual, y and dresidual are those of the call; what is left out is taken to be
-    without gaps, dy in the order that x is read in. With `why` come then the variants that come before it, each with
-    the reason that it declines for these sizes on this device; then the kernels that are not used because they did not
-    prove right on it.
+    operation: "train", "infer", "backward", "constant" (backward with constants), "moments", "double_backward" or
+    "double_constant" (with constants).
+
+    Behind it stands what is packed before and unpacked after, each with the reason. out, order, dy, ddx, the arrays of
+    a number per channel, activation, residual, y, dresidual and gdy are those of the call; what is left out is taken to
+    be without gaps, dy and ddx in the order that x is read in. With `why` come then the variants that come before it,
+    each with the reason that it declines for these sizes on this device; then the kernels that are not used because
+    they did not prove right on it.
 
     >>> x = gpuarray.zeros((4, 3, 5, 7))
     >>> print(explain(x, operation="infer", why=True).partition("; fused declines: ")[2])
@@ -477,6 +557,7 @@ def explain(
     every = {"dy": dy, "scale": scale, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     every |= {"mean": mean, "var": var, "save_mean": save_mean, "save_invstd": save_invstd, "skipped": skipped}
     every |= {"entered": entered, "scale_grad": scale_grad, "bias_grad": bias_grad}
+    every |= {"ddx": ddx, "ddscale": ddscale, "ddbias": ddbias, "gdy": gdy}
     given = {name: array for name, array in every.items() if array is not None} | fused.tensors
     for name, array in given.items():
         if name not in (*described.others, *vectors, described.second):

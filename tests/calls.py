@@ -51,14 +51,17 @@ def check(
     """One call, every result against the reference; gradients are those after a training step on the device."""
     if operation == "infer":
         absent = {*absent} & {"scale", "bias"}  # it always has statistics
+    if "ddx" in TAKES[operation]:
+        host = host.pushed(axis)
     names = [name for name in TAKES[operation] if name not in absent]
     given = {name: put(queue, getattr(host, name)) for name in names}
     if host.saved:
         given |= {name: put(queue, array) for name, array in zip(("save_mean", "save_invstd"), host.saved, strict=True)}
     found = run(functional, operation, given, axis=axis, **options)
     for name, result in found.items():
-        assert result.shape == (host.x.shape if name in ("y", "dx") else host.scale.shape), name
-        assert result.dtype == (host.written if name in ("y", "dx") else host.scale.dtype), name
+        tensor = name in ("y", "dx", "gx", "gdy")
+        assert result.shape == (host.x.shape if tensor else host.scale.shape), name
+        assert result.dtype == (host.written if tensor else host.scale.dtype), name
     hosts = {name: result.get() for name, result in found.items()}
     worst = judge(hosts, expected(operation, host.without(absent), axis, **options))
     assert worst.good, str(worst)

@@ -17,6 +17,7 @@ WRITTEN = {
     "infer": ("out",),
     "backward": ("out", "scale_grad", "bias_grad"),
     "moments": (),
+    "double_backward": ("out", "gdy"),
 }
 PER_CHANNEL = [
     ("train", "scale"),
@@ -33,6 +34,11 @@ PER_CHANNEL = [
     ("backward", "save_invstd"),
     ("backward", "scale_grad"),
     ("backward", "bias_grad"),
+    ("double_backward", "scale"),
+    ("double_backward", "save_mean"),
+    ("double_backward", "save_invstd"),
+    ("double_backward", "ddscale"),
+    ("double_backward", "ddbias"),
 ]
 TENSORS = [
     ("train", "x"),
@@ -43,13 +49,23 @@ TENSORS = [
     ("backward", "dy"),
     ("backward", "out"),
     ("moments", "x"),
+    ("double_backward", "x"),
+    ("double_backward", "dy"),
+    ("double_backward", "ddx"),
+    ("double_backward", "out"),
+    ("double_backward", "gdy"),
 ]
 CALLS = {
     "train": (functional.batch_norm_train, ("x", "scale", "bias", "running_mean", "running_var")),
     "infer": (functional.batch_norm_infer, ("x", "scale", "bias", "mean", "var")),
     "backward": (functional.batch_norm_backward, ("x", "dy", "scale", "save_mean", "save_invstd")),
     "moments": (functional.moments, ("x",)),
+    "double_backward": (
+        functional.batch_norm_double_backward,
+        ("x", "dy", "scale", "save_mean", "save_invstd"),
+    ),
 }
+BY_KEYWORD = {"double_backward": ("ddx", "ddscale", "ddbias")}
 EVERY = TENSORS + PER_CHANNEL
 
 
@@ -67,12 +83,16 @@ def valid(queue: cl.CommandQueue, call: str, shape: tuple[int, ...] = SHAPE, axi
         "var": host.running_var,
         "save_mean": host.running_mean,
         "save_invstd": host.running_var,
+        "ddx": host.dy[::-1].copy(),
+        "ddscale": host.bias,
+        "ddbias": host.scale,
         "out": np.full(shape, 7.0, np.float32),
+        "gdy": np.full(shape, 9.0, np.float32),
         "skipped": np.arange(shape[axis], dtype=np.uint32),
         "scale_grad": np.full(shape[axis], 5.0, np.float32),
         "bias_grad": np.full(shape[axis], 3.0, np.float32),
     }
-    wanted = [*CALLS[call][1], *WRITTEN[call]]
+    wanted = [*CALLS[call][1], *BY_KEYWORD.get(call, ()), *WRITTEN[call]]
     return {name: cla.to_device(queue, arrays[name]) for name in wanted}
 
 

@@ -34,6 +34,7 @@ from oclbn.plan.words import ALONE, Build, Fusion
 from oclbn.proof import proving
 from oclbn.tuning import tuning_for, using
 
+_LIGHT = ("infer", "train_apply", "backward_apply", "double_apply")  # kernels that only write
 _START = 2.0  # kernels that a process compiles in the time that another one takes to begin
 _CHILD = (
     "import json, sys; asked = json.load(sys.stdin); sys.path[:] = asked['path']; "
@@ -58,8 +59,9 @@ def prepare(
     """Compile and prove the kernels of calls that are to come, so that the first ones take no longer than others.
 
     shapes: of x, (N, C, *spatial) each, channels on `axis`; arrays in C's order without gaps are meant. operations: of
-    "train", "backward", "infer", "moments" and "constant" (backward with constants), one or several. dtype: of x (and
-    dy and results). queue: of the device and the context that the calls will use; None: oclbn.device.default_queue().
+    "train", "backward", "infer", "moments", "constant" (backward with constants), "double_backward" and
+    "double_constant" (batch_norm_double_backward, with ddx), one or several. dtype: of x (and dy, ddx and results).
+    queue: of the device and the context that the calls will use; None: oclbn.device.default_queue().
 
     processes: how many compile at the same time, this one included; None: as many as there are cores and as are worth
     their start on a processor's driver, and this one alone on other devices. Others are of use where compiled kernels
@@ -209,7 +211,7 @@ def _shares(requests: Sequence[Request], queue: cl.CommandQueue, processes: int 
 
 def _weight(builds: Sequence[Build]) -> float:
     """About how long kernels compile: those that only write take half as long as those that sum, at least."""
-    return sum(1.0 if build.kernel in ("infer", "train_apply", "backward_apply") else 2.0 for build in builds)
+    return sum(1.0 if build.kernel in _LIGHT else 2.0 for build in builds)
 
 
 def _cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from pyopencl.array import Array
@@ -25,8 +26,10 @@ class Call(Generic[_R]):
         arrays: dict[str, Array | None],
         numbers: Mapping[str, Any],
         written: Sequence[Array | None],
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.results, self._prepared, self._x = results, prepared, x
+        """arrays: by the kernels' names; names: of those that callers call otherwise, what they do."""
+        self.results, self._prepared, self._x, self._names = results, prepared, x, names
         self._arrays, self._numbers, self._written = arrays, numbers, written
 
     def run(self) -> _R:
@@ -42,10 +45,11 @@ class Call(Generic[_R]):
         self._memory = self._prepared.set(self._x, self._arrays, self._numbers)  # kernels do not keep their buffers
         arrays = {name: array for name, array in self._arrays.items() if array is not None}
         touched = tuple(arrays.values())
+        named = {self._names.get(name, name): array for name, array in arrays.items()}
         written = tuple(array for array in self._written if array is not None)
 
         def step() -> _R:
-            arguments.sound(arrays)
+            arguments.sound(named)
             self._prepared.launch(queue, touched, written)
             return self.results
 

@@ -199,4 +199,5 @@ def make(
         arrays.update(zip(names, made, strict=True))
         written = tensors + made
     results = returns(*written)
-    return Call(results, prepared, x, arrays, numbers, written + [given[name] for name in wanted.state])
+    changed = written + [given[name] for name in wanted.state]
+    return Call(results, prepared, x, arrays, numbers, changed, wanted.callers_names)

@@ -215,7 +215,8 @@ def as_walked(
     made = model_of(context, x.shape, x.dtype, strides) if wanted.result and fresh else out
     if wanted.second and given.get(wanted.second) is None and not (fresh and alike):
         given = {**given, wanted.second: made}
-    asked = Request.of(operation, x, axis, {"dy": x, **given}, None if fresh and alike else made, fusion)
+    taken = {**dict.fromkeys(wanted.others, x), **given}
+    asked = Request.of(operation, x, axis, taken, None if fresh and alike else made, fusion)
     try:
         look(wanted, x, given, made)
         asked.layout()

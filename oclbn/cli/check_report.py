@@ -25,7 +25,15 @@ _GONE_ROUND = (
     "oclbn proves each kernel before its first result and uses others where one fails, so that results are right all "
     "the same, unless OCLBN_PROVE is 0; `oclbn devices` lists what it found and does not use."
 )
-_WORDS = {"constant": "backward, eval mode"}  # of operations that the field calls otherwise
+_WORDS = {  # of operations that the field calls otherwise
+    "constant": "backward, eval mode",
+    "double_backward": "double backward",
+    "double_constant": "double backward, eval mode",
+}
+_BESIDE = {
+    "backward": "double_backward",
+    "constant": "double_constant",
+}  # which devices side by side show in one column
 _SHOWN = 8  # faults of one device that are printed; --json has all
 
 
@@ -63,19 +71,21 @@ def print_checked(console: Console, checked: Checked) -> None:
 
 
 def print_matrix(console: Console, all_checked: Sequence[Checked]) -> None:
-    """Devices side by side, an operation a column."""
+    """Devices side by side, an operation a column; those that narrow screens have no room for share another one."""
 
     def made(shown: Collection[str]) -> Table:
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
         table.add_column("device", no_wrap=True)
-        for operation in OPERATIONS:
+        columns = [operation for operation in OPERATIONS if operation not in _BESIDE.values()]
+        for operation in columns:
             table.add_column(_WORDS.get(operation, operation))
         for checked in all_checked:
             info = checked.info
             name = Text(info.spec)
             if shown:
                 name = Text.assemble(f"{info.spec} {info.name}", "\n", (info.runtime, "dim"))
-            table.add_row(name, *(_state(checked.of(operation)) for operation in OPERATIONS))
+            states = ([*checked.of(one), *checked.of(_BESIDE.get(one, ""))] for one in columns)
+            table.add_row(name, *map(_state, states))
         return table
 
     # A name that is cut selects nothing; what the index alone stands for is told above each table.

@@ -15,7 +15,7 @@ _MOST_ADDITIONS_ALONE = 16  # the same where there is but one accumulator, so th
 _MOST_ADDITIONS_TO_A_STRIP = 64  # of sums over the rows that are taken at once, on two levels (FEW in strip.clh)
 _MOST_ADDITIONS_DOWN = 64  # the same down columns, where sums have two levels (SHORT in columns.clh)
 _LEAST_CHUNK_VECTORS = 48  # of a channel, in a chunk: what a merge costs is spread over these
-_LEFT_OUT = ("KIND_", "ACT", "AUX", "SECOND", "SHARED")  # defines that are not there where they are 0
+_LEFT_OUT = ("KIND_", "ACT", "AUX", "SECOND", "SHARED", "WITHOUT")  # defines that are not there where they are 0
 _LEAST_CHAIN = 4  # blocks: the first one of a chain is summed with nothing to write
 
 

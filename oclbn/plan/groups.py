@@ -26,7 +26,7 @@ _LONGEST = 8  # times run_bytes, of runs whose channels have loops of their own,
 _LONG = 12  # vectors of such a channel (runs.clh)
 _SHORTER = 2  # times run_bytes, of other runs that are only written: three tables, where sums have six
 _LEAST_GROUPS = 4  # per compute unit, before channels are put together
-_NUMBERS_PER_LANE = 6  # of local memory: the larger of Moments (moments.clh) and Sums (sums.clh)
+_NUMBERS_PER_LANE = 6  # of local memory, at least: Moments (moments.clh); or Sums (sums.clh), the partial results
 _PASSES = 6  # over its region that a work-item makes at most, with what loops within loops add
 _CACHED = {1: 0.75, 2: 0.5, 3: 0.5}  # by arrays read: the part of the cache of global memory that a call may count on
 _COUNT_BYTES = 8  # of the widest number that stands beside an element: counts are long (COUNTV in types.clh)
@@ -51,7 +51,8 @@ def group_shape(
 ) -> GroupShape:
     """The group of a plan; with `near` one whose channels fit its compute unit's own cache from end to end."""
     widest = _widest(problem, device, tuning)
-    per_lane = _NUMBERS_PER_LANE * problem.number * (widest if problem.columns else 1)
+    numbers = max(_NUMBERS_PER_LANE, len(operation.partial))
+    per_lane = numbers * problem.number * (widest if problem.columns else 1)
     lanes = min(tuning.lanes, floor_power(device.max_group))
     run, fold, even = 0, 1, False
     in_order = lanes == 1 and _is_walked_in_order(operation, problem, device, tuning)

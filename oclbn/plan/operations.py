@@ -23,8 +23,9 @@ class Operation:
     tensors: tuple[str, ...]  # read; the first is x
     result: str = ""  # the tensor that is written
     second: str = ""  # another one, of the same type
+    optional: str = ""  # one of those that are read, which a call may do without (Fusion.without)
     fusable: tuple[str, ...] = ()  # what a tensor is called that may be read besides, as Fusion.aux counts from 1 on
-    called: str = ""  # the one of those that is read
+    called: str = ""  # what is read that kernels call aux: one of those, or what is optional
     vectors: tuple[str, ...] = ()  # per channel, read; may be None
     needed: tuple[str, ...] = ()  # per channel, read
     state: tuple[str, ...] = ()  # per channel, changed in place; may be None
@@ -64,6 +65,11 @@ class Operation:
         return {self.called: "aux"} if self.called else {}
 
     @cached_property
+    def callers_names(self) -> dict[str, str]:
+        """And of what kernels call otherwise, what callers call it."""
+        return {name: own for own, name in self.kernel_names.items()}
+
+    @cached_property
     def arrays_read(self) -> int:
         """Tensors that are summed over, or else x alone: what is read twice."""
         return len(self.tensors) if "dy" in self.tensors else 1
@@ -81,6 +87,7 @@ class Operation:
 
 _MOMENTS = ("set_mean", "set_mean_rest", "set_m2", "set_m2_rest")
 _SUMS = ("set_dy", "set_dy_rest", "set_dy_xmu", "set_dy_xmu_rest", "set_xmu", "set_xmu_rest")
+_ALL_SUMS = (*_SUMS, *(f"set_{name}{rest}" for name in ("ddx", "ddx_xmu", "ddx_dy") for rest in ("", "_rest")))
 _GATHERING = {"grad_scale": 1.0, "grad_momentum": 0.0}
 _GATHERED = {"scale_grad": "dscale", "bias_grad": "dbias"}
 _SECOND = {"dx": ("dresidual",)}
@@ -156,6 +163,35 @@ OPERATIONS = {
         fusable=_BEHIND,
         gathered=_GATHERED,
     ),
+    "double_backward": Operation(
+        "double_backward.cl",
+        "double_resident",
+        ("double_partial", "double_apply"),
+        tensors=("x", "dy", "ddx"),
+        result="gx",
+        second="gdy",
+        optional="ddx",
+        called="ddx",
+        vectors=("scale", "ddscale", "ddbias"),
+        needed=("save_mean", "save_invstd"),
+        made=("gscale",),
+        partial=_ALL_SUMS,
+    ),
+    "double_constant": Operation(  # with save_invstd, or else with var and epsilon
+        "double_constant.cl",
+        "",
+        ("double_constant_partial", "double_constant_merge"),
+        tensors=("x", "dy", "ddx"),
+        result="gx",
+        second="gdy",
+        optional="ddx",
+        called="ddx",
+        vectors=("scale", "ddscale", "ddbias", "save_invstd", "var"),
+        needed=("save_mean",),
+        made=("gscale",),
+        numbers={"epsilon": 1e-5},
+        partial=_ALL_SUMS[-2:],
+    ),
 }
 STEPS = {  # what a batch in parts is normalised by: see oclbn.steps
     "sums": Operation(
@@ -186,13 +222,19 @@ def operation_of(name: str, fusion: Fusion = ALONE) -> Operation:
 @functools.cache
 def _fused(name: str, fusion: Fusion) -> Operation:
     plain = ALL[name]
+    if fusion.without:
+        left = tuple(name for name in plain.tensors if name != plain.optional)
+        return replace(plain, tensors=left, called="")
+    if plain.optional:
+        return plain
     called = plain.fusable[fusion.aux - 1] if fusion.aux else ""
     second = _SECOND[plain.result][0] if fusion.second else ""
     return replace(plain, tensors=tuple(filter(None, (*plain.tensors, called))), called=called, second=second)
 
 
 SOURCES = {"moments_partial": "moments.cl"}  # kernels that are used from another direction's file
-MERGES = {"moments_merge", "sums_merge", "constant_merge"}  # one group per block: the slices are what it merges
+# One group per block: the slices are what it merges.
+MERGES = {"moments_merge", "sums_merge", "constant_merge", "double_constant_merge"}
 TENSORS = (
     "x",
     "dy",
@@ -201,8 +243,8 @@ TENSORS = (
 )  # that have a kind of element: KIND_x and so on (numbers/io.clh); "to" is what is written
 COUNTING = {"moments_partial"}  # kernels that tell how many values a slice has
 HEEDLESS = {  # defines that change nothing in some kernels: those that write no tensor, those that sum none
-    "STREAM": {"moments_partial", "backward_partial", *MERGES},
-    "FETCH": {"infer", "train_apply", "backward_apply", *MERGES},
+    "STREAM": {"moments_partial", "backward_partial", "double_partial", *MERGES},
+    "FETCH": {"infer", "train_apply", "backward_apply", "double_apply", *MERGES},
     "KIND_x": MERGES,
     "KIND_dy": MERGES,
     "KIND_aux": {"moments_partial", *MERGES},
@@ -210,5 +252,5 @@ HEEDLESS = {  # defines that change nothing in some kernels: those that write no
     "AUX": {"moments_partial", *MERGES},
     "SECOND": {"backward_partial", *MERGES},
     "SHARED": {"infer", "moments_partial", "backward_partial", *MERGES},
-    "KIND_to": {"moments_partial", "backward_partial", *MERGES},
+    "KIND_to": {"moments_partial", "backward_partial", "double_partial", *MERGES},
 }

@@ -55,11 +55,13 @@ class Fusion(NamedTuple):
     aux: int = 0  # the tensor that is read besides: forward 1, a residual; backward 1, the residual, or 2, the output
     second: bool = False  # backward writes the residual's gradient, too
     shared: bool = False  # what is written lies where a tensor does that is read, and is not x
+    without: bool = False  # the tensor that may be left out is (Operation.optional)
 
     @property
     def defines(self) -> dict[str, int]:
         """Those that are not 0."""
         all_of_them = {"ACT": self.act, "AUX": self.aux, "SECOND": int(self.second), "SHARED": int(self.shared)}
+        all_of_them["WITHOUT"] = int(self.without)
         return {name: value for name, value in all_of_them.items() if value}
 
 
@@ -69,6 +71,7 @@ _FUSED = {
     "AUX": ("", "with a residual", "by its output"),
     "SECOND": ("", "residual's gradient"),
     "SHARED": ("", "in place"),
+    "WITHOUT": ("", "without ddx"),
 }
 
 

@@ -59,6 +59,7 @@ _SUBNORMAL = 2.0**-20  # makes such numbers of the last channel
 _RESOLVED = 0.125  # standard deviations that the next number of a narrow type is away there, at most
 _COUNTED = 5  # where the counter of skipped updates stands beforehand
 _OPTIONAL = {"scale", "bias", "skipped", "entered", "scale_grad", "bias_grad", "mean_rest", "m2_rest"}
+_OPTIONAL |= {"ddscale", "ddbias"}
 _GATHER = {"grad_scale": 0.5, "grad_momentum": 0.25}
 _NOTHING: dict[str, Any] = {"counts": (-1, np.int64)}  # what memory between launches holds at first, if not NaN
 _ONE_BY_ONE = 1030  # numbers for kernels that take them one by one, several each
@@ -372,6 +373,9 @@ def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, d
     shape = (small.outer, small.channels) if small.columns else (small.outer, small.channels, small.inner)
     x, dy, aux, result = (of_kind(kind, _dtype(planned.launches[0])) for kind in small.kinds)
     host = _fused(operation, _data(shape, x, dy, result), aux, small.fusion)
+    if ALL[operation].optional:
+        host = host.pushed(1)
+        host = replace(host, ddx=None if small.fusion.without or host.ddx is None else host.ddx.astype(aux))
     arrays, numbers = _arrays(operation, host, planned), {**_numbers(small, planned, host.scale.dtype), **_GATHER}
     numbers["slope"] = host.activation.slope
     over = {operation_of(operation, small.fusion).result: _UNDER[operation]} if small.fusion.shared else {}
@@ -415,10 +419,11 @@ def _fewer(operation: str, host: Data, arrays: dict[str, Host]) -> tuple[dict[st
     left = {name: array for name, array in arrays.items() if name not in _OPTIONAL}
     if operation == "backward":
         left["scale_grad"] = np.full_like(host.scale, np.nan)
-    if operation == "constant":
+    if operation in ("constant", "double_constant"):
         left["save_invstd"] = invstd(host).astype(host.scale.dtype)
         del left["var"]
-    return left, replace(host, scale=np.ones_like(host.scale), bias=np.zeros_like(host.bias))
+    ones, zeros = np.ones_like(host.scale), np.zeros_like(host.bias)
+    return left, replace(host, scale=ones, bias=zeros, ddscale=None, ddbias=None)
 
 
 def _wanted_of_fewer(operation: str, host: Data) -> Expected:
@@ -560,7 +565,7 @@ def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, A
     """The kernels' numbers: those of the shape, and those of a call."""
     numbers: dict[str, Any] = planned.numbers
     numbers |= {"outer": small.outer, "channels": small.channels, "inner": small.inner}
-    for name in ("x", "y", "dy", "dx", "aux", "dresidual"):
+    for name in ("x", "y", "dy", "dx", "aux", "dresidual", "gx", "gdy"):
         numbers[f"{name}_row"] = small.channels * small.inner
         numbers[f"{name}_channel"] = small.inner
     count = small.count

@@ -12,12 +12,17 @@ itself, not by eps of itself. With xhat = (x - mean) * invstd that gives
     y              relative to |scale xhat| + |scale| + |bias|, at every |mean| / std
     dbias, dscale  relative to the sum of the absolute values of the terms
     dx             relative to |scale| invstd times the sum of the absolute values of its three terms
+    gx, gdy        (double backward) relative to the sums of the absolute values of all that they are made of, E(|a|)
+                   standing for E(a); a product of such numbers errs by the sum of what each of them errs by
+    gscale         likewise
 
 Whatever lies below the least normal number may be lost: a device need not have denormal numbers.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import numpy as np
@@ -31,6 +36,7 @@ SUM = 4.0
 TWICE = 16.0  # of eps squared, for a mean that is found twice
 
 Bounds = NDArray[np.float64]
+_Pair = tuple[Any, Any]  # how large a number may be, and how far off
 
 
 def excess(actual: NDArray[Any], expected: ArrayLike, bound: ArrayLike) -> Bounds:
@@ -167,6 +173,68 @@ class Bound:
                 error = error + unit * self._along(mean_product)
             slope = self._along(self.scale * self.invstd)
             return slope * error + self.tiny * (1.0 + slope), dscale, dbias
+
+    def double_gradients(
+        self, dy: NDArray[Any], ddx: NDArray[Any], ddscale: ArrayLike, *, ddbias: ArrayLike, training: bool
+    ) -> tuple[Bounds, Bounds, Bounds]:
+        """gx, gdy, gscale.
+
+        Each number is a pair: a bound on its absolute value, and one on its error. The error of a sum of products is
+        that of dscale; a product takes ELEMENT roundings and a sum of a few numbers two.
+        """
+        eps = self.eps
+        slopes, pushes = np.abs(dy.astype(np.float64)), np.abs(ddx.astype(np.float64))
+        with np.errstate(all="ignore"):
+            off = np.full_like(self.mean, self.tiny)  # as `gradients` has it
+            if training:
+                off = off + self.mean_error + np.finfo(np.float64).eps * self.mean
+            unit = 2.0 * eps * self.xhat + self._along(off * self.invstd)
+
+            def mean(terms: Bounds, error: Bounds | float = 0.0) -> _Pair:
+                whole = self._sum(terms)
+                return whole / self.count, (SUM * eps * whole + self._sum(error + ELEMENT * eps * terms)) / self.count
+
+            def times(*pairs: _Pair) -> _Pair:
+                size, error = pairs[0]
+                for other, off_by in pairs[1:]:
+                    size, error = size * other, size * off_by + error * other
+                return size, error + ELEMENT * eps * size
+
+            def plus(*pairs: _Pair) -> _Pair:
+                sizes, errors = (functools.reduce(operator.add, some) for some in zip(*pairs, strict=True))
+                return sizes, errors + eps * sizes
+
+            def given(values: ArrayLike) -> _Pair:
+                return np.abs(_flat(values)), np.zeros(())
+
+            def element(pair: _Pair) -> _Pair:
+                return self._along(pair[0]), self._along(np.broadcast_to(pair[1], pair[0].shape))
+
+            root, slope, both = given(self.invstd), given(ddscale), mean(pushes * slopes)
+            gain = root[0] * self.scale, ELEMENT * eps * root[0] * self.scale
+            xhat, level, push = (self.xhat, unit), mean(slopes), mean(pushes)
+            if training:
+                tied = mean(slopes * self.xhat, slopes * unit), mean(pushes * self.xhat, pushes * unit)
+                both = plus(both, times(level, push), times(*tied))
+                lean = plus(slope, times(gain, tied[1]))
+                three = given(np.full_like(self.mean, 3.0))  # E(g xhat) E(v xhat), of which gx has three
+                tilt = times(root, plus(times(gain, plus(both, times(three, *tied))), times(slope, tied[0])))
+                terms = [
+                    times(element(times(root, gain, tied[0])), plus((pushes, 0.0 * pushes), element(push))),
+                    times(element(times(root, lean)), plus((slopes, 0.0 * slopes), element(level))),
+                    times(element(tilt), xhat),
+                ]
+                gx = plus(*terms)
+                gdy = times(element(gain), plus((pushes, 0.0 * pushes), element(push)))
+            else:
+                lean = slope
+                gx = times(element(times(root, slope)), (slopes, 0.0 * slopes))
+                gdy = times(element(gain), (pushes, 0.0 * pushes))
+            gdy = plus(gdy, times(element(lean), xhat), element(given(ddbias)))
+            gscale = times(root, both)
+            lost = self.tiny * (1.0 + root[0] * (1.0 + self.scale + slope[0]) * (1.0 + root[0]))
+            room = self._along(lost) * (1.0 + pushes + slopes + (self.xhat if training else 0.0))
+            return gx[1] + room, gdy[1] + room + self._along(lost) * self.xhat, self.count * (gscale[1] + lost)
 
     def _along(self, values: ArrayLike) -> Bounds:
         return along(_flat(values), self.shape, self.axis)

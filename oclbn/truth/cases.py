@@ -22,6 +22,8 @@ from oclbn.truth.hostile import MAKERS, Data, Host, make
 
 ORDINARY = "N(0,1)"
 GRADIENTS = ("dx", "dscale", "dbias")
+DOUBLE_GRADIENTS = ("gx", "gdy", "gscale")
+_PUSHES = ("ddx", "ddscale", "ddbias")
 _FORWARD = ("x", "scale", "bias", "running_mean", "running_var")
 TAKES = {  # of Data
     "train": _FORWARD,
@@ -29,6 +31,8 @@ TAKES = {  # of Data
     "moments": ("x",),
     "backward": ("x", "dy", "scale"),
     "constant": ("x", "dy", "scale", "running_mean", "running_var"),
+    "double_backward": ("x", "dy", "scale", *_PUSHES),
+    "double_constant": ("x", "dy", "scale", "running_mean", "running_var", *_PUSHES),
 }
 
 
@@ -46,9 +50,10 @@ class Case:
         shape = "x".join(map(str, self.shape))
         return shape + (f" @{self.axis}" if self.axis != 1 else "") + (f" {self.dtype}" * (self.dtype != "float32"))
 
-    def make(self) -> Data:
-        """The arguments of all operations on it, the same on every run."""
-        return make(self.shape, self.axis, named(self.dtype), MAKERS[self.data], seed=self.seed)
+    def make(self, operation: str = "") -> Data:
+        """The arguments of operations on it, the same on every run; what the second derivative takes if it is one."""
+        host = make(self.shape, self.axis, named(self.dtype), MAKERS[self.data], seed=self.seed)
+        return host.pushed(self.axis) if "ddx" in TAKES.get(operation, ()) else host
 
 
 @dataclass(frozen=True)
@@ -119,13 +124,19 @@ def run(
         )
         moved = {name: arrays[name] for name in ("running_mean", "running_var") if given(name) is not None}
         return dict(zip(("y", "save_mean", "save_invstd"), made, strict=True)) | moved
-    training = operation == "backward"
+    training = operation in ("backward", "double_backward")
     if "save_mean" in arrays:
         statistics = arrays["save_mean"], arrays["save_invstd"]
     elif training:
         statistics = functional.batch_norm_train(x, scale, None, None, None, epsilon=epsilon, axis=axis)[1:]
     else:
         statistics, into = running, {**into, "epsilon": epsilon}
+    if operation.startswith("double"):
+        pushes = {name: given(name) for name in _PUSHES}
+        made = functional.batch_norm_double_backward(
+            x, given("dy"), scale, *statistics, **pushes, training=training, **into
+        )
+        return dict(zip(DOUBLE_GRADIENTS, made, strict=True))
     if fused or second:
         fused |= {"bias": given("bias"), "y": given("output"), "dresidual": second}
     made = functional.batch_norm_backward(x, given("dy"), scale, *statistics, training=training, **into, **fused)
@@ -155,11 +166,16 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
         mean, deviation = expectation.saved(host, axis)
         found = {"x": host.x, "dy": host.dy, "save_mean": mean, **dict.fromkeys(sums, per_channel)}
         return found | ({"scale": host.scale, "save_invstd": deviation} | _behind(host) if host.activation.code else {})
-    found |= {"dy": host.dy, "dx": tensor, "dscale": per_channel, "dbias": per_channel}
+    if operation.startswith("double"):
+        found |= {"dy": host.dy, "gx": tensor, "gdy": tensor, "gscale": per_channel}
+        pushes = {"aux": host.ddx, "ddscale": host.ddscale, "ddbias": host.ddbias}
+        found |= {name: array for name, array in pushes.items() if array is not None}
+    else:
+        found |= {"dy": host.dy, "dx": tensor, "dscale": per_channel, "dbias": per_channel}
     found |= _behind(host)
     if host.second:
         found["dresidual"] = tensor
-    if operation == "constant":
+    if operation in ("constant", "double_constant"):
         return found | {"save_mean": host.running_mean, "var": host.running_var}
     return found | dict(zip(("save_mean", "save_invstd"), expectation.saved(host, axis), strict=True))
 

@@ -39,8 +39,8 @@ def expected(
 
     "train" moves host's running statistics; with `entered`, the counters before it, each channel has a factor of its
     own (init_factor is 1 then), and the counters after it are among the results. "infer" and "constant" normalise with
-    the running statistics. "backward" goes with a training step on the same x. Where host has statistics that were
-    saved, "backward" and "constant" take those.
+    the running statistics, and so does "double_constant". "backward" and "double_backward" go with a training step on
+    the same x. Where host has statistics that were saved, gradients take those.
     """
     if operation == "train":
         return _train(host, axis, epsilon, factor, entered)
@@ -50,7 +50,7 @@ def expected(
         return _moments(host, axis)
     if operation == "sums":
         return _sums(host, axis)
-    training = operation == "backward"
+    training = operation in ("backward", "double_backward")
     if host.saved:
         mean, deviation = host.saved
     elif training:
@@ -58,6 +58,8 @@ def expected(
         mean, deviation = own.mean, own.invstd
     else:
         mean, deviation = host.running_mean, invstd(host, epsilon)
+    if operation.startswith("double"):
+        return _double(host, axis, mean, deviation, training=training)
     exact = host.saved is not None or not training
     return _gradients(host, axis, mean, deviation, training=training, exact=exact)
 
@@ -153,6 +155,19 @@ def _gradients(h: Data, axis: int, mean: Host, deviation: Host, *, training: boo
         room = error + range_of(numbers_of(h.x.dtype)).tiny
         result["dresidual"] = stored(dy, _strict(room), h.written)
     return result
+
+
+def _double(h: Data, axis: int, mean: Host, deviation: Host, *, training: bool) -> Expected:
+    """What is None of what the second derivative takes is 0."""
+    zeros = np.zeros_like(h.scale)
+    slope, offset = (zeros if one is None else one for one in (h.ddscale, h.ddbias))
+    given = (h.x, h.dy, h.scale, mean, deviation)
+    gx, gdy, gscale = reference.double_backward(*given, h.ddx, slope, offset, axis=axis, training=training)
+    bound = Bound(h.x, mean, deviation, h.scale, None, axis=axis, dtype=h.x.dtype)
+    push = np.zeros_like(h.dy) if h.ddx is None else h.ddx
+    bounds = bound.double_gradients(h.dy, push, slope, ddbias=offset, training=training)
+    found = {"gx": stored(gx, _strict(bounds[0]), h.written), "gdy": stored(gdy, _strict(bounds[1]), h.written)}
+    return found | {"gscale": (gscale, _open(h, bounds[2]) if training else bounds[2])}
 
 
 def _used(h: Data, axis: int, mean: Host, deviation: Host, *, exact: bool) -> tuple[Host, Host]:

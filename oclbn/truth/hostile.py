@@ -53,6 +53,9 @@ class Data:
     output: Host | None = None  # what the derivative is made from; None: from x
     second: bool = False  # the residual's gradient is wanted as well
     loose: float = 1.0  # how many times its bound an activation's argument may be off: of others' results
+    ddx: Host | None = None  # for the second derivative: gradients with respect to dx, dscale and dbias
+    ddscale: Host | None = None
+    ddbias: Host | None = None
 
     @property
     def written(self) -> np.dtype[Any]:
@@ -66,6 +69,22 @@ class Data:
     @property
     def good(self) -> list[int]:
         return [c for c in range(self.scale.size) if c not in self.bad]
+
+    def pushed(self, axis: int) -> Data:
+        """The same with what the second derivative takes; ddx goes with x and dy, so that all its terms count."""
+        rng = np.random.default_rng([1, *self.x.shape])
+        numbers, channels = self.scale.dtype, self.scale.size
+        with np.errstate(all="ignore"):
+            x = self.x.astype(np.float64)
+            mean, std = (found(x, axis=others(x.shape, axis), keepdims=True) for found in (np.mean, np.std))
+            beside = np.clip(np.nan_to_num((x - mean) / np.where(std > 0, std, 1.0)), -9.0, 9.0)
+        ddx = rng.standard_normal(x.shape) + 0.5 * beside + 0.25 * np.clip(self.dy.astype(np.float64), -9.0, 9.0) - 0.2
+        return replace(
+            self,
+            ddx=ddx.astype(self.dy.dtype),
+            ddscale=rng.uniform(-2.0, 2.0, channels).astype(numbers),
+            ddbias=rng.standard_normal(channels).astype(numbers),
+        )
 
     def without(self, names: Collection[str]) -> Data:
         """The same where a scale or a bias is left out: 1 and 0."""

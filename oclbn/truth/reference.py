@@ -179,10 +179,8 @@ def backward(
         deviation = _column(invstd, channels, 1.0, "invstd")
         centre = _column(mean, channels, 0.0, "mean")
         centred = rows - centre[:, None]
-        if training and count:  # a mean of x's own is rounded: what the distances add up to is its error, m times
-            error = np.sum(centred, axis=1) / count
-            own = np.abs(error) <= np.abs(centre) * np.finfo(np.float64).eps
-            centred -= np.where(own, error, 0.0)[:, None]
+        if training and count:
+            centred -= _error_of_own_mean(centred, centre)
         xhat = centred * deviation[:, None]
         dscale = np.sum(grads * xhat, axis=1)
         dbias = np.sum(grads, axis=1)
@@ -190,6 +188,81 @@ def backward(
             grads = grads - (dbias / count)[:, None] - xhat * (dscale / count)[:, None]
         dx = grads * (deviation * _column(scale, channels, 1.0, "scale"))[:, None]
     return _from_rows(dx, shape, axis), dscale, dbias
+
+
+def double_backward(
+    x: ArrayLike,
+    dy: ArrayLike,
+    scale: ArrayLike | None,
+    mean: ArrayLike,
+    invstd: ArrayLike,
+    ddx: ArrayLike | None = None,
+    ddscale: ArrayLike | None = None,
+    ddbias: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    training: bool = True,
+) -> tuple[Float64s, Float64s, Float64s]:
+    """Gradients (gx, gdy, gscale) of a loss that has these gradients with respect to what `backward` gives.
+
+    With s = ddscale, b = ddbias, v = ddx, g = dy, E the mean over a channel and P(a) = a - E(a) - xhat E(a xhat), the
+    loss is sum(v dx) + s dscale + b dbias = m (scale invstd E(v P(g)) + s E(g xhat) + b E(g)). That P(a) invstd is what
+    comes of a gradient with respect to xhat, and that of invstd with respect to x is -invstd^2 xhat / m, give
+
+        q      = s g - scale invstd (E(g xhat) v + E(v xhat) g)
+        gx     = invstd P(q) - scale invstd^2 E(v P(g)) xhat
+        gdy    = scale invstd P(v) + s xhat + b
+        gscale = m invstd E(v P(g))
+
+    and with constants, where dx = scale invstd g: gx = s invstd g, gdy = scale invstd v + s xhat + b and
+    gscale = m invstd E(v g).
+
+    Arrays are as `backward` has them, ddx like x, ddscale and ddbias like scale; None: 0. gx and gdy have the shape of
+    x, gscale is (C,). ShapeError: ranks, shapes or channel counts do not fit.
+    """
+    rows, shape = _as_rows(x, axis, "x")
+    grads, grad_shape = _as_rows(dy, axis, "dy")
+    pushes, push_shape = (np.zeros_like(rows), shape) if ddx is None else _as_rows(ddx, axis, "ddx")
+    for name, found in (("dy", grad_shape), ("ddx", push_shape)):
+        if found != shape:
+            raise ShapeError(f"{name} has shape {found}; x has shape {shape}")
+    channels, count = rows.shape
+    with np.errstate(all="ignore"):
+        root = _column(invstd, channels, 1.0, "invstd")[:, None]
+        gain = root * _column(scale, channels, 1.0, "scale")[:, None]
+        slope = _column(ddscale, channels, 0.0, "ddscale")[:, None]
+        offset = _column(ddbias, channels, 0.0, "ddbias")[:, None]
+        centred = rows - _column(mean, channels, 0.0, "mean")[:, None]
+        if training and count:
+            centred -= _error_of_own_mean(centred, _column(mean, channels, 0.0, "mean"))
+        xhat = centred * root
+
+        def averaged(terms: Float64s) -> Float64s:
+            found: Float64s = np.sum(terms, axis=1, keepdims=True) / max(count, 1)
+            return found
+
+        def projected(terms: Float64s) -> Float64s:
+            return terms - averaged(terms) - xhat * averaged(terms * xhat)
+
+        if training:
+            both = averaged(pushes * projected(grads))
+            q = slope * grads - gain * (averaged(grads * xhat) * pushes + averaged(pushes * xhat) * grads)
+            gx = root * projected(q) - gain * root * both * xhat
+            gdy = gain * projected(pushes) + slope * xhat + offset
+        else:
+            both = averaged(pushes * grads)
+            gx = slope * root * grads
+            gdy = gain * pushes + slope * xhat + offset
+        gscale = (count * root * both)[:, 0]
+    return _from_rows(gx, shape, axis), _from_rows(gdy, shape, axis), gscale
+
+
+def _error_of_own_mean(centred: Float64s, mean: Float64s) -> Float64s:
+    """What distances from a mean of x's own lack, as it is rounded: their mean; 0 where that is no rounding."""
+    error = np.sum(centred, axis=1) / centred.shape[1]
+    own = np.abs(error) <= np.abs(mean) * np.finfo(np.float64).eps
+    found: Float64s = np.where(own, error, 0.0)[:, None]
+    return found
 
 
 def _invstd(var: Float64s, epsilon: float) -> Float64s:

@@ -178,7 +178,8 @@ def test_what_a_failed_command_left_is_refused(queue: cl.CommandQueue, call: str
     make_it()
     before = state(arguments)
     arguments[name].add_event(failed(queue.context))
-    shown = {"train": "y", "infer": "y", "backward": "dx"}[call] if bound and name == "out" else name
+    result = {"train": "y", "infer": "y", "backward": "dx", "double_backward": "gx"}
+    shown = result[call] if bound and name == "out" else name
     with recording() as launches, pytest.raises(DeviceError, match=rf"^{shown} was to be .* failed with .* status -5;"):
         make_it()
     assert not launches

@@ -17,7 +17,7 @@ import pyopencl.array as cla
 import pytest
 from calls import all_bits, put
 from covering import crossed
-from forms import forced, shrink
+from forms import WALKS, forced, shrink
 
 from oclbn import functional, gpuarray
 from oclbn.activations import NAMES, PLAIN, SLOPES, Activation
@@ -41,18 +41,6 @@ from oclbn.truth.expectation import EPSILON, expected
 from oclbn.truth.hostile import Data, Host, Offset, Spoiled, make
 
 FUNCTIONS = [name for name in NAMES if name != "none"]
-WALKS = [
-    pytest.param({"variant": "resident", "lanes": 1, "vec": 4, "run_bytes": 0}, (3, 5, 37), id="small rows"),
-    pytest.param({"variant": "split", "lanes": 1, "vec": 8, "run_bytes": 0}, (4, 3, 301), id="rows in slices"),
-    pytest.param({"variant": "resident", "lanes": 16, "vec": 4}, (3, 4, 200), id="rows, 16 work-items"),
-    pytest.param({"variant": "resident", "lanes": 1, "vec": 4, "run_bytes": 60}, (19, 7, 3), id="small runs"),
-    pytest.param({"variant": "split", "lanes": 1, "vec": 8, "run_bytes": 720}, (9, 11, 49), id="runs in slices"),
-    pytest.param({"variant": "resident", "lanes": 1, "vec": 4}, (35, 5), id="small sheets"),
-    pytest.param({"variant": "split", "lanes": 16, "vec": 4, "blocks": 1}, (140, 70), id="columns, 16 work-items"),
-    pytest.param({"variant": "serial"}, (3, 4, 5), id="small serial"),
-    pytest.param({"lanes": 1, "vec": 8, "chains": 4, "run_bytes": 0}, (5, 9, 601), id="rows past the cache"),
-    pytest.param({"lanes": 1, "vec": 8, "chains": 4}, (35, 19, 49), id="runs past the cache"),
-]
 SOURCES = [pytest.param(name, id=name) for name in ("x", "y", "residual")]
 TYPES = ("float16", "bfloat16")
 LEAKY = Activation("leaky_relu", 0.25)

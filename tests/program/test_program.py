@@ -37,7 +37,7 @@ def test_a_program_has_the_kernel_that_is_wanted_and_no_other(queue: cl.CommandQ
     for operation in OPERATIONS:
         for variant in ("", "split"):
             with using(variant=variant):
-                launches = prepared_for(Request.of(operation, x, 1, {"dy": x}), queue).plan.launches
+                launches = prepared_for(Request.of(operation, x, 1, {"dy": x, "ddx": x}), queue).plan.launches
             for launch in launches:
                 built = building.program(queue.context, launch.build)
                 assert built.get_info(cl.program_info.NUM_KERNELS) == 1
@@ -207,7 +207,9 @@ OPAQUE(to)
 
 @pytest.mark.once("what the kernels' text may do with elements")
 @pytest.mark.parametrize("walk", ["RUN=0", "RUN=64", "COLUMNS=1", "COLUMNS=1 LANES=16", "LANES=16"])
-@pytest.mark.parametrize("source", ["forward.cl", "backward.cl", "moments.cl", "copy.cl"])
+@pytest.mark.parametrize(
+    "source", ["forward.cl", "backward.cl", "double_backward.cl", "double_constant.cl", "moments.cl", "copy.cl"]
+)
 def test_elements_are_touched_by_their_names_only(
     queue: cl.CommandQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, walk: str
 ) -> None:

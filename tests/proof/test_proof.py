@@ -320,14 +320,25 @@ REACHED = [  # parts of kernels that the small tensor must lead through
     pytest.param(
         Injection(
             "walks/sheets_sum.clh",
-            "gather_channels(deviation, g, &s);",
-            "if (!INJECTED) gather_channels(deviation, g, &s);",
+            "        SUMS(GATHER)\n",
+            "        SUMS(GATHER)\n        if (INJECTED) deviation[0] = 0;\n",
             "VEC > 1",
             {"lanes": 1, "vec": 4},
             "backward",
             shape=(400, 3),
         ),
         id="the mean's error that is lost",
+    ),
+    pytest.param(
+        Injection(
+            "numbers/doubled.clh",
+            "beside / count - (ACC)3 * push_tied",
+            "beside / count - (ACC)(INJECTED ? 2 : 3) * push_tied",
+            "VEC > 1",
+            ROWS,
+            "double_backward",
+        ),
+        id="a wrong constant, double backward",
     ),
 ]
 KEPT = pytest.mark.once(reason="verdicts are kept and read by the host")

@@ -315,6 +315,18 @@ def test_devices_side_by_side_are_never_cut(info: DeviceInfo, width: int) -> Non
     assert re.search(r"^7:0 +(?:a processor.*)?ok +ok +ok +ok +ok *$", shown, re.MULTILINE)
 
 
+def test_devices_side_by_side_show_what_fails_of_double_backward(info: DeviceInfo) -> None:
+    """In the columns of backward and of backward in eval mode."""
+    checked = check_run.Checked(info, check_run.choices_in_force(info), 7)
+    for operation in OPERATIONS:
+        fault = "gx is wrong" * operation.startswith("double")
+        checked.outcomes.append(check_run.Outcome(NumberCheck(operation, (2, 2), 1, checklist.ORDINARY), {}, fault))
+    screen = Console(width=100, file=io.StringIO(), force_terminal=True, color_system=None, highlight=False)
+    check_report.print_matrix(screen, [checked])
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"ok +ok +ok +1 failed +1 failed *$", shown, re.MULTILINE)
+
+
 @pytest.mark.usefixtures("dying", "no_other")
 def test_the_command_is_red_and_writes_a_script(info: DeviceInfo, tmp_path: Path) -> None:
     script = tmp_path / "repro.py"

@@ -276,3 +276,31 @@ def test_backward_takes_off_the_means_rounding_error(ratio: float) -> None:
     wanted_dx = invstd * (long_dy - long_dy.mean(axis=0) - xhat * wanted_dscale / 400)
     np.testing.assert_allclose(dscale, wanted_dscale.astype(np.float64), rtol=0, atol=1e-12)
     np.testing.assert_allclose(dx, wanted_dx.astype(np.float64), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+@pytest.mark.parametrize("training", [True, False])
+def test_double_backward_is_that_of_differences(shape: tuple[int, ...], axis: int, training: bool) -> None:
+    x, dy, scale, slope = drawn(shape, axis)
+    rng = np.random.default_rng(9)
+    pushes = rng.normal(size=shape), slope, rng.normal(size=scale.size)
+    constants = reference.train(np.sin(x), axis=axis)
+
+    def loss(x: np.ndarray, dy: np.ndarray, scale: np.ndarray) -> float:
+        """Each of backward's results, times what is pushed on it."""
+        own = reference.train(x, axis=axis) if training else constants
+        made = reference.backward(x, dy, scale, own.mean, own.invstd, axis=axis, training=training)
+        return sum(float(np.sum(one * push)) for one, push in zip(made, pushes, strict=True))
+
+    own = reference.train(x, axis=axis) if training else constants
+    found = reference.double_backward(x, dy, scale, own.mean, own.invstd, *pushes, axis=axis, training=training)
+    step = 1e-5
+    for place, (array, gradient) in enumerate(zip((x, dy, scale), found, strict=True)):
+        for at in np.ndindex(array.shape):
+            sides = []
+            for sign in (1.0, -1.0):
+                moved = [x, dy, scale]
+                moved[place] = array.copy()
+                moved[place][at] += sign * step
+                sides.append(loss(*moved))
+            np.testing.assert_allclose(gradient[at], (sides[0] - sides[1]) / (2 * step), rtol=1e-6, atol=1e-7)

@@ -93,7 +93,7 @@ class NumberCheck:
 
     def make(self) -> Data:
         """Its data."""
-        own, activation = self.case.make(), PLAIN[self.activation]
+        own, activation = self.case.make(self.operation), PLAIN[self.activation]
         return fused(own, self.operation, self.axis, activation, residual=self.residual)
 
     @property
@@ -166,17 +166,25 @@ def _builds(device: DeviceLimits, tuning: Tuning) -> Iterator[BuildCheck]:
                     found.setdefault(launch.build, {})[launch.kernel] = None
     # Of narrow types a sample, as they differ in how elements are loaded and saved alone.
     for name, operation, (shape, axis) in itertools.product(narrow(), OPERATIONS, (*_QUICK, *_NARROW)):
-        for launch in plan(operation, _problem(shape, axis, name), device, tuning).launches:
+        for launch in plan(operation, _problem(operation, shape, axis, name), device, tuning).launches:
             found.setdefault(launch.build, {})[launch.kernel] = None
     for build, kernels in found.items():
         yield BuildCheck(build, tuple(kernels))
 
 
-def _problem(shape: Shape, axis: int, name: str) -> Problem:
+def _problem(operation: str, shape: Shape, axis: int, name: str) -> Problem:
     """Of a tensor without gaps of this narrow type, channels on axis 1 or last."""
     how = kind(named(name)) or 0
     outer, inner = math.prod(shape[:axis]), math.prod(shape[axis:][1:])
-    return Problem(outer, shape[axis], inner, 2, columns=inner == 1, adjacent=True, kinds=(how, how, 0, how))
+    return Problem(
+        outer,
+        shape[axis],
+        inner,
+        2,
+        columns=inner == 1,
+        adjacent=True,
+        kinds=(how, how, how if OPERATIONS[operation].called else 0, how),
+    )
 
 
 def _numbers(device: DeviceLimits, tuning: Tuning, *, quick: bool) -> Iterator[NumberCheck]:

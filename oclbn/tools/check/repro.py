@@ -221,8 +221,8 @@ def _buffers(operation: str, host: Data, axis: int, memory: Sequence[Memory]) ->
 
     All lies as oclbn.tools.check.checks has it: what the check makes starts amid NaN, results of the call's own at 0.
     """
-    amid = {"y", "dx", "aux", *(field.name for field in fields(Data))}
-    if operation in ("infer", "constant"):
+    amid = {"y", "dx", "gx", "aux", *(field.name for field in fields(Data))}
+    if operation in ("infer", "constant", "double_constant"):
         amid |= {"mean", "var", "save_mean"}  # the running statistics, by other names
     buffers, starts = cases.buffers(operation, host, axis), {}
     for name, array in buffers.items():
