@@ -23,7 +23,7 @@ from layers import state_of
 
 import oclbn
 from oclbn import BatchNorm2D, device, gpuarray
-from oclbn.errors import BuildError, DeviceError, OclbnError, ShapeError, SizeError
+from oclbn.errors import BuildError, DeviceError, ModuleShapeError, OclbnError, ShapeError, SizeError
 from oclbn.functional import (
     accumulate,
     batch_norm_backward,
@@ -353,7 +353,10 @@ def test_a_step_that_stops_says_how_far_it_came(queue: cl.CommandQueue, tally: T
 
 def test_a_step_with_a_gradient_that_does_not_fit_changes_nothing(queue: cl.CommandQueue) -> None:
     bn, _, _ = trained(queue)
-    bn.vars["bias"].grad = cla.zeros(queue, 6, np.float32)
+    wrong = cla.zeros(queue, 6, np.float32)
+    with pytest.raises(ModuleShapeError, match=r"grad of variable 'bias' has shape \(6,\); \(1, 5, 1, 1\) is wanted"):
+        bn.vars["bias"].grad = wrong
+    bn.vars["bias"]._grad = wrong  # as nobody can set it
     before = state_of(bn)
     with pytest.raises(ShapeError, match="new has 6 elements and into 5"):
         bn.updateParams(-0.1)
