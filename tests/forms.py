@@ -33,12 +33,14 @@ FORMS = [
 # Of each walk a form and a shape that is small; "past the cache": where everything is (shrink).
 WALKS = [
     pytest.param({"variant": "resident", "lanes": 1, "vec": 4, "run_bytes": 0}, (3, 5, 37), id="small rows"),
-    pytest.param({"variant": "split", "lanes": 1, "vec": 8, "run_bytes": 0}, (4, 3, 301), id="rows in slices"),
-    pytest.param({"variant": "resident", "lanes": 16, "vec": 4}, (3, 4, 200), id="rows, 16 work-items"),
+    pytest.param({"variant": "split", "lanes": 1, "vec": 8, "run_bytes": 0}, (4, 3, 301), id="small rows in slices"),
+    pytest.param({"variant": "resident", "lanes": 16, "vec": 4}, (3, 4, 200), id="small rows, 16 work-items"),
     pytest.param({"variant": "resident", "lanes": 1, "vec": 4, "run_bytes": 60}, (19, 7, 3), id="small runs"),
     pytest.param({"variant": "split", "lanes": 1, "vec": 8, "run_bytes": 720}, (9, 11, 49), id="runs in slices"),
     pytest.param({"variant": "resident", "lanes": 1, "vec": 4}, (35, 5), id="small sheets"),
-    pytest.param({"variant": "split", "lanes": 16, "vec": 4, "blocks": 1}, (140, 70), id="columns, 16 work-items"),
+    pytest.param(
+        {"variant": "split", "lanes": 16, "vec": 4, "blocks": 1}, (140, 70), id="small columns, 16 work-items"
+    ),
     pytest.param({"variant": "serial"}, (3, 4, 5), id="small serial"),
     pytest.param({"lanes": 1, "vec": 8, "chains": 4, "run_bytes": 0}, (5, 9, 601), id="rows past the cache"),
     pytest.param({"lanes": 1, "vec": 8, "chains": 4}, (35, 19, 49), id="runs past the cache"),

@@ -84,6 +84,7 @@ RUNTIMES = (  # the slowest first: two at a time, the others then end with it
         tests=(
             *DEVICE_TESTS,
             "tests/program/test_kernels.py",
+            "tests/operations/test_double_backward.py::test_every_small_walk",
             "tests/operations/test_determinism.py::test_recorded_or_not",
             "tests/operations/test_determinism.py::test_modules_and_functions_agree",
             "tests/operations/test_views.py",

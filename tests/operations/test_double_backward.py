@@ -45,7 +45,18 @@ def check(queue: cl.CommandQueue, operation: str, host: Data) -> None:
     assert worst.good, str(worst)
 
 
-@pytest.mark.parametrize(("walk", "shape"), WALKS)
+SMALL = [walk for walk in WALKS if str(walk.id).startswith("small")]
+
+
+@pytest.mark.parametrize(("walk", "shape"), SMALL)
+def test_every_small_walk(
+    queue: cl.CommandQueue, walk: dict[str, Any], shape: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
+    """A simulator runs these, too: all kernels, by one work-item and by several."""
+    check_walk(queue, walk, shape, request.node.name)
+
+
+@pytest.mark.parametrize(("walk", "shape"), [walk for walk in WALKS if walk not in SMALL])
 def test_every_walk(
     queue: cl.CommandQueue,
     monkeypatch: pytest.MonkeyPatch,
@@ -53,10 +64,13 @@ def test_every_walk(
     shape: tuple[int, ...],
     request: pytest.FixtureRequest,
 ) -> None:
-    """Each with a type of its own, and float32; without ddx on one of them."""
-    name = request.node.name
-    if "past the cache" in name:
+    if "past the cache" in request.node.name:
         shrink(queue, monkeypatch)
+    check_walk(queue, walk, shape, request.node.name)
+
+
+def check_walk(queue: cl.CommandQueue, walk: dict[str, Any], shape: tuple[int, ...], name: str) -> None:
+    """With a type of its own, and float32; without ddx on one of them."""
     others = TYPES[1 + len(name) % 2], *(("float64",) if limits(queue.device).fp64 and "small" in name else ())
     with forced(queue, **walk):
         for dtype in ("float32", *others[-1:]):
