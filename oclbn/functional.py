@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from pyopencl.array import Array
 
@@ -47,16 +47,7 @@ from oclbn.call import arguments, fusing, overlap, packed, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
 from oclbn.call.copying import copying
-from oclbn.call.making import (
-    check,
-    divisor,
-    gathering_numbers,
-    make,
-    residual_last,
-    together,
-    training_numbers,
-    with_residual,
-)
+from oclbn.call.making import check, divisor, gathering_numbers, gradients_of, make, training_numbers
 from oclbn.call.operating import CALLS, operation
 from oclbn.call.order import recording
 from oclbn.call.prepared import (
@@ -170,10 +161,9 @@ def batch_norm_train(
         "skipped": skipped,
         "entered": entered,
     }
-    numbers = training_numbers(x, epsilon, factor, init_factor, guard) | divisor(count, estimator)
     fused = fusing.before(activation, residual)
     given |= fused.tensors
-    numbers["slope"] = fused.activation.slope
+    numbers = training_numbers(x, epsilon, factor, init_factor, guard) | divisor(count, estimator) | fused.numbers
     fusion = check("train", x, axis, given, out, order, fusion=fused.fusion)
     if count == 1 and x.size:
         raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
@@ -210,7 +200,7 @@ def batch_norm_infer(
     given = {"scale": scale, "bias": bias, "mean": mean, "var": var}
     fused = fusing.before(activation, residual)
     given |= fused.tensors
-    numbers = {"epsilon": arguments.epsilon_of(epsilon, x), "slope": fused.activation.slope}
+    numbers = {"epsilon": arguments.epsilon_of(epsilon, x)} | fused.numbers
     fusion = check("infer", x, axis, given, out, order, fusion=fused.fusion)
     return make("infer", x, axis, given, numbers, out=out, order=order, returns=lambda y: y, fusion=fusion)
 
@@ -279,46 +269,24 @@ def batch_norm_backward(
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     operation = "backward" if training else "constant"
-    if epsilon is not None:
-        if training:
-            raise ParameterError(f"epsilon is {epsilon!r}; None is wanted in training, where save_invstd contains it")
-        epsilon = arguments.epsilon_of(epsilon, x)
+    deviation = _deviation(x, save_invstd, epsilon, training=training)
     given = {
         "dy": dy,
         "scale": scale,
         "bias": bias,
         "save_mean": save_mean,
-        "save_invstd": save_invstd if epsilon is None else None,
-        "var": None if epsilon is None else save_invstd,
         "scale_grad": scale_grad,
         "bias_grad": bias_grad,
     }
     fused = fusing.behind(activation, y, residual, dresidual)
     given |= fused.tensors
-    numbers = {"epsilon": epsilon or 0.0, **gathering_numbers(x, grad_scale, grad_momentum)}
-    numbers["slope"] = fused.activation.slope
-    called = given if epsilon is None else {**given, "save_invstd": save_invstd, "var": None}  # as the caller says
+    numbers = deviation.numbers | gathering_numbers(x, grad_scale, grad_momentum) | fused.numbers
+    called = given | deviation.called
     fusion = check(operation, x, axis, called, out, order, needed=("save_mean", "save_invstd"), fusion=fused.fusion)
+    given |= deviation.arrays
     gather = functools.partial(accumulation, scale=numbers["grad_scale"], momentum=numbers["grad_momentum"])
-    returns: Callable[..., tuple[Array, ...]] = together
-    if fusion.second:
-        returns = residual_last
-    elif dresidual is True:  # without an activation: what came
-        arguments.like("dy", dy, x)
-        returns = functools.partial(with_residual, dy)
-    return make(
-        operation,
-        x,
-        axis,
-        given,
-        numbers,
-        out=out,
-        order=order,
-        like=scale,
-        returns=returns,
-        gather=gather,
-        fusion=fusion,
-    )
+    options: dict[str, Any] = {"out": out, "order": order, "like": scale, "gather": gather, "fusion": fusion}
+    return make(operation, x, axis, given, numbers, returns=gradients_of(fusion, dy, dresidual), **options)
 
 
 @operation
@@ -369,10 +337,7 @@ def batch_norm_double_backward(
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     operation = "double_backward" if training else "double_constant"
-    if epsilon is not None:
-        if training:
-            raise ParameterError(f"epsilon is {epsilon!r}; None is wanted in training, where save_invstd contains it")
-        epsilon = arguments.epsilon_of(epsilon, x)
+    deviation = _deviation(x, save_invstd, epsilon, training=training)
     if ddx is None and ddscale is None and ddbias is None:
         raise ParameterError("ddx, ddscale and ddbias are None; one of them at least is wanted")
     given = {
@@ -382,15 +347,32 @@ def batch_norm_double_backward(
         "ddscale": ddscale,
         "ddbias": ddbias,
         "save_mean": save_mean,
-        "save_invstd": save_invstd if epsilon is None else None,
-        "var": None if epsilon is None else save_invstd,
         "gdy": gdy,
     }
     fusion = ALONE if ddx is not None else Fusion(without=True)
-    called = given if epsilon is None else {**given, "save_invstd": save_invstd, "var": None}  # as the caller says
+    called = given | deviation.called
     check(operation, x, axis, called, out, order, needed=("save_mean", "save_invstd"), fusion=fusion)
-    numbers = {} if training else {"epsilon": epsilon or 0.0}
-    return make(operation, x, axis, given, numbers, out=out, order=order, like=scale, fusion=fusion)
+    given |= deviation.arrays
+    return make(operation, x, axis, given, deviation.numbers, out=out, order=order, like=scale, fusion=fusion)
+
+
+class _Deviation(NamedTuple):
+    """What a batch was divided by: its array as the caller calls it, that as kernels do, and what they are told."""
+
+    called: dict[str, Array | None]
+    arrays: dict[str, Array | None]
+    numbers: dict[str, float]
+
+
+def _deviation(x: Array, save_invstd: Array | None, epsilon: Any, *, training: bool) -> _Deviation:
+    """From save_invstd, which is the variance where there is an epsilon; ParameterError: an epsilon in training."""
+    called = {"save_invstd": save_invstd, "var": None}
+    if epsilon is None:
+        return _Deviation(called, called, {"epsilon": 0.0})
+    if training:
+        raise ParameterError(f"epsilon is {epsilon!r}; None is wanted in training, where save_invstd contains it")
+    number = arguments.epsilon_of(epsilon, x)
+    return _Deviation(called, {"save_invstd": None, "var": save_invstd}, {"epsilon": number})
 
 
 @operation

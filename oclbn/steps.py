@@ -22,16 +22,7 @@ from pyopencl.array import Array, empty_like
 
 from oclbn.call import arguments, fusing, packed, values
 from oclbn.call.calls import Call, Empty, Several
-from oclbn.call.making import (
-    check,
-    divisor,
-    gathering_numbers,
-    make,
-    residual_last,
-    together,
-    training_numbers,
-    with_residual,
-)
+from oclbn.call.making import check, divisor, gathering_numbers, gradients_of, make, training_numbers
 from oclbn.call.operating import operation
 from oclbn.call.prepared import check_type, count_of, prepare_vector
 from oclbn.call.results import allocated, result_like, temporary
@@ -196,8 +187,8 @@ def normalize(
     }
     fused = fusing.before(activation, residual)
     given |= fused.tensors
-    numbers = training_numbers(x, epsilon, factor, init_factor, guard) | {"count": count} | divisor(count, estimator)
-    numbers["slope"] = fused.activation.slope
+    numbers = training_numbers(x, epsilon, factor, init_factor, guard) | divisor(count, estimator) | fused.numbers
+    numbers["count"] = count
     fusion = check("normalize", x, axis, given, out, order, fusion=fused.fusion)
     given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
     options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion}
@@ -243,13 +234,11 @@ def move_running(
     # a part of the batch of one value per channel, whose y nobody sees: the kernel that writes y moves them as well
     one = temporary(statistics.mean, (1, statistics.mean.size), statistics.mean.dtype)
     given: dict[str, Array | None] = {"scale": None, "bias": None, **running, "skipped": skipped, "entered": entered}
-    numbers = training_numbers(one, 1.0, factor, init_factor, guard) | {"count": count} | divisor(count, estimator)
-    numbers["slope"] = 0.0
+    numbers = training_numbers(one, 1.0, factor, init_factor, guard) | divisor(count, estimator) | {"count": count}
     check("normalize", one, 1, given, None)
-    if count:
-        _of_a_batch(one, 1, statistics)
     if not count:
         return Empty(None)
+    _of_a_batch(one, 1, statistics)
     given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
     return make("normalize", one, 1, given, numbers, returns=lambda *made: None)
 
@@ -289,7 +278,7 @@ def gradient_sums(
         given["save_invstd"] = temporary(x, (x.shape[axis],), numbers_of(x.dtype))
     fusion = check("sums", x, axis, given, None, fusion=fused.fusion)
     options: dict[str, Any] = {"returns": lambda *made: GradientSums(count, batch, *made), "fusion": fusion}
-    main = make("sums", x, axis, given, {"slope": fused.activation.slope}, **options)
+    main = make("sums", x, axis, given, fused.numbers, **options)
     return _behind_invstd(x, statistics, given["save_invstd"], numbers, main) if from_x and x.size else main
 
 
@@ -338,16 +327,13 @@ def gradient(
     rows = _arrays(sums, GradientSums, "sums.")
     arguments.per_channel(x, axis, rows, rows, rows)
     fused = fusing.behind(activation, y, residual, dresidual)
-    numbers = part_numbers(x, count, epsilon, grad_scale, grad_momentum)
-    numbers["slope"] = fused.activation.slope
+    numbers = part_numbers(x, count, epsilon, grad_scale, grad_momentum) | fused.numbers
     deviation = temporary(x, (x.shape[axis],), numbers_of(x.dtype))
     gathered: dict[str, Array | None] = {"scale_grad": scale_grad, "bias_grad": bias_grad}
     given = {"dy": dy, "scale": scale, "bias": bias, "save_mean": statistics.mean, "save_invstd": deviation}
     given |= gathered | fused.tensors
     fusion = check("gradient", x, axis, given, out, order, fusion=fused.fusion)
-    main = part_gradient(
-        x, axis, given, sums, numbers, out=out, order=order, fusion=fusion, passed_on=dresidual is True
-    )
+    main = part_gradient(x, axis, given, sums, numbers, out=out, order=order, fusion=fusion, dresidual=dresidual)
     return _behind_invstd(x, statistics, deviation, numbers, main)
 
 
@@ -375,27 +361,23 @@ def part_gradient(
     out: Array | None,
     order: str = "K",
     fusion: Fusion = ALONE,
-    passed_on: bool = False,
+    dresidual: Any = False,
 ) -> Call[tuple[Array, ...]]:
     """What `gradient` does once there is invstd, of arguments that are checked.
 
-    given: the arrays of the operation, but for the sums. passed_on: the residual's gradient is wanted, which is dy
-    itself where there is no activation.
+    given: the arrays of the operation, but for the sums. dresidual: as `gradient` was given it.
     """
     given = dict(given)
     given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
     scale, dy = given["scale"], given["dy"]
     assert dy is not None
     if x.size:
-        returns: Any = (
-            residual_last if fusion.second else functools.partial(with_residual, dy) if passed_on else together
-        )
         options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion}
-        return make("gradient", x, axis, given, numbers, returns=returns, **options)
+        return make("gradient", x, axis, given, numbers, returns=gradients_of(fusion, dy, dresidual), **options)
     # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
     dx = result_like(x, order) if out is None else out
     second = given.pop("dresidual", None) if fusion.second else dy
-    others = (result_like(x, order) if second is None else second,) if fusion.second or passed_on else ()
+    others = (result_like(x, order) if second is None else second,) if fusion.second or dresidual is True else ()
     one = given["dy"] = temporary(x, (1, x.shape[axis]), x.dtype)
     given = {name: array for name, array in given.items() if name not in ("y", "residual", "dresidual")}
     return make("gradient", one, 1, given, numbers, like=scale, returns=lambda _, *sums: (dx, *sums, *others))
@@ -408,7 +390,6 @@ def part_numbers(x: Array, count: int, epsilon: Any, grad_scale: Any = 1.0, grad
         **gathering_numbers(x, grad_scale, grad_momentum),
         "count": count,
         "count_rest": count - int(numbers_of(x.dtype).type(count)),
-        "slope": 0.0,
     }
 
 

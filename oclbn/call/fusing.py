@@ -30,6 +30,11 @@ class Fused(NamedTuple):
     tensors: dict[str, Array]
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """What kernels are told of the activation; nothing where there is none."""
+        return {"slope": self.activation.slope} if self.activation.code else {}
+
+    @property
     def from_x(self) -> bool:
         """Whether backward computes z from x, for which it wants scale, bias and statistics."""
         return bool(self.activation.code) and "y" not in self.tensors

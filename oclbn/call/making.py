@@ -30,14 +30,14 @@ def together(*made: Array) -> tuple[Array, ...]:
     return made
 
 
-def residual_last(dx: Array, dresidual: Array, dscale: Array, dbias: Array) -> tuple[Array, ...]:
-    """What a backward call returns that writes the residual's gradient."""
-    return dx, dscale, dbias, dresidual
+def gradients_of(fusion: Fusion, dy: Array, dresidual: Any) -> Callable[..., tuple[Array, ...]]:
+    """What a backward call returns: all results, the residual's gradient last, if that is wanted.
 
-
-def with_residual(dresidual: Array, *made: Array) -> tuple[Array, ...]:
-    """All results, and the residual's gradient, which is there already."""
-    return *made, dresidual
+    Without an activation it is what came, dy, unless there is an array for it.
+    """
+    if fusion.second:
+        return lambda dx, second, dscale, dbias: (dx, dscale, dbias, second)
+    return (lambda *made: (*made, dy)) if dresidual is True else together
 
 
 def training_numbers(x: Array, epsilon: Any, factor: Any, init_factor: Any, guard: Any) -> dict[str, Any]:

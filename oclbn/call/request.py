@@ -15,11 +15,11 @@ from oclbn.plan.operations import TENSORS, Operation, operation_of
 from oclbn.plan.words import ALONE, Fusion, Problem
 
 Strides = tuple[int, ...]
-_ABSENT: dict[str, Any] = {  # tensors that kernels can be given, and no call does that has nothing fused
+_ABSENT: dict[str, Any] = {  # what kernels can be given, and no call does that has nothing fused
     f"{name}{what}": None if what == "" else 0
     for name in ("aux", "dresidual")
     for what in ("", "_start", "_row", "_channel")
-}
+} | {"slope": 0.0}
 
 
 class Request(NamedTuple):

@@ -90,7 +90,7 @@ _SUMS = ("set_dy", "set_dy_rest", "set_dy_xmu", "set_dy_xmu_rest", "set_xmu", "s
 _ALL_SUMS = (*_SUMS, *(f"set_{name}{rest}" for name in ("ddx", "ddx_xmu", "ddx_dy") for rest in ("", "_rest")))
 _GATHERING = {"grad_scale": 1.0, "grad_momentum": 0.0}
 _GATHERED = {"scale_grad": "dscale", "bias_grad": "dbias"}
-_SECOND = {"dx": ("dresidual",)}
+_SECOND = {"dx": "dresidual"}  # what a second result is called beside another one
 _BEFORE = ("residual",)
 _BEHIND = ("residual", "y")  # whence the derivative of an activation may come
 
@@ -104,7 +104,7 @@ OPERATIONS = {
         vectors=("scale", "bias"),
         state=("running_mean", "running_var", "skipped", "entered"),
         made=("save_mean", "save_invstd"),
-        numbers={"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1, "slope": 0.0},
+        numbers={"epsilon": 1e-5, "factor": 0.1, "init_factor": 1.0, "guard": 1},
         partial=_MOMENTS,
         in_place=("residual",),
         fusable=_BEFORE,
@@ -118,7 +118,7 @@ OPERATIONS = {
         result="y",
         vectors=("scale", "bias"),
         needed=("mean", "var"),
-        numbers={"epsilon": 1e-5, "slope": 0.0},
+        numbers={"epsilon": 1e-5},
         in_place=("x", "residual"),
         fusable=_BEFORE,
     ),
@@ -141,7 +141,7 @@ OPERATIONS = {
         needed=("save_mean", "save_invstd"),
         state=("scale_grad", "bias_grad"),
         made=("dscale", "dbias"),
-        numbers={**_GATHERING, "slope": 0.0},
+        numbers=_GATHERING,
         partial=_SUMS,
         in_place=("dy",),
         fusable=_BEHIND,
@@ -157,7 +157,7 @@ OPERATIONS = {
         needed=("save_mean",),
         state=("scale_grad", "bias_grad"),
         made=("dscale", "dbias"),
-        numbers={"epsilon": 1e-5, **_GATHERING, "slope": 0.0},
+        numbers={"epsilon": 1e-5, **_GATHERING},
         partial=_SUMS,
         in_place=("dy",),
         fusable=_BEHIND,
@@ -202,7 +202,6 @@ STEPS = {  # what a batch in parts is normalised by: see oclbn.steps
         vectors=("scale", "bias", "save_invstd"),  # with an activation
         needed=("save_mean",),
         fusable=_BEHIND,
-        numbers={"slope": 0.0},
         made=("sum_dy", "sum_dy_rest", "sum_dy_xmu", "sum_dy_xmu_rest", "sum_xmu", "sum_xmu_rest"),
         partial=_SUMS,
     ),
@@ -228,19 +227,15 @@ def _fused(name: str, fusion: Fusion) -> Operation:
     if plain.optional:
         return plain
     called = plain.fusable[fusion.aux - 1] if fusion.aux else ""
-    second = _SECOND[plain.result][0] if fusion.second else ""
+    second = _SECOND[plain.result] if fusion.second else ""
     return replace(plain, tensors=tuple(filter(None, (*plain.tensors, called))), called=called, second=second)
 
 
 SOURCES = {"moments_partial": "moments.cl"}  # kernels that are used from another direction's file
 # One group per block: the slices are what it merges.
 MERGES = {"moments_merge", "sums_merge", "constant_merge", "double_constant_merge"}
-TENSORS = (
-    "x",
-    "dy",
-    "aux",
-    "to",
-)  # that have a kind of element: KIND_x and so on (numbers/io.clh); "to" is what is written
+# That have a kind of element: KIND_x and so on (numbers/io.clh); "to" is what is written.
+TENSORS = ("x", "dy", "aux", "to")
 COUNTING = {"moments_partial"}  # kernels that tell how many values a slice has
 HEEDLESS = {  # defines that change nothing in some kernels: those that write no tensor, those that sum none
     "STREAM": {"moments_partial", "backward_partial", "double_partial", *MERGES},

@@ -45,7 +45,7 @@ from oclbn.proof.miniature import Paths, miniature, paths_of
 from oclbn.proof.verdicts import Verdict, Verdicts
 from oclbn.truth import reference
 from oclbn.truth.bounds import ELEMENT, SUM, TWICE, Bound, rounded
-from oclbn.truth.cases import buffers, judge
+from oclbn.truth.cases import buffers, judge, with_residual
 from oclbn.truth.expectation import EPSILON, FACTOR, Expected, expected, invstd
 from oclbn.truth.hostile import Data, Host, Offset, make, others
 from oclbn.version import version
@@ -401,14 +401,7 @@ def _fused(operation: str, host: Data, aux: np.dtype[Any], fusion: Fusion) -> Da
     name = NAMES[fusion.act]
     activation = Activation(name, _SLOPE if name in SLOPES else 0.0)
     host = replace(host, activation=activation, second=fusion.second)
-    if fusion.aux:
-        residual = make(host.x.shape, 1, host.scale.dtype, seed=1).x.astype(aux)
-        host = replace(host, residual=residual)
-        if fusion.aux == _BY_OUTPUT:
-            forward = "infer" if operation == "constant" else "train"
-            with np.errstate(over="ignore"):
-                host = replace(host, output=expected(forward, host, 1)["y"][0].astype(aux))
-    return host
+    return with_residual(host, operation, 1, aux, by_output=fusion.aux == _BY_OUTPUT) if fusion.aux else host
 
 
 def _fewer(operation: str, host: Data, arrays: dict[str, Host]) -> tuple[dict[str, Host], Data]:

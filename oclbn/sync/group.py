@@ -252,17 +252,14 @@ class Group(Collective):
                             f"statistics are of {statistics.count} values per channel, and x has {count_of(x, axis)}"
                         )
             numbers = part_numbers(xs[0], statistics.count, statistics.epsilon, grad_scale, grad_momentum)
-            numbers["slope"] = fused[0].activation.slope
+            numbers |= fused[0].numbers
             kind = numbers_of(xs[0].dtype)
             arrays = [
                 {"dy": given["dy"], "scale": given["scale"], "bias": given["bias"], **one.tensors}
                 | {"save_mean": statistics.parts[index].mean, "save_invstd": statistics.invstd[index]}
                 for index, (given, one) in enumerate(zip(each, fused, strict=True))
             ]
-            found = [
-                self._sums(x, axis, given, one, numbers["slope"])
-                for x, given, one in zip(xs, arrays, fused, strict=True)
-            ]
+            found = [self._sums(x, axis, given, one) for x, given, one in zip(xs, arrays, fused, strict=True)]
             gathering = [name for name in ("scale_grad", "bias_grad") if each[0][name] is not None]
             momentum = numbers["grad_momentum"]
             before = {name: rows.read(each[0][name], xs[0].queue) for name in gathering} if momentum else {}
@@ -308,9 +305,8 @@ class Group(Collective):
                     if x.size:
                         part = GradientSums(count, count, *sent.arrays[:6])
                         taken = {**arrays[index], "scale_grad": None, "bias_grad": None}
-                        dx, _, _, *others = part_gradient(
-                            x, axis, taken, part, numbers, out=given["out"], fusion=fusions[index], passed_on=dresidual
-                        ).run()
+                        options = {"out": given["out"], "fusion": fusions[index], "dresidual": bool(dresidual)}
+                        dx, _, _, *others = part_gradient(x, axis, taken, part, numbers, **options).run()
                     else:
                         dx = result_like(x) if given["out"] is None else given["out"]
                         others = [result_like(x)] if dresidual else []
@@ -426,12 +422,12 @@ class Group(Collective):
         make("moments", x, axis, {}, {}, extra=True, places=(mean, m2, mean_rest, m2_rest)).run()
         return made.read()
 
-    def _sums(self, x: Array, axis: int, given: Mapping[str, Any], fused: Fused, slope: float) -> Read:
+    def _sums(self, x: Array, axis: int, given: Mapping[str, Any], fused: Fused) -> Read:
         made = Rows(cast("cl.CommandQueue", x.queue), 6, x.shape[axis], numbers_of(x.dtype))
         left_out = set() if fused.from_x else {"scale", "bias", "save_invstd"}
         own = {name: None if name in left_out else array for name, array in given.items() if name != "dresidual"}
         fusion = fused.fusion._replace(second=False)
-        make("sums", x, axis, own, {"slope": slope}, places=made.arrays, fusion=fusion).run()
+        make("sums", x, axis, own, fused.numbers, places=made.arrays, fusion=fusion).run()
         return made.read()
 
     def _statistics(self, xs: Sequence[Array], count: int, moments: NDArray[Any], epsilon: float) -> GroupStatistics:

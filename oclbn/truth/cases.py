@@ -75,19 +75,20 @@ class Judged:
 
 def fused(host: Data, operation: str, axis: int, activation: Activation, *, residual: bool) -> Data:
     """The data with an activation, and with a residual, behind which derivatives come from the output if that tells."""
-    host = replace(host, activation=activation)
-    if not residual:
+    behind = operation in ("backward", "constant")
+    host = replace(host, activation=activation, second=residual and behind)
+    by_output = behind and bool(activation.code) and activation.by_output
+    return with_residual(host, operation, axis, host.x.dtype, by_output=by_output) if residual else host
+
+
+def with_residual(host: Data, operation: str, axis: int, dtype: np.dtype[Any], *, by_output: bool) -> Data:
+    """The data with a residual of this dtype, and where derivatives come from the output with that."""
+    host = replace(host, residual=make(host.x.shape, axis, host.scale.dtype, seed=1).x.astype(dtype))
+    if not by_output:
         return host
-    added = make(host.x.shape, axis, host.scale.dtype, seed=1).x.astype(host.x.dtype)
-    host = replace(host, residual=added)
-    if operation not in ("backward", "constant"):
-        return host
-    host = replace(host, second=True)
-    if not (activation.code and activation.by_output):
-        return host
-    forward = "train" if operation == "backward" else "infer"
+    forward = "infer" if operation == "constant" else "train"
     with np.errstate(over="ignore"):
-        return replace(host, output=expectation.expected(forward, host, axis)["y"][0].astype(host.x.dtype))
+        return replace(host, output=expectation.expected(forward, host, axis)["y"][0].astype(dtype))
 
 
 def run(
