@@ -13,9 +13,7 @@
 //
 // grid: (LANES * slices * blocks), sums_merge and constant_merge: (LANES * blocks). See walk.clh for the regions.
 
-#define BACKWARD 1
-#include "numbers/finish.clh"
-#include "numbers/partial.clh"
+#include "numbers/gradients.clh"
 
 // The sums of sets that are to be added up: of each of the six there is a row of numbers, one per channel, six rows behind the
 // one of the set before.
@@ -52,49 +50,6 @@ static void sums_merged(SumsC *all, SUMS_ARGUMENTS, const Region *g, const int u
     }
 }
 
-// What is summed over region g, and a result but for its numbers per channel, from a kernel's own arguments.
-#define TAKE_SUMMED(from, invstd)                                                                                      \
-    PLACE(from, x, x);                                                                                                 \
-    PLACE(from, dy, dy);                                                                                               \
-    PLACE_AUX(from);                                                                                                   \
-    TAKE_SLOPE(from);                                                                                                  \
-    EACH_BLOCK(u, &g) from.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);                               \
-    TAKE_Z(from, invstd)
-#define TAKE_RESULT(out)                                                                                               \
-    out.g = g;                                                                                                         \
-    PLACE(out, x, x);                                                                                                  \
-    PLACE(out, dy, dy);                                                                                                \
-    PLACE(out, to, dx);                                                                                                \
-    PLACE_AUX(out);                                                                                                    \
-    TAKE_SLOPE(out);                                                                                                   \
-    TAKE_BIAS(out)                                                                                                     \
-    PLACE_SECOND(out);
-#if FROM_Z
-#define TAKE_BIAS(out) EACH_BLOCK(u, &g) out.bias[u] = channel_load(bias, bias_start, &g, u, 0);
-#define TAKE_Z(from, invstd)                                                                                           \
-    TAKE_BIAS(from)                                                                                                    \
-    EACH_BLOCK(u, &g) from.gain[u] = channel_load(scale, scale_start, &g, u, 1) * (invstd);
-#else
-#define TAKE_BIAS(out)
-#define TAKE_Z(from, invstd)
-#endif
-#if SECOND
-#define PLACE_SECOND(out) PLACE(out, other, dresidual)
-#else
-#define PLACE_SECOND(out)
-#endif
-#define SAVED_INVSTD channel_load(save_invstd, save_invstd_start, &g, u, 0)
-
-// The tensors that kernels take which sum, and the numbers that make z of x, beside scale and the statistics; and what is written.
-#define SUMMED_ARGUMENTS                                                                                               \
-    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),  /* [outer][channels][inner], by its strides */             \
-    const __global STORE(dy) *UNSHARED TENSOR_ARGUMENTS(dy), /* [outer][channels][inner], by its strides */            \
-    const __global STORE(aux) *restrict TENSOR_ARGUMENTS(aux), /* [outer][channels][inner], by its strides, or null */ \
-    const __global ACC *ARRAY_ARGUMENTS(bias)               /* [channels], or null: 0 */
-#define RESULT_ARGUMENTS                                                                                               \
-    __global STORE(to) *UNSHARED TENSOR_ARGUMENTS(dx),      /* [outer][channels][inner], by its strides */             \
-    __global STORE(to) *UNSHARED TENSOR_ARGUMENTS(dresidual) /* [outer][channels][inner], by its strides, or null */
-
 __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_resident(
     SUMMED_ARGUMENTS,
     RESULT_ARGUMENTS,
@@ -118,9 +73,10 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_reside
         EACH_BLOCK(u, &g)
         {
             GROUP_SUMS(&sums[u], scratch, &g);
-            gradient_finish(&sums[u], &g, u, scale, scale_start, from.mean[u],
-                            channel_load(save_invstd, save_invstd_start, &g, u, 0), GRADIENT_PASSED, count, count_rest,
-                            grad_scale, grad_momentum, &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
+            CH of_scale, of_bias;
+            gradient_finish(&sums[u], &g, u, scale, scale_start, from.mean[u], SAVED_INVSTD, count, count_rest, &of_scale,
+                            &of_bias, &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
+            gradient_store(of_scale, of_bias, &g, u, GRADIENT_PASSED, grad_scale, grad_momentum);
             out.mean[u] = from.mean[u];
         }
         TAKE_RESULT(out)
@@ -197,9 +153,10 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void backward_apply(
         SumsC sums;
         sums_merged(&sums, SUMS_PASSED, &g, u, channels);
         out.mean[u] = channel_load(save_mean, save_mean_start, &g, u, 0);
-        gradient_finish(&sums, &g, u, scale, scale_start, out.mean[u],
-                        channel_load(save_invstd, save_invstd_start, &g, u, 0), GRADIENT_PASSED, count, count_rest, grad_scale,
-                        grad_momentum, &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
+        CH of_scale, of_bias;
+        gradient_finish(&sums, &g, u, scale, scale_start, out.mean[u], SAVED_INVSTD, count, count_rest, &of_scale, &of_bias,
+                        &out.level[u], &out.gain[u], &out.tilt[u], &out.shift[u]);
+        gradient_store(of_scale, of_bias, &g, u, GRADIENT_PASSED, grad_scale, grad_momentum);
     }
     TAKE_RESULT(out)
     region_gradient(&out);

@@ -47,7 +47,7 @@ from oclbn.call import arguments, fusing, overlap, packed, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
 from oclbn.call.copying import copying
-from oclbn.call.making import check, divisor, gathering_numbers, gradients_of, make, training_numbers
+from oclbn.call.making import check, divisor, gathering_numbers, gradients_of, make, taken_off, training_numbers
 from oclbn.call.operating import CALLS, operation
 from oclbn.call.order import recording
 from oclbn.call.prepared import (
@@ -59,7 +59,7 @@ from oclbn.call.prepared import (
 from oclbn.call.results import queue_of
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ParameterError, ShapeError
-from oclbn.plan.operations import OPERATIONS, operation_of
+from oclbn.plan.operations import BATCHES, OPERATIONS, operation_of
 from oclbn.plan.words import ALONE, Fusion, in_words
 from oclbn.steps import GradientSums, Statistics, gradient, gradient_sums, merge, move_running, normalize, statistics
 
@@ -113,6 +113,7 @@ def batch_norm_train(
     activation: Any = None,
     residual: Array | None = None,
     estimator: str = "sample",
+    groups: int = 1,
 ) -> Call[tuple[Array, Array, Array]]:
     """Normalise a batch with its own statistics, and move the running ones.
 
@@ -140,6 +141,12 @@ def batch_norm_train(
     as ("leaky_relu", 0.2) and ("elu", 0.5). residual: an array of x's shape, of x's dtype or float32 where that is
     narrower, or None.
 
+    groups: so many batches are made of x's samples, which lie on axis 0, each normalised with statistics of its own, by
+    the same kernels: the first N % groups of N // groups + 1 samples, the others of one less, as np.array_split parts
+    them. Running statistics are moved by one after the other, and save_mean and save_invstd have shape (groups, C).
+    With N groups that is instance normalization. E. Hoffer et al., "Train longer, generalize better", 2017
+    (arXiv:1705.08741), call them ghost batches.
+
     Returns (y, save_mean, save_invstd): y like x, which `.get()` reads in C or Fortran order only; the batch's mean and
     1 / sqrt(var + epsilon), which batch_norm_backward takes. An empty batch gives an empty y and NaN statistics and
     changes nothing. One value per channel is a ShapeError: it has no variance.
@@ -152,6 +159,7 @@ def batch_norm_train(
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
+    groups = 1 if groups == 1 else arguments.groups_of(groups, x, axis)
     count = count_of(x, axis)
     given = {
         "scale": scale,
@@ -164,10 +172,19 @@ def batch_norm_train(
     fused = fusing.before(activation, residual)
     given |= fused.tensors
     numbers = training_numbers(x, epsilon, factor, init_factor, guard) | divisor(count, estimator) | fused.numbers
-    fusion = check("train", x, axis, given, out, order, fusion=fused.fusion)
+    operation = "train" if groups == 1 else "train_batches"
+    fusion = check(operation, x, axis, given, out, order, fusion=fused.fusion)
     if count == 1 and x.size:
         raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
-    return make("train", x, axis, given, numbers, out=out, order=order, like=scale, fusion=fusion)
+    if groups > 1:
+        numbers["taken"] = taken_off(estimator)
+        if x.size and count // x.shape[0] * (x.shape[0] // groups) == 1:
+            raise ShapeError(
+                f"x has shape {x.shape} and groups is {groups}: one value per channel in a group has no variance; "
+                "training wants at least two"
+            )
+    options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion, "groups": groups}
+    return make(operation, x, axis, given, numbers, **options)
 
 
 @operation
@@ -228,6 +245,7 @@ def batch_norm_backward(
     y: Array | None = None,
     residual: Array | None = None,
     dresidual: bool | Array = False,
+    groups: int = 1,
 ) -> Call[tuple[Array, ...]]:
     """Gradients with respect to x, scale and bias, and to a residual.
 
@@ -256,6 +274,9 @@ def batch_norm_backward(
     z that is computed from x errs as in the forward call, and by the rounding of save_mean: for means far off zero, a
     million standard deviations, y tells more than x.
 
+    groups: that of the forward call: sums and means are those of each group, and dscale and dbias are added up over
+    them; save_mean and save_invstd have groups * C values. Only with training.
+
     Returns (dx, dscale, dbias): dx like x, which `.get()` reads in C or Fortran order only, the others C values; with
     dresidual (dx, dscale, dbias, dresidual). An empty batch gives an empty dx and zeros.
 
@@ -269,6 +290,13 @@ def batch_norm_backward(
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     operation = "backward" if training else "constant"
+    if groups != 1 and (groups := arguments.groups_of(groups, x, axis)) > 1:
+        if not training:
+            raise ParameterError(
+                f"groups is {groups} and training is {training}; statistics that are constants have no groups, so 1 is "
+                "wanted"
+            )
+        operation = "backward_batches"
     deviation = _deviation(x, save_invstd, epsilon, training=training)
     given = {
         "dy": dy,
@@ -282,10 +310,12 @@ def batch_norm_backward(
     given |= fused.tensors
     numbers = deviation.numbers | gathering_numbers(x, grad_scale, grad_momentum) | fused.numbers
     called = given | deviation.called
-    fusion = check(operation, x, axis, called, out, order, needed=("save_mean", "save_invstd"), fusion=fused.fusion)
+    wanted: dict[str, Any] = {"needed": ("save_mean", "save_invstd"), "groups": groups}
+    fusion = check(operation, x, axis, called, out, order, fusion=fused.fusion, **wanted)
     given |= deviation.arrays
     gather = functools.partial(accumulation, scale=numbers["grad_scale"], momentum=numbers["grad_momentum"])
     options: dict[str, Any] = {"out": out, "order": order, "like": scale, "gather": gather, "fusion": fusion}
+    options["groups"] = groups
     return make(operation, x, axis, given, numbers, returns=gradients_of(fusion, dy, dresidual), **options)
 
 
@@ -509,6 +539,7 @@ def explain(
     ddscale: Array | None = None,
     ddbias: Array | None = None,
     gdy: Array | None = None,
+    groups: int = 1,
 ) -> str:
     """How `operation` on x would run, in one line: a call of its own, or of those that a module makes.
 
@@ -516,7 +547,7 @@ def explain(
     "double_constant" (with constants).
 
     Behind it stands what is packed before and unpacked after, each with the reason. out, order, dy, ddx, the arrays of
-    a number per channel, activation, residual, y, dresidual and gdy are those of the call; what is left out is taken to
+    a number per channel, activation, residual, y, dresidual, gdy and groups are those of the call; what is left out is taken to
     be without gaps, dy and ddx in the order that x is read in. With `why` come then the variants that come before it,
     each with the reason that it declines for these sizes on this device; then the kernels that are not used because
     they did not prove right on it.
@@ -534,6 +565,11 @@ def explain(
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted{hint}")
     arguments.order_of(order)
     fused = _fused(operation, activation, residual, y, dresidual)
+    groups = arguments.groups_of(groups, x, axis)
+    if groups > 1:
+        if f"{operation}_batches" not in BATCHES:
+            raise ParameterError(f"groups is {groups}; {operation!r} has none, so 1 is wanted")
+        operation = f"{operation}_batches"
     described = operation_of(operation, fused.fusion)
     vectors = (*described.read, *described.state)
     every = {"dy": dy, "scale": scale, "bias": bias, "running_mean": running_mean, "running_var": running_var}
@@ -549,7 +585,7 @@ def explain(
             )
         if name in described.others:
             arguments.like(name, array, x)
-    arguments.per_channel(x, axis, given, [name for name in vectors if name in given])
+    arguments.per_channel(x, axis, given, [name for name in vectors if name in given], groups=groups)
     if out is not None:
         if not described.result:
             raise ParameterError(f"out is {values.kind_of(out)}; {operation!r} writes no tensor, so None is wanted")
@@ -558,7 +594,7 @@ def explain(
         arguments.like_result(described.second, given[described.second], x, out)
     if x.size == 0:
         return "nothing to do: x is empty"
-    packing, asked = packed.as_walked(operation, x, axis, given, out, order, fused.fusion)
+    packing, asked = packed.as_walked(operation, x, axis, given, out, order, fused.fusion, groups)
     prepared = prepared_for(asked, queue_of(x))
     declined = (one.replace(": ", " declines: ", 1) for one in (prepared.plan.declined if why else ()))
     failed = (f"not used, as the driver fails it: {fault}" for fault in prepared.failures)

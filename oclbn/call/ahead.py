@@ -28,13 +28,13 @@ from oclbn.call.request import Request
 from oclbn.device import default_queue, driver_errors, limits, queue_for, select, tuning_names
 from oclbn.elements import WANTED, dtype_of
 from oclbn.errors import DtypeError, ParameterError, ShapeError
-from oclbn.plan.operations import OPERATIONS, operation_of
+from oclbn.plan.operations import BATCHES, MERGES, OPERATIONS, operation_of
 from oclbn.plan.variants import plan
 from oclbn.plan.words import ALONE, Build, Fusion
 from oclbn.proof import proving
 from oclbn.tuning import tuning_for, using
 
-_LIGHT = ("infer", "train_apply", "backward_apply", "double_apply")  # kernels that only write
+_LIGHT = {"infer", "train_apply", "backward_apply", "double_apply", "batches_apply", "gradients_apply", *MERGES}
 _START = 2.0  # kernels that a process compiles in the time that another one takes to begin
 _CHILD = (
     "import json, sys; asked = json.load(sys.stdin); sys.path[:] = asked['path']; "
@@ -55,6 +55,7 @@ def prepare(
     processes: int | None = None,
     activation: Any = None,
     residual: bool = False,
+    groups: int = 1,
 ) -> None:
     """Compile and prove the kernels of calls that are to come, so that the first ones take no longer than others.
 
@@ -70,7 +71,7 @@ def prepare(
 
     activation, residual: of calls with an activation, as batch_norm_train takes it, and with a residual (True);
     backward is then prepared with y, where the activation's derivative follows from it, and for the residual's
-    gradient.
+    gradient. groups: of "train" and "backward", as batch_norm_train takes them.
 
     Nothing is returned and no array is touched. ShapeError, ParameterError, DtypeError: which argument, before anything
     is compiled. BuildError, DeviceError: as the calls would raise them.
@@ -88,6 +89,14 @@ def prepare(
             raise ParameterError(
                 f"axis is {index}; shapes[{place}] is {shape}, so {-len(shape)} to {len(shape) - 1} are wanted"
             )
+    groups = values.whole("groups", groups, 1)
+    for place, shape in enumerate(whole):
+        if groups > max(shape[0], 1):
+            raise ParameterError(
+                f"groups is {groups}; shapes[{place}] is {shape}, so 1 to {shape[0]} are wanted, its samples"
+            )
+        if groups > 1 and index % len(shape) == 0:
+            raise ParameterError(f"groups is {groups} and axis is {index}; samples are on axis 0, so another is wanted")
     if processes is not None:
         processes = values.whole("processes", processes, 1)
     queue = arguments.queue("queue", queue) or default_queue()
@@ -96,7 +105,7 @@ def prepare(
         raise ParameterError(f"residual is {values.shown(residual)}; True or False is wanted")
     fused = fusing.activation_of(activation)
     requests = [
-        _request(operation, shape, index % len(shape), wanted, _fusion(operation, fused, residual))
+        _request(operation, shape, index % len(shape), wanted, _fusion(operation, fused, residual), groups)
         for shape in whole
         if 0 not in shape
         for operation in named
@@ -120,8 +129,8 @@ def answer(asked: dict[str, Any]) -> None:
     if queue.device.name != asked["name"]:
         raise SystemExit(f"device {asked['device']} is {queue.device.name}, and not {asked['name']}")
     with using(**asked["tuning"]):
-        for operation, shape, axis, dtype, fusion in asked["requests"]:
-            request = _request(operation, tuple(shape), axis, _dtype(dtype), Fusion(**fusion))
+        for operation, shape, axis, dtype, fusion, groups in asked["requests"]:
+            request = _request(operation, tuple(shape), axis, _dtype(dtype), Fusion(**fusion), groups)
             prepared.prepared_for(request, queue)
 
 
@@ -174,14 +183,22 @@ def _fusion(operation: str, activation: Activation, residual: bool) -> Fusion:
 
 
 def _request(
-    operation: str, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any], fusion: Fusion = ALONE
+    operation: str, shape: tuple[int, ...], axis: int, dtype: np.dtype[Any], fusion: Fusion = ALONE, groups: int = 1
 ) -> Request:
     """What a call on arrays without gaps asks for."""
+    if groups > 1 and f"{operation}_batches" in BATCHES:
+        operation = f"{operation}_batches"
+    groups = groups if operation in BATCHES else 1
     sizes = [*shape[1:], 1]
     strides = tuple(int(dtype.itemsize * np.prod(sizes[place:], dtype=np.int64)) for place in range(len(shape)))
     model = np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, strides, writeable=False)  # never read
     return Request.of(
-        operation, model, axis, dict.fromkeys(operation_of(operation, fusion).tensors, model), fusion=fusion
+        operation,
+        model,
+        axis,
+        dict.fromkeys(operation_of(operation, fusion).tensors, model),
+        fusion=fusion,
+        groups=groups,
     )
 
 
@@ -252,7 +269,9 @@ class _Children:
             "device": select(device).spec,
             "name": device.name,
             "tuning": asdict(tuning_for(*tuning_names(device))),
-            "requests": [(one.operation, one.shape, one.axis, one.dtype.name, one.fusion._asdict()) for one in share],
+            "requests": [
+                (one.operation, one.shape, one.axis, one.dtype.name, one.fusion._asdict(), one.groups) for one in share
+            ],
         }
         words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._open.enter_context(words)

@@ -33,6 +33,7 @@ _ORIGINS = {
     "save_invstd": ", as batch_norm_train returns it (with epsilon: the variance)",
 }
 _PARAMETERS = frozenset(("scale", "bias", "running_mean", "running_var", "mean", "var"))  # of a network cast as a whole
+_SAVED = ("save_mean", "save_invstd")
 _OUT = "oclbn.gpuarray.empty_like(x) makes one"
 _IN_PLACE = ("running_mean", "running_var", "skipped", "entered", "scale_grad", "bias_grad")
 _MOST_COUNT = (1 << 63) - 1
@@ -120,12 +121,17 @@ def axis_of(axis: Any, x: Array) -> int:
 
 
 def per_channel(
-    x: Array, axis: int, given: Mapping[str, Any], names: Collection[str], needed: Collection[str] = ()
+    x: Array,
+    axis: int,
+    given: Mapping[str, Any],
+    names: Collection[str],
+    needed: Collection[str] = (),
+    groups: int = 1,
 ) -> dict[str, Array]:
     """Those of `names` whose values are not None, by name: device arrays with one element per channel of x.
 
     Of x's context, and of what is computed with where x has its dtype, but for counters; parameters may have x's dtype.
-    What is `needed` may not be None.
+    What is `needed` may not be None. groups: batches that x is, each of which has saved statistics of its own.
     """
     channels, context, dtype = x.shape[axis], x.context, numbers_of(x.dtype)
     found: dict[str, Array] = {}
@@ -140,7 +146,13 @@ def per_channel(
             )
         wanted = _COUNTERS.get(name, dtype)
         found[name] = a = array(name, value, wanted, "x.queue", channels)
-        if a.size != channels:
+        if groups > 1 and name in _SAVED:
+            if a.size != groups * channels:
+                raise ShapeError(
+                    f"{name} has {a.size} elements (shape {a.shape}); x has {channels} channels on axis {axis} and "
+                    f"groups is {groups}: {groups} times {channels} are wanted, as batch_norm_train returns them"
+                )
+        elif a.size != channels:
             came = f"{a.size} elements (shape {a.shape})"
             raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}{_other_axis(x, axis, a)}")
         if a.dtype != wanted and not (name in _PARAMETERS and a.dtype == x.dtype):
@@ -176,6 +188,18 @@ def like_result(name: str, value: Any, x: Array, out: Array | None) -> Array:
     if a.dtype != wanted:
         raise DtypeError(f"{name} is {a.dtype}; {wanted} is wanted, as {'x' if out is None else 'out'} is")
     return a
+
+
+def groups_of(value: Any, x: Array, axis: int) -> int:
+    """`value` as a number of batches that x's samples, which lie on axis 0, can be parted into."""
+    number = values.whole("groups", value, 1)
+    if number == 1:
+        return 1
+    if axis == 0:
+        raise ParameterError(f"groups is {number} and axis is 0; samples are on axis 0, so another one is wanted")
+    if x.shape[0] and number > x.shape[0]:
+        raise ParameterError(f"groups is {number}; x has {x.shape[0]} samples, so 1 to {x.shape[0]} are wanted")
+    return number
 
 
 def order_of(value: Any) -> None:

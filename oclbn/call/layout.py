@@ -36,19 +36,24 @@ class Layout:
 
 
 def walk(
-    shape: tuple[int, ...], axis: int, x: Strides, itemsize: int, others: Mapping[str, tuple[Strides, int]]
+    shape: tuple[int, ...],
+    axis: int,
+    x: Strides,
+    itemsize: int,
+    others: Mapping[str, tuple[Strides, int]],
+    apart: bool = False,
 ) -> set[str] | None:
     """Those of `others`, arrays of x's shape by name, that cannot be walked together with x; None: x itself cannot be.
 
-    x: its byte strides. others: their byte strides and bytes of an element. An array in x's order without gaps can
-    always be walked with x, so that the others can become one.
+    x: its byte strides. others: their byte strides and bytes of an element. apart: each sample (axis 0) has to be some
+    rows. An array in x's order without gaps can be walked with any x that can be, so that the others can become one.
     """
     kept, sizes = [x, dense_strides(shape, x, itemsize)], [itemsize, itemsize]
-    if _layout(shape, axis, tuple(sizes), tuple(kept)) is None:
+    if _layout(shape, axis, tuple(sizes), tuple(kept), apart) is None:
         return None
     found = set()
     for name, (strides, size) in others.items():
-        if _layout(shape, axis, (*sizes, size), (*kept, strides)) is None:
+        if _layout(shape, axis, (*sizes, size), (*kept, strides), apart) is None:
             found.add(name)
         else:
             kept.append(strides)
@@ -57,14 +62,19 @@ def walk(
 
 
 def common_layout(
-    shape: tuple[int, ...], axis: int, itemsize: int | tuple[int, ...], byte_strides: tuple[Strides, ...]
+    shape: tuple[int, ...],
+    axis: int,
+    itemsize: int | tuple[int, ...],
+    byte_strides: tuple[Strides, ...],
+    apart: bool = False,
 ) -> Layout:
     """The common layout of x and other arrays of its shape, by their strides.
 
-    itemsize: bytes of an element, of all arrays or of each. NotWalked where no kernel walks them together.
+    itemsize: bytes of an element, of all arrays or of each. apart: as `walk` has it. NotWalked where no kernel walks
+    them together.
     """
     itemsizes = (itemsize,) * len(byte_strides) if isinstance(itemsize, int) else itemsize
-    found = _layout(shape, axis, itemsizes, byte_strides)
+    found = _layout(shape, axis, itemsizes, byte_strides, apart)
     if found is None:
         raise NotWalked
     return found
@@ -111,7 +121,7 @@ def side_by_side(shape: tuple[int, ...], strides: Strides, itemsize: int) -> boo
 
 @functools.lru_cache(maxsize=4096)
 def _layout(
-    shape: tuple[int, ...], axis: int, itemsizes: tuple[int, ...], byte_strides: tuple[Strides, ...]
+    shape: tuple[int, ...], axis: int, itemsizes: tuple[int, ...], byte_strides: tuple[Strides, ...], apart: bool
 ) -> Layout | None:
     shape = integers(shape)
     for one, itemsize in zip(byte_strides, itemsizes, strict=True):
@@ -123,6 +133,8 @@ def _layout(
     channels = shape[axis]
     dims = [d for d in range(len(shape)) if d != axis and shape[d] != 1]
     dims.sort(key=lambda d: -(abs(strides[0][d]) or math.inf))
+    if apart and dims and shape[0] > 1 and dims[0] != 0:
+        return None
     sizes: list[int] = []
     steps: list[tuple[int, ...]] = []  # per merged dimension, per array
     for d in dims:
@@ -142,6 +154,9 @@ def _layout(
         return Layout(1, channels, 1, False, _pairs(none, across))
     if steps[-1] == unit and len(sizes) <= 2:
         rows, step = (sizes[0], steps[0]) if len(sizes) == 2 else (1, none)
+        if apart and len(sizes) == 1:  # samples and what each has lie side by side
+            rows, step = shape[0], tuple(one[0] for one in strides)
+            sizes = [sizes[0] // rows]
         return Layout(rows, channels, sizes[-1], False, _pairs(step, across))
     if len(sizes) == 1:
         return Layout(sizes[0], channels, 1, False, _pairs(steps[0], across))

@@ -12,7 +12,8 @@ from oclbn.call.calls import Call, Empty
 from oclbn.call.layout import NotWalked, result_strides
 from oclbn.call.prepared import prepared_for
 from oclbn.call.request import Request
-from oclbn.call.results import fresh_result, per_channel_results, queue_of, result_like
+from oclbn.call.results import fresh_result, model_of, per_channel_results, queue_of, result_like
+from oclbn.elements import numbers_of
 from oclbn.errors import ParameterError
 from oclbn.plan.operations import Operation, operation_of
 from oclbn.plan.words import ALONE, Fusion
@@ -79,17 +80,19 @@ def check(
     order: Any = "K",
     needed: Collection[str] = (),
     fusion: Fusion = ALONE,
+    groups: int = 1,
 ) -> Fusion:
     """The errors of oclbn.functional for everything beside x and axis, by the names of the operation's arrays.
 
     needed: what may not be None, if that is more than the operation always needs. fusion: what is done besides,
-    whose tensors are among those that are given. Returns what kernels are told of that.
+    whose tensors are among those that are given. groups: batches that x is. Returns what kernels are told of the
+    fusion.
     """
     wanted = operation_of(operation, fusion)
     arguments.order_of(order)
     for name in wanted.others:
         arguments.like(name, given[name], x)
-    reads = arguments.per_channel(x, axis, given, wanted.read, needed or wanted.needed)
+    reads = arguments.per_channel(x, axis, given, wanted.read, needed or wanted.needed, groups)
     for name in wanted.others:
         reads[name] = given[name]  # type: ignore[assignment]
     writes = arguments.per_channel(x, axis, given, wanted.state) if wanted.state else {}
@@ -134,6 +137,7 @@ def make(
     returns: Callable[..., Any] = together,
     gather: Callable[[Array, Array], Callable[[], None]] | None = None,
     fusion: Fusion = ALONE,
+    groups: int = 1,
 ) -> Call[Any]:
     """The call, of arguments that are checked.
 
@@ -143,9 +147,11 @@ def make(
     returns: what to return, given the tensor that is written, where there is one, and the per-channel results; all, if
     it is not said. gather: of an empty batch, what starts the gathering of a result (the second array) in an array of
     the state. fusion: as `check` returns it; of a second tensor that is written there is None or an array among those
-    that are given.
+    that are given. groups: batches that x is.
     """
     wanted = operation_of(operation, fusion)
+    if wanted.made == wanted.per_batch:
+        like = model_of(queue_of(x).context, (groups, x.shape[axis]), numbers_of(x.dtype))
     names = wanted.made if not extra else wanted.made + wanted.extra
     if x.size == 0:
         like = packed.dense_model(x, like)
@@ -168,7 +174,7 @@ def make(
         given = {**given, wanted.second: fresh_result(x, out.strides, out.dtype)}
     try:
         packed.look(wanted, x, given, out)
-        prepared = prepared_for(Request.of(operation, x, axis, given, out, fusion), queue_of(x))
+        prepared = prepared_for(Request.of(operation, x, axis, given, out, fusion, groups), queue_of(x))
     except NotWalked:
         if wanted.result and out is None:
             out = fresh_result(x, strides)
@@ -180,7 +186,8 @@ def make(
         results = returns(*((out,) if wanted.result else ()), *second, *made)
 
         def again(x: Array, given: Arrays, out: Array | None) -> Call[Any]:
-            return make(operation, x, axis, given, numbers, out=out, extra=extra, places=made, fusion=fusion)
+            options: dict[str, Any] = {"extra": extra, "places": made, "fusion": fusion, "groups": groups}
+            return make(operation, x, axis, given, numbers, out=out, **options)
 
         return packed.call(wanted, x, axis, given, out, fresh, results, again)
     tensors = [fresh_result(x, strides) if out is None else out] if wanted.result else []

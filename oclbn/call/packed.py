@@ -93,11 +93,11 @@ def packing(operation: Operation, x: Array, axis: int, given: Arrays, out: Array
     if out is not None:
         tensors["out"] = out
     before, after = {}, {}
-    order, astray = _order(x, axis, tensors)
+    order, astray = _order(x, axis, tensors, operation.apart)
     if order is None:
         off = bool(x.offset % x.dtype.itemsize)
         before["x"] = _off(x) if off else f"no kernel reads strides of {x.strides} bytes with channels on axis {axis}"
-        order, astray = _packed_order(x, axis, tensors)
+        order, astray = _packed_order(x, axis, tensors, operation.apart)
     for name, array in tensors.items():
         if name in astray:
             reason = _off(array) if array.offset % array.dtype.itemsize else "it lies otherwise than x"
@@ -125,27 +125,28 @@ def _off(array: Array) -> str:
     return f"its elements do not lie at multiples of {array.dtype.itemsize} bytes"
 
 
-def _order(x: Array, axis: int, tensors: Mapping[str, Array]) -> tuple[Strides | None, set[str]]:
+def _order(x: Array, axis: int, tensors: Mapping[str, Array], apart: bool) -> tuple[Strides | None, set[str]]:
     """x's order and who is not walked in it; None where x itself is not."""
     found = None
     if not x.offset % x.dtype.itemsize:
-        found = walk(x.shape, axis, x.strides, x.dtype.itemsize, _lying(tensors))
+        found = walk(x.shape, axis, x.strides, x.dtype.itemsize, _lying(tensors), apart)
     if found is None:
         return None, set()
     return x.strides, found | {name for name, array in tensors.items() if array.offset % array.dtype.itemsize}
 
 
-def _packed_order(x: Array, axis: int, tensors: Mapping[str, Array]) -> tuple[Strides, set[str]]:
+def _packed_order(x: Array, axis: int, tensors: Mapping[str, Array], apart: bool) -> tuple[Strides, set[str]]:
     """The order that leaves the fewest tensors to be copied once x is: its own, that of another one, or C's."""
     best: tuple[Strides, set[str]] | None = None
     off = {name for name, array in tensors.items() if array.offset % array.dtype.itemsize}
     for order in (x.strides, (0,) * len(x.shape), *(array.strides for array in tensors.values())):
         dense = dense_strides(x.shape, order, x.dtype.itemsize)
-        astray = walk(x.shape, axis, dense, x.dtype.itemsize, _lying(tensors))
-        assert astray is not None  # what has no gaps is walked in any order
+        astray = walk(x.shape, axis, dense, x.dtype.itemsize, _lying(tensors), apart)
+        if astray is None:
+            continue
         if best is None or len(astray | off) < len(best[1]):
             best = dense, astray | off
-    assert best is not None
+    assert best is not None  # what has no gaps is walked in C order, and in any where samples need not be apart
     return best
 
 
@@ -199,7 +200,14 @@ def call(
 
 
 def as_walked(
-    operation: str, x: Array, axis: int, given: Arrays, out: Array | None, order: str, fusion: Fusion = ALONE
+    operation: str,
+    x: Array,
+    axis: int,
+    given: Arrays,
+    out: Array | None,
+    order: str,
+    fusion: Fusion = ALONE,
+    groups: int = 1,
 ) -> tuple[Packing | None, Request]:
     """What a call packs, None for nothing, and what it asks of kernels then.
 
@@ -216,7 +224,7 @@ def as_walked(
     if wanted.second and given.get(wanted.second) is None and not (fresh and alike):
         given = {**given, wanted.second: made}
     taken = {**dict.fromkeys(wanted.others, x), **given}
-    asked = Request.of(operation, x, axis, taken, None if fresh and alike else made, fusion)
+    asked = Request.of(operation, x, axis, taken, None if fresh and alike else made, fusion, groups)
     try:
         look(wanted, x, given, made)
         asked.layout()
@@ -238,7 +246,7 @@ def as_walked(
         made = walked(made)
     if wanted.second and (other := given.get(wanted.second)) is not None:
         others[wanted.second] = walked(other) if wanted.second in found.after else other
-    return found, Request.of(operation, model, axis, others, made, fusion)
+    return found, Request.of(operation, model, axis, others, made, fusion, groups)
 
 
 def vectors(x: Array, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], list[Call[None]]]:

@@ -26,7 +26,7 @@ class Request(NamedTuple):
     """An operation (a key of OPERATIONS) on tensors of one shape, channels on `axis`, from 0 on.
 
     strides: bytes, of the tensors that it reads, and of its results; None: in x's order, without gaps. dtypes: of the
-    same. fusion: what is done besides.
+    same. fusion: what is done besides. groups: of samples, each a batch of its own; ragged ones differ by a sample.
     """
 
     operation: str
@@ -35,6 +35,7 @@ class Request(NamedTuple):
     axis: int
     strides: tuple[Strides | None, ...]
     fusion: Fusion = ALONE
+    groups: int = 1
 
     @classmethod
     def of(
@@ -45,6 +46,7 @@ class Request(NamedTuple):
         given: Mapping[str, Any],
         out: Array | None = None,
         fusion: Fusion = ALONE,
+        groups: int = 1,
     ) -> Request:
         """From the tensors, those beside x by their names in the operation, and the array for its result.
 
@@ -63,7 +65,7 @@ class Request(NamedTuple):
             other = given.get(wanted.second)
             strides += (None if other is None else other.strides,)
             dtypes += (x.dtype if other is None else other.dtype,)
-        return cls(operation, x.shape, dtypes, axis, strides, fusion)
+        return cls(operation, x.shape, dtypes, axis, strides, fusion, groups)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -90,19 +92,22 @@ class Request(NamedTuple):
         filled = [
             dense_strides(self.shape, x, sizes[0]) if one is None else one for one in others
         ]  # None: of x's own type
-        return common_layout(self.shape, self.axis, sizes, (x, *filled))
+        return common_layout(self.shape, self.axis, sizes, (x, *filled), self.described.apart)
 
     def problem(self, layout: Layout) -> Problem:
         """What the planner is asked of it."""
         names = ["to" if name in self.described.results else name for name in self.names]
         kinds = dict(zip(names, map(kind, self.dtypes), strict=True))
         found = tuple(kinds.get(name) or 0 for name in TENSORS)
-        return replace(layout.problem(self.dtype.itemsize), kinds=found, fusion=self.fusion)
+        made = replace(layout.problem(self.dtype.itemsize), kinds=found, fusion=self.fusion)
+        return made if self.groups == 1 else made.in_batches(self.groups, self.shape[0])
 
     def constants(self, layout: Layout) -> dict[str, Any]:
         """The kernels' arguments that the shapes decide, but for those of a plan."""
         count = layout.outer * layout.inner
         numbers: dict[str, Any] = {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner}
+        if self.groups > 1:
+            numbers |= self.problem(layout).batch_numbers
         numbers |= {
             "count": count,
             "unbiased": count - 1,

@@ -58,13 +58,19 @@ def assemble(
         Launch(
             kernel,
             Build(SOURCES.get(kernel, operation.source), _heeded(defines, kernel), kernel),
-            -(-shape.blocks // geometry.chain) * (1 if kernel in MERGES else geometry.slices),
+            groups_of(kernel, shape.blocks, geometry, problem.batches),
             shape.lanes,
         )
-        for kernel in kernels
+        for kernel in (*kernels, *filter(None, (operation.after,)))
     )
-    made = Plan(variant, geometry, launches)
-    return handing_on(made, operation.partial, problem.channels, problem.number)
+    return handing_on(Plan(variant, geometry, launches), operation, problem)
+
+
+def groups_of(kernel: str, blocks: int, geometry: Geometry, batches: int) -> int:
+    """How many work-groups a kernel has, where the channels of all batches make up so many blocks."""
+    if kernel in MERGES:
+        return blocks // batches
+    return -(-blocks // geometry.chain) * geometry.slices
 
 
 def _heeded(defines: dict[str, int], kernel: str) -> tuple[tuple[str, int], ...]:
@@ -73,21 +79,24 @@ def _heeded(defines: dict[str, int], kernel: str) -> tuple[tuple[str, int], ...]
     return tuple((name, value) for name, value in heeded.items() if value or not name.startswith(_LEFT_OUT))
 
 
-def handing_on(plan: Plan, partial: tuple[str, ...], channels: int, itemsize: int) -> Plan:
-    """The plan with memory for these numbers per channel from each slice, and for the slices' counts."""
-    if len(plan.launches) == 1 or not partial:
-        return replace(plan, memory=())
-    slices = plan.geometry.slices
-    memory: tuple[Memory, ...] = (Memory("partial", len(partial) * slices * channels, itemsize, partial, channels),)
-    if any(launch.kernel in COUNTING for launch in plan.launches):
-        memory = (Memory("counts", slices, _COUNT_BYTES), *memory)
-    return replace(plan, memory=memory)
+def handing_on(plan: Plan, operation: Operation, problem: Problem) -> Plan:
+    """The plan with memory for the numbers per channel that launches hand on: of slices, their counts, of batches."""
+    slices, channels, partial = plan.geometry.slices * problem.batches, problem.channels, operation.partial
+    kernels = {launch.kernel for launch in plan.launches}
+    memory: list[Memory] = []
+    if kernels & COUNTING:
+        memory.append(Memory("counts", slices, _COUNT_BYTES))
+    if partial and len(kernels - {operation.after}) > 1:
+        memory.append(Memory("partial", len(partial) * slices * channels, problem.number, partial, channels))
+    for name, numbers in operation.each.items():
+        memory.append(Memory(name, numbers * problem.batches * channels, problem.number))
+    return replace(plan, memory=tuple(memory))
 
 
 def _cut(problem: Problem, tuning: Tuning, shape: GroupShape, slices: int, arrays: int, beyond: bool) -> Geometry:
     """Cut a channel into about `slices` slices: by rows where there are enough of them, else within rows too."""
-    slice_rows = -(-problem.outer // (slices * shape.fold)) * shape.fold
-    row_slices = -(-problem.outer // slice_rows)
+    slice_rows = -(-problem.most_rows // (slices * shape.fold)) * shape.fold
+    row_slices = -(-problem.most_rows // slice_rows)  # a shorter batch may have nothing in the last ones
     column_slices, slice_columns = 1, problem.inner
     vectors = problem.inner // shape.vec
     beside = 1 if shape.run else min(slices // row_slices, vectors)

@@ -40,7 +40,7 @@ class GroupShape:
     blocks_per_item: int  # BLOCKS
     width: int  # work-items side by side
     channels: int  # that one group handles
-    blocks: int  # groups that all channels need
+    blocks: int  # groups that all channels need, of all batches
     run: int = 0  # most elements of a run, where short rows are walked as one
     fold: int = 1  # rows that make up a strip, where channels lie side by side
     even: bool = False  # whether channels that lie side by side are shared out evenly among compute units
@@ -85,7 +85,7 @@ def group_shape(
         one = channels == 1 and (vec == 1 or lanes > 1 or operation.partial)  # its sums lie in registers
         blocks_per_item = 1 if one else _MOST_TOGETHER
         width = min(lanes, _ceil_power(problem.inner // vec))
-    blocks = -(-problem.channels // channels)
+    blocks = -(-problem.channels // channels) * problem.batches
     return GroupShape(lanes, vec, blocks_per_item, width, channels, blocks, run, fold, even)
 
 
@@ -105,7 +105,7 @@ def slices_for_steps(problem: Problem, tuning: Tuning, shape: GroupShape) -> int
         if problem.columns
         else -(-problem.inner // (shape.vec * shape.width)) * shape.channels
     )
-    turns = _PASSES * -(-problem.outer // tall) * along
+    turns = _PASSES * -(-problem.most_rows // tall) * along
     return -(-turns // tuning.most_steps)
 
 
@@ -202,13 +202,13 @@ def _run_together(problem: Problem, device: DeviceLimits, most: int, vec: int, r
         return 0
     unit = vec // math.gcd(problem.inner, vec)  # so many rows are whole vectors
     fitting = min(most, max(room // problem.slice_bytes, unit)) if room else most
-    busy = problem.channels // (device.compute_units * _LEAST_GROUPS)
+    busy = problem.channels * problem.batches // (device.compute_units * _LEAST_GROUPS)
     fitting = max(1, min(fitting, busy))
     if fitting > unit:
         fitting -= fitting % unit
     if room:  # somewhat shorter runs where all units are busy with those
         shorter = range(fitting, max(fitting // 2, 1) - 1, -unit)
-        even = (n for n in shorter if is_even(-(-problem.channels // n), device.compute_units))
+        even = (n for n in shorter if is_even(-(-problem.channels // n) * problem.batches, device.compute_units))
         fitting = next(even, fitting)
     for together in range(fitting, most + 1):
         last = problem.channels % together or together
@@ -224,7 +224,8 @@ def _rows_together(problem: Problem, device: DeviceLimits, tuning: Tuning, near:
     fitting = min(fitting, _most_at_once(problem, tuning, -(-problem.inner // vec)))
     if near:
         fitting = min(fitting, max(tuning.near_bytes // problem.slice_bytes, _LEAST_TOGETHER))
-    shared = problem.channels * problem.outer if in_order else problem.channels  # in order, slices cost nothing
+    shared = problem.channels * problem.batches
+    shared *= problem.outer if in_order else 1  # in order, slices cost nothing
     return max(1, min(fitting, shared // (device.compute_units * _LEAST_GROUPS)))
 
 

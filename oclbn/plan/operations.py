@@ -36,8 +36,11 @@ class Operation:
     in_place: tuple[str, ...] = ()  # tensors, the result may lie where one does
     empty: float = 0.0  # what is made of no elements
     gathered: Mapping[str, str] = field(default_factory=dict)  # of state: the result that is gathered there
+    after: str = ""  # of several batches: the kernel that brings together what each has left per channel
+    each: Mapping[str, int] = field(default_factory=dict)  # and what that is, numbers per batch and channel
+    per_batch: tuple[str, ...] = ()  # of what is needed or made, arrays that have numbers for each batch and channel
     part_of: str = ""  # the operation whose last kernels it is, on partial results that are given
-    results_of: str = ""  # the operation that gives the same results
+    results_of: str = ""  # the operation that gives the same results, of one batch
 
     @cached_property
     def others(self) -> tuple[str, ...]:
@@ -69,6 +72,11 @@ class Operation:
         """And of what kernels call otherwise, what callers call it."""
         return {name: own for own, name in self.kernel_names.items()}
 
+    @property
+    def apart(self) -> bool:
+        """Whether each sample has to be some rows of the tensor."""
+        return bool(self.after)
+
     @cached_property
     def arrays_read(self) -> int:
         """Tensors that are summed over, or else x alone: what is read twice."""
@@ -82,7 +90,7 @@ class Operation:
     @property
     def kernels(self) -> tuple[str, ...]:
         """All kernels of all its variants."""
-        return tuple(filter(None, (self.resident, *self.split)))
+        return tuple(filter(None, (self.resident, *self.split, self.after)))
 
 
 _MOMENTS = ("set_mean", "set_mean_rest", "set_m2", "set_m2_rest")
@@ -210,7 +218,31 @@ STEPS = {  # what a batch in parts is normalised by: see oclbn.steps
     "normalize": replace(OPERATIONS["train"], resident="", split=("train_apply",), part_of="train_in_parts"),
     "gradient": replace(OPERATIONS["backward"], resident="", split=("backward_apply",), part_of="backward_in_parts"),
 }
-ALL = OPERATIONS | STEPS
+BATCHES = {  # of a tensor that is several batches
+    "train_batches": replace(
+        OPERATIONS["train"],
+        source="forward_batches.cl",
+        results_of="train",
+        resident="batches_resident",
+        split=("batches_partial", "batches_apply"),
+        partial=("mean", "mean_rest", "m2", "m2_rest"),
+        numbers={**OPERATIONS["train"].numbers, "taken": 1},
+        after="batches_moved",
+        each={"batch_m2": 1},
+        per_batch=("save_mean", "save_invstd"),
+    ),
+    "backward_batches": replace(
+        OPERATIONS["backward"],
+        source="backward_batches.cl",
+        results_of="backward",
+        resident="gradients_resident",
+        split=("gradients_partial", "gradients_apply"),
+        after="gradients_gathered",
+        each={"batch_sums": 2},
+        per_batch=("save_mean", "save_invstd"),
+    ),
+}
+ALL = OPERATIONS | STEPS | BATCHES
 
 
 def operation_of(name: str, fusion: Fusion = ALONE) -> Operation:
@@ -233,19 +265,22 @@ def _fused(name: str, fusion: Fusion) -> Operation:
 
 SOURCES = {"moments_partial": "moments.cl"}  # kernels that are used from another direction's file
 # One group per block: the slices are what it merges.
-MERGES = {"moments_merge", "sums_merge", "constant_merge", "double_constant_merge"}
+AFTER = {one.after for one in BATCHES.values()}
+MERGES = {"moments_merge", "sums_merge", "constant_merge", "double_constant_merge", *AFTER}
 # That have a kind of element: KIND_x and so on (numbers/io.clh); "to" is what is written.
 TENSORS = ("x", "dy", "aux", "to")
-COUNTING = {"moments_partial"}  # kernels that tell how many values a slice has
+COUNTING = {"moments_partial", "batches_partial"}  # kernels that tell how many values a slice has
+_MOMENTS_ALONE = {"moments_partial", "batches_partial"}
+_SUMS_ALONE = {"backward_partial", "gradients_partial"}
 HEEDLESS = {  # defines that change nothing in some kernels: those that write no tensor, those that sum none
-    "STREAM": {"moments_partial", "backward_partial", "double_partial", *MERGES},
-    "FETCH": {"infer", "train_apply", "backward_apply", "double_apply", *MERGES},
+    "STREAM": {*_MOMENTS_ALONE, *_SUMS_ALONE, "double_partial", *MERGES},
+    "FETCH": {"infer", "train_apply", "backward_apply", "double_apply", "batches_apply", "gradients_apply", *MERGES},
     "KIND_x": MERGES,
     "KIND_dy": MERGES,
-    "KIND_aux": {"moments_partial", *MERGES},
-    "ACT": {"moments_partial", *MERGES},
-    "AUX": {"moments_partial", *MERGES},
-    "SECOND": {"backward_partial", *MERGES},
-    "SHARED": {"infer", "moments_partial", "backward_partial", *MERGES},
-    "KIND_to": {"moments_partial", "backward_partial", "double_partial", *MERGES},
+    "KIND_aux": {*_MOMENTS_ALONE, *MERGES},
+    "ACT": {*_MOMENTS_ALONE, *MERGES},
+    "AUX": {*_MOMENTS_ALONE, *MERGES},
+    "SECOND": {*_SUMS_ALONE, *MERGES},
+    "SHARED": {"infer", *_MOMENTS_ALONE, *_SUMS_ALONE, *MERGES},
+    "KIND_to": {*_MOMENTS_ALONE, *_SUMS_ALONE, "double_partial", *MERGES},
 }

@@ -77,9 +77,9 @@ def resident(operation: Operation, problem: Problem, device: DeviceLimits, tunin
     row_bytes = problem.channels * problem.itemsize
     if not operation.resident:
         return Declined("no kernel reads a channel twice for this operation")
-    if problem.count > _MOST_SLICE_ELEMENTS:
+    if problem.most_values > _MOST_SLICE_ELEMENTS:
         most = f"a work-group reads {_MOST_SLICE_ELEMENTS:,} at most"
-        return Declined(f"a channel has {problem.count:,} elements, {most}")
+        return Declined(f"a channel has {problem.most_values:,} elements, {most}")
     shape = group_shape(operation, problem, device, tuning, near=True)
     if slices_for_steps(problem, tuning, shape) > 1:
         return Declined(f"a work-item would take more than {tuning.most_steps:,} steps (most_steps)")
@@ -108,7 +108,7 @@ def split(operation: Operation, problem: Problem, device: DeviceLimits, tuning: 
     if problem.columns and shape.lanes == 1:
         few = -(-device.compute_units // shape.blocks)
         useful = min(useful, max(few, math.isqrt(problem.outer // _LEAST_ROWS_PER_SLICE) // few * few))
-    needed = max(-(-problem.count // _MOST_SLICE_ELEMENTS), slices_for_steps(problem, tuning, shape))
+    needed = max(-(-problem.most_values // _MOST_SLICE_ELEMENTS), slices_for_steps(problem, tuning, shape))
     slices = max(min(wanted, useful, _MOST_SLICES), needed)
     if tuning.variant == "split":
         slices = max(slices, 2)
@@ -119,7 +119,7 @@ def serial(operation: Operation, problem: Problem, device: DeviceLimits, tuning:
     """One work-item per channel or few, one element at a time; more slices only where 32-bit numbers end."""
     alone = replace(tuning, lanes=1, vec=1, unroll=1, blocks=1, run_bytes=0, stream=False, fetch=False, chains=0)
     shape = group_shape(operation, problem, device, alone)
-    slices = max(-(-problem.count // _MOST_SLICE_ELEMENTS), slices_for_steps(problem, alone, shape))
+    slices = max(-(-problem.most_values // _MOST_SLICE_ELEMENTS), slices_for_steps(problem, alone, shape))
     kernels = (operation.resident,) if operation.resident and slices == 1 else operation.split
     return assemble("serial", operation, kernels, problem, device, alone, shape, slices)
 

@@ -87,6 +87,9 @@ class Problem:
     adjacent: bool = False  # in every array rows follow each other without a gap: the next channel's; columns: the next
     kinds: tuple[int, ...] = (0, 0, 0, 0)  # how elements of TENSORS lie in memory (numbers/io.clh)
     fusion: Fusion = ALONE
+    batches: int = 1  # the tensor is so many, one after the other; outer, count and slice_bytes are those of one
+    longer: int = 0  # so many of them, the first ones, have a sample more
+    sample_rows: int = 0  # rows of one
 
     @property
     def number(self) -> int:
@@ -106,7 +109,34 @@ class Problem:
     @property
     def tensor_bytes(self) -> int:
         """Bytes of the tensor."""
-        return self.slice_bytes * self.channels
+        return self.slice_bytes * self.channels * self.batches
+
+    def in_batches(self, batches: int, samples: int) -> Problem:
+        """The same tensor, of so many samples, as several batches that differ by one sample at most."""
+        rows = self.outer // samples
+        return replace(
+            self,
+            outer=samples // batches * rows,
+            batches=batches,
+            longer=samples % batches,
+            sample_rows=rows,
+        )
+
+    @property
+    def batch_numbers(self) -> dict[str, int]:
+        """The arguments of kernels that batches decide."""
+        batches = {"batches": self.batches, "sample_rows": self.sample_rows, "larger": self.longer}
+        return {"outer": self.outer, **batches}
+
+    @property
+    def most_rows(self) -> int:
+        """Of a batch."""
+        return self.outer + (self.sample_rows if self.longer else 0)
+
+    @property
+    def most_values(self) -> int:
+        """Of a channel, in a batch."""
+        return self.most_rows * self.inner
 
 
 @dataclass(frozen=True)

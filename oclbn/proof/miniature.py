@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from oclbn.plan.cut import handing_on
-from oclbn.plan.operations import MERGES
+from oclbn.plan.cut import groups_of, handing_on
+from oclbn.plan.operations import AFTER, Operation
 from oclbn.plan.words import Geometry, Plan, Problem
 
 _FAR_ROW = 512  # elements: such rows are written past the cache (rows.clh)
@@ -26,6 +26,7 @@ _STRIP = 1536  # elements of a strip that is summed on all levels
 _VECTORS = 3  # whole ones in a strip
 _CHANNELS = 5  # of a group whose rows are walked one by one
 _CHAIN = 3  # blocks of channels
+_BATCHES = 2  # of a tensor that is several; the first one has a row more
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def paths_of(problem: Problem, planned: Plan) -> Paths:
     run, lanes = bool(defines.get("RUN")), planned.launches[0].lanes
     rows = not problem.columns and not run
     return Paths(
-        slices=g.slices > 1 or len(planned.launches) > 1,
+        slices=g.slices > 1 or sum(launch.kernel not in AFTER for launch in planned.launches) > 1,
         beside=g.column_slices > 1,
         chunks=not problem.columns and g.chunk_columns < g.slice_columns,
         together=rows and g.share > 1,
@@ -88,10 +89,10 @@ def paths_of(problem: Problem, planned: Plan) -> Paths:
     )
 
 
-def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
+def miniature(operation: Operation, problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
     """A tensor on which the plan's kernels do all that they do on `problem`, and its cut; its arrays have no gaps.
 
-    problem: what the plan was made for. Every launch has the build and the kernel that it had.
+    operation, problem: what the plan was made for. Every launch has the build and the kernel that it had.
     """
     defines = dict(planned.launches[0].build.defines)
     lanes, paths = planned.launches[0].lanes, paths_of(problem, planned)
@@ -114,7 +115,8 @@ def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
     if paths.chain:
         chain = _CHAIN
         channels += (chain - 1) * cut.share  # the last group has one block only
-    blocks = -(-channels // cut.share)
+    batches = _BATCHES if problem.batches > 1 else 1
+    blocks = -(-channels // cut.share) * batches
     geometry = Geometry(
         slices=below * beside,
         slice_rows=rows,
@@ -128,10 +130,9 @@ def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
         chain=chain,
     )
     launches = tuple(
-        replace(launch, groups=-(-blocks // chain) * (1 if launch.kernel in MERGES else geometry.slices))
-        for launch in planned.launches
+        replace(launch, groups=groups_of(launch.kernel, blocks, geometry, batches)) for launch in planned.launches
     )
-    outer = (below - 1) * rows + last
+    outer = (below - 1) * rows + last - (batches - 1)  # the longest batch has that many
     small = Problem(
         outer,
         channels,
@@ -142,9 +143,9 @@ def miniature(problem: Problem, planned: Plan) -> tuple[Problem, Plan]:
         kinds=problem.kinds,
         fusion=problem.fusion,
     )
-    made = replace(planned, geometry=geometry, launches=launches)
-    partial = next((one.rows for one in planned.memory if one.rows), ())
-    return small, handing_on(made, partial, channels, problem.number)
+    if batches > 1:
+        small = replace(small, batches=batches, longer=1, sample_rows=1)
+    return small, handing_on(replace(planned, geometry=geometry, launches=launches), operation, small)
 
 
 def _along_rows(paths: Paths, defines: dict[str, int], lanes: int) -> _Cut:

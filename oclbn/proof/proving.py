@@ -346,14 +346,15 @@ def _form(planned: Plan, paths: Paths) -> tuple[Paths, tuple[Launch, ...]]:
 def _verdict(
     operation: str, problem: Problem, planned: Plan, paths: Paths, context: cl.Context, device: cl.Device
 ) -> Verdict:
-    operation = ALL[operation].results_of or operation
+    described = operation_of(operation, problem.fusion)
+    operation = described.results_of or operation
     key = _key(operation, planned, paths)
     with _lock:
         known = _of(device)
         verdict = known.verdicts.known.get(key)
         if verdict is None:
             start = time.perf_counter()
-            verdict = _prove(operation, *miniature(problem, planned), context, device)
+            verdict = _prove(operation, *miniature(described, problem, planned), context, device)
             seconds = time.perf_counter() - start
             _log.info(
                 "proved %s %s in %.3f s: %s errs by %.3g times its tolerance",
@@ -370,9 +371,11 @@ def _verdict(
 
 def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, device: cl.Device) -> Verdict:
     """Run it with all that it can be given, then with little of that at odd places, and compare all that it writes."""
-    shape = (small.outer, small.channels) if small.columns else (small.outer, small.channels, small.inner)
+    rows = small.outer * small.batches + small.longer * small.sample_rows
+    shape = (rows, small.channels) if small.columns else (rows, small.channels, small.inner)
     x, dy, aux, result = (of_kind(kind, _dtype(planned.launches[0])) for kind in small.kinds)
-    host = _fused(operation, _data(shape, x, dy, result), aux, small.fusion)
+    host = replace(_data(shape, x, dy, result), groups=small.batches)
+    host = _fused(operation, host, aux, small.fusion)
     if ALL[operation].optional:
         host = host.pushed(1)
         host = replace(host, ddx=None if small.fusion.without or host.ddx is None else host.ddx.astype(aux))
@@ -558,6 +561,7 @@ def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, A
     """The kernels' numbers: those of the shape, and those of a call."""
     numbers: dict[str, Any] = planned.numbers
     numbers |= {"outer": small.outer, "channels": small.channels, "inner": small.inner}
+    numbers |= {**small.batch_numbers, "taken": 1} if small.batches > 1 else {}
     for name in ("x", "y", "dy", "dx", "aux", "dresidual", "gx", "gdy"):
         numbers[f"{name}_row"] = small.channels * small.inner
         numbers[f"{name}_channel"] = small.inner

@@ -102,6 +102,7 @@ def run(
     out: Any = None,
     activation: Activation = NONE,
     second: bool = False,
+    groups: int = 1,
 ) -> dict[str, Any]:
     """Call an operation of oclbn.functional; its results by the names of oclbn.truth.expectation.
 
@@ -113,7 +114,9 @@ def run(
     x, scale, running = given("x"), given("scale"), (given("running_mean"), given("running_var"))
     if operation == "moments":
         return dict(zip(("mean", "m2"), functional.moments(x, axis=axis)[1:], strict=True))
-    into = {"axis": axis, "out": out}
+    into: dict[str, Any] = {"axis": axis, "out": out}
+    if groups > 1:
+        into["groups"] = groups
     fused: dict[str, Any] = {}
     if activation.code or given("residual") is not None:
         fused = {"activation": activation.option, "residual": given("residual")}
@@ -129,7 +132,7 @@ def run(
     if "save_mean" in arrays:
         statistics = arrays["save_mean"], arrays["save_invstd"]
     elif training:
-        statistics = functional.batch_norm_train(x, scale, None, None, None, epsilon=epsilon, axis=axis)[1:]
+        statistics = functional.batch_norm_train(x, scale, epsilon=epsilon, **{**into, "out": None})[1:]
     else:
         statistics, into = running, {**into, "epsilon": epsilon}
     if operation.startswith("double"):
@@ -150,6 +153,7 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
     Without what may be left out, but with scale and bias.
     """
     tensor, per_channel = np.full(host.x.shape, np.nan, host.written), np.full_like(host.scale, np.nan)
+    each = per_channel if host.groups == 1 else np.stack([per_channel] * host.groups)
     if operation == "moments":
         return {"x": host.x, "mean": per_channel, "m2": per_channel}
     found = {"x": host.x, "scale": host.scale}
@@ -161,7 +165,7 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
         return found | {"mean": host.running_mean, "var": host.running_var}
     if operation == "train":
         found |= {"running_mean": host.running_mean, "running_var": host.running_var}
-        return found | dict.fromkeys(("save_mean", "save_invstd"), per_channel)
+        return found | dict.fromkeys(("save_mean", "save_invstd"), each)
     if operation == "sums":
         sums = ("sum_dy", "sum_dy_rest", "sum_dy_xmu", "sum_dy_xmu_rest", "sum_xmu", "sum_xmu_rest")
         mean, deviation = expectation.saved(host, axis)

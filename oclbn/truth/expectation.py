@@ -6,6 +6,8 @@ gradient must be NaN and the running statistics must be kept; of their other res
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from oclbn.elements import numbers_of, range_of
@@ -40,8 +42,11 @@ def expected(
     "train" moves host's running statistics; with `entered`, the counters before it, each channel has a factor of its
     own (init_factor is 1 then), and the counters after it are among the results. "infer" and "constant" normalise with
     the running statistics, and so does "double_constant". "backward" and "double_backward" go with a training step on
-    the same x. Where host has statistics that were saved, gradients take those.
+    the same x. Where host has statistics that were saved, gradients take those. Of several groups "train" and
+    "backward" give saved statistics of shape (groups, C), running ones that each has moved, and sums over all.
     """
+    if host.groups > 1:
+        return _in_groups(operation, host, axis, epsilon, factor, entered)
     if operation == "train":
         return _train(host, axis, epsilon, factor, entered)
     if operation == "infer":
@@ -62,6 +67,32 @@ def expected(
         return _double(host, axis, mean, deviation, training=training)
     exact = host.saved is not None or not training
     return _gradients(host, axis, mean, deviation, training=training, exact=exact)
+
+
+def _in_groups(operation: str, h: Data, axis: int, epsilon: float, factor: float, entered: Host | None) -> Expected:
+    """Of one batch after the other; what they move or add up may be off by as much as all of them make it."""
+    each: list[Expected] = []
+    moved = {name: (getattr(h, name), np.zeros(h.scale.shape)) for name in ("running_mean", "running_var")}
+    for one in h.batches(axis):
+        state = {name: values for name, (values, _) in moved.items()}
+        found = expected(operation, replace(one, **state), axis, epsilon=epsilon, factor=factor, entered=entered)
+        each.append(found)
+        moved = {
+            name: (found[name][0], before + found[name][1]) for name, (_, before) in moved.items() if name in found
+        }
+        entered = found["entered"][0] if "entered" in found else entered
+    whole: Expected = {}
+    for name in each[0]:
+        values, bounds = zip(*(found[name] for found in each), strict=True)
+        if name in ("dscale", "dbias"):
+            eps = range_of(numbers_of(h.x.dtype)).eps
+            whole[name] = sum(values), sum(bounds) + eps * sum(np.abs(one) for one in values)
+        elif name in moved or name == "entered":
+            whole[name] = moved.get(name, each[-1][name])
+        else:
+            join = np.stack if name.startswith("save") else np.concatenate
+            whole[name] = join(values), join(bounds)
+    return whole
 
 
 def _sums(h: Data, axis: int) -> Expected:
@@ -87,6 +118,9 @@ def invstd(host: Data, epsilon: float = EPSILON) -> Host:
 
 def saved(host: Data, axis: int) -> tuple[Host, Host]:
     """x's own statistics in its element type, as an exact training step would save them: mean and 1 / deviation."""
+    if host.groups > 1:
+        mean, deviation = zip(*(saved(one, axis) for one in host.batches(axis)), strict=True)
+        return np.stack(mean), np.stack(deviation)
     own = reference.train(host.x, epsilon=EPSILON, axis=axis)
     return own.mean.astype(host.scale.dtype), own.invstd.astype(host.scale.dtype)
 

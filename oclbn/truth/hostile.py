@@ -56,6 +56,7 @@ class Data:
     ddx: Host | None = None  # for the second derivative: gradients with respect to dx, dscale and dbias
     ddscale: Host | None = None
     ddbias: Host | None = None
+    groups: int = 1  # of samples, on axis 0: each is a batch of its own, and saved statistics have numbers for each
 
     @property
     def written(self) -> np.dtype[Any]:
@@ -69,6 +70,20 @@ class Data:
     @property
     def good(self) -> list[int]:
         return [c for c in range(self.scale.size) if c not in self.bad]
+
+    def batches(self, axis: int) -> list[Data]:
+        """Each group by itself; they have one state, which is none of theirs alone."""
+        tensors = ("x", "dy", "residual", "output")
+        parts = {name: np.array_split(one, self.groups) for name in tensors if (one := getattr(self, name)) is not None}
+        saved = [np.reshape(one, (self.groups, -1)) for one in self.saved or ()]
+        found = []
+        for number in range(self.groups):
+            own: dict[str, Any] = {name: part[number] for name, part in parts.items()}
+            finite = np.isfinite(own["x"].astype(np.float64)).all(axis=others(own["x"].shape, axis))
+            bad = tuple(channel for channel in self.bad if not finite[channel])
+            mean = tuple(one[number] for one in saved) if saved else None
+            found.append(replace(self, **own, groups=1, bad=bad, saved=mean))
+        return found
 
     def pushed(self, axis: int) -> Data:
         """The same with what the second derivative takes; ddx goes with x and dy, so that all its terms count."""

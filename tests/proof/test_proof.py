@@ -26,7 +26,7 @@ from oclbn.cli import group
 from oclbn.device import limits
 from oclbn.errors import DeviceError, DriverWarning
 from oclbn.functional import explain
-from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.operations import BATCHES, OPERATIONS, operation_of
 from oclbn.plan.variants import plan
 from oclbn.plan.words import DeviceLimits, Launch, Plan, Problem, Tuning
 from oclbn.program import sources
@@ -739,21 +739,23 @@ PLANNED = [
 ]
 
 
-def plans(tuning: Tuning) -> Iterator[tuple[Problem, Plan]]:
+def plans(tuning: Tuning) -> Iterator[tuple[str, Problem, Plan]]:
     sizes = [
         (o, c, i) for o in (1, 2, 32, 300, 70_000) for c in (1, 3, 33, 64, 1000, 4097) for i in (1, 2, 9, 49, 196, 3136)
     ]
-    for operation in OPERATIONS:
+    for operation in (*OPERATIONS, *BATCHES):
         for columns in (False, True):
             for outer, channels, inner in sizes:
                 problem = Problem(outer, channels, 1 if columns else inner, 4, columns, adjacent=True)
-                yield problem, plan(operation, problem, LIMITS, tuning)
+                if operation in BATCHES and outer > 1:
+                    problem = problem.in_batches(min(3, outer), outer)
+                yield operation, problem, plan(operation, problem, LIMITS, tuning)
 
 
 @pytest.mark.parametrize("tuning", PLANNED, ids=str)
 def test_a_miniature_is_small_and_has_the_same_kernels(tuning: Tuning) -> None:
-    for problem, planned in plans(tuning):
-        small, cut = miniature(problem, planned)
+    for operation, problem, planned in plans(tuning):
+        small, cut = miniature(operation_of(operation), problem, planned)
         assert [(launch.kernel, launch.build, launch.lanes) for launch in cut.launches] == [
             (launch.kernel, launch.build, launch.lanes) for launch in planned.launches
         ]
@@ -763,11 +765,11 @@ def test_a_miniature_is_small_and_has_the_same_kernels(tuning: Tuning) -> None:
 
 @pytest.mark.parametrize("tuning", PLANNED, ids=str)
 def test_a_miniature_leads_through_all_parts(tuning: Tuning) -> None:
-    for problem, planned in plans(tuning):
-        small, cut = miniature(problem, planned)
+    for operation, problem, planned in plans(tuning):
+        small, cut = miniature(operation_of(operation), problem, planned)
         g, defines = cut.geometry, dict(cut.launches[0].build.defines)
         vec, alone = defines["VEC"], cut.launches[0].lanes == 1
-        rows = small.outer - (g.slices // g.column_slices - 1) * g.slice_rows  # of the last slice
+        rows = small.most_rows - (g.slices // g.column_slices - 1) * g.slice_rows  # of the last slice
         assert 0 < rows <= g.slice_rows
         assert rows % g.chunk_rows or g.chunk_rows == 1  # chunks and a part of one
         assert paths_of(small, cut) == paths_of(problem, planned)
