@@ -1,8 +1,9 @@
 """Batch normalization for every OpenCL device, on pyopencl.array.Array.
 
-Modules with state: BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND. The same maths without state:
-oclbn.functional. Arrays on the default device: oclbn.gpuarray. Devices and queues: oclbn.device. What can go wrong:
-oclbn.errors. Compiling ahead: prepare. Nothing here touches a device before it is used.
+Modules with state: BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D, BatchNormND; InstanceNorm1D, InstanceNorm2D,
+InstanceNorm3D. The same maths without state: oclbn.functional. Arrays on the default device: oclbn.gpuarray. Devices
+and queues: oclbn.device. What can go wrong: oclbn.errors. Compiling ahead: prepare. Nothing here touches a device
+before it is used.
 """
 
 from __future__ import annotations
@@ -13,9 +14,22 @@ from oclbn import functional, gpuarray, names
 from oclbn.functional import prepare
 from oclbn.modules.batchnorm import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D
 from oclbn.modules.batchnormnd import BatchNormND
+from oclbn.modules.instancenorm import InstanceNorm1D, InstanceNorm2D, InstanceNorm3D
 from oclbn.version import version
 
-__all__ = ["BatchNorm", "BatchNorm1D", "BatchNorm2D", "BatchNorm3D", "BatchNormND", "functional", "gpuarray", "prepare"]
+__all__ = [
+    "BatchNorm",
+    "BatchNorm1D",
+    "BatchNorm2D",
+    "BatchNorm3D",
+    "BatchNormND",
+    "InstanceNorm1D",
+    "InstanceNorm2D",
+    "InstanceNorm3D",
+    "functional",
+    "gpuarray",
+    "prepare",
+]
 
 __version__ = version()
 

@@ -547,10 +547,10 @@ def explain(
     "double_constant" (with constants).
 
     Behind it stands what is packed before and unpacked after, each with the reason. out, order, dy, ddx, the arrays of
-    a number per channel, activation, residual, y, dresidual, gdy and groups are those of the call; what is left out is taken to
-    be without gaps, dy and ddx in the order that x is read in. With `why` come then the variants that come before it,
-    each with the reason that it declines for these sizes on this device; then the kernels that are not used because
-    they did not prove right on it.
+    a number per channel, activation, residual, y, dresidual, gdy and groups are those of the call; what is left out is
+    taken to be without gaps, dy and ddx in the order that x is read in. With `why` come then the variants that come
+    before it, each with the reason that it declines for these sizes on this device; then the kernels that are not used
+    because they did not prove right on it.
 
     >>> x = gpuarray.zeros((4, 3, 5, 7))
     >>> print(explain(x, operation="infer", why=True).partition("; fused declines: ")[2])

@@ -61,6 +61,7 @@ OPTIONS = (
         "",
         "Of the running variance: PyTorch's is the sample's, Keras's the population's.",
     ),
+    Name("groups", note="Ghost batches: so many are made of the samples of each batch."),
     Name("affine", "affine", "center scale", "affine", "Scale and bias are trained both, or neither."),
     Name(
         "sscale",
@@ -241,6 +242,9 @@ CONTENTS = (
     Name("BatchNorm1D", "BatchNorm1d", "BatchNormalization", "BatchNorm1D", "For (N, C, L)."),
     Name("BatchNorm2D", "BatchNorm2d", "BatchNormalization", "BatchNorm2D", "For (N, C, H, W)."),
     Name("BatchNorm3D", "BatchNorm3d", "BatchNormalization", "BatchNorm3D", "For (N, C, D, H, W)."),
+    Name("InstanceNorm1D", "InstanceNorm1d", "", "", "For (N, C, L)."),
+    Name("InstanceNorm2D", "InstanceNorm2d", "", "InstanceNorm2D", "For (N, C, H, W); without running statistics."),
+    Name("InstanceNorm3D", "InstanceNorm3d", "", "", "For (N, C, D, H, W)."),
     Name("functional.batch_norm_train", "batch_norm", "", "batchNormNd", "With the batch's statistics."),
     Name("functional.batch_norm_infer", "batch_norm", "batch_normalization", "batchNormNd", "With given statistics."),
     Name("functional.batch_norm_backward", "native_batch_norm_backward", "", "batchNormNdBackward"),

@@ -87,6 +87,10 @@ class Accumulation:
                 f"{module}: accumulate() is for training with the batch's own statistics; call trainMode(), and "
                 "leave use_running and frozen_statistics off: by running statistics parts need no more than calls"
             )
+        if module.groups > 1:
+            raise ModuleStateError(
+                f"{module}: accumulate() is for the statistics of a whole batch; set bn.groups = 1 for it"
+            )
         module._tensors()
         begin(module, self)
         self._epsilon, self._axis, self._state = module.epsilon, module.axis, "is open"
@@ -225,7 +229,7 @@ class Accumulation:
         module, parts = self._module, len(self._shapes)
         if _modes_of(module) != self._modes:
             raise ModuleStateError(
-                f"{module}: the mode, a switch, the type or the activation was changed while accumulate() was open; "
+                f"{module}: mode, switches, type, groups or activation were changed while accumulate() was open; "
                 "nothing else was"
             )
         if not parts:
@@ -291,7 +295,7 @@ class Accumulation:
 
 def _modes_of(module: BatchNormND) -> tuple[Any, ...]:
     """What a batch has to begin and to end with."""
-    return module.train, module.use_running, module.update_running, module.calctype, module.activation
+    return module.train, module.use_running, module.update_running, module.calctype, module.activation, module.groups
 
 
 def _parts(number: int) -> str:

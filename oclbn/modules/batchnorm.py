@@ -59,6 +59,7 @@ class BatchNormMaps(BatchNormND):
         running: bool = True,
         cumulative: bool = False,
         estimator: str = "sample",
+        groups: int = 1,
     ) -> None:
         super().__init__(
             self._nd,
@@ -83,6 +84,7 @@ class BatchNormMaps(BatchNormND):
             running=running,
             cumulative=cumulative,
             estimator=estimator,
+            groups=groups,
         )
         del self.blueprint["nd"]
 
@@ -164,6 +166,7 @@ class BatchNorm(BatchNormND):
         running: bool = True,
         cumulative: bool = False,
         estimator: str = "sample",
+        groups: int = 1,
     ) -> None:
         super().__init__(
             2,
@@ -188,6 +191,7 @@ class BatchNorm(BatchNormND):
             running=running,
             cumulative=cumulative,
             estimator=estimator,
+            groups=groups,
         )
         self.size = self.maps
         del self.blueprint["nd"], self.blueprint["maps"]

@@ -5,6 +5,7 @@ The computing, and the source of its formulas, is in oclbn.functional; what ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ from oclbn.modules.accumulating import Accumulation
 from oclbn.modules.averaging import settled_count
 from oclbn.modules.folding import coefficients, fold_into
 from oclbn.modules.module import Module
-from oclbn.modules.options import Activated, Fixed, Flag, Number, flag
+from oclbn.modules.options import Activated, Fixed, Flag, Number, Whole, flag
 from oclbn.modules.parameters import Shapes, whole
 from oclbn.modules.recalibrating import Recalibration
 from oclbn.modules.running import RunningStatistics
@@ -61,7 +62,7 @@ class BatchNormND(RunningStatistics):
 
     _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad", "residualgrad", "_behind", "_used")
     scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
-    epsilon, guard, activation = Number(0.0), Flag(), Activated()
+    epsilon, guard, activation, groups = Number(0.0), Flag(), Activated(), Whole(1)
     maps, axis = Fixed[int](), Fixed[int]()
     affine = Fixed[bool]("make another module, or leave gradients out with backward(grad, updParamGrads=False)")
     _maps_argument: ClassVar[str] = "maps"
@@ -92,6 +93,7 @@ class BatchNormND(RunningStatistics):
         running: bool = True,
         cumulative: bool = False,
         estimator: str = "sample",
+        groups: int = 1,
     ) -> None:
         """Options up to `inplace` are PuzzleLib's, those behind it ours; how they are called elsewhere: oclbn.names.
 
@@ -132,6 +134,10 @@ class BatchNormND(RunningStatistics):
         functional.batch_norm_train takes, as "relu" and ("leaky_relu", 0.2); `backward` then takes the gradient with
         respect to what it gives.
 
+        groups: where a call normalises with the batch's own statistics, so many batches are made of its samples, as
+        functional.batch_norm_train has it; the running statistics are moved by one after the other, and each counts in
+        numOfProps. A call has as many samples at least.
+
         Attributes of the options' names may be set later, and are checked as here; affine, axis, maps, running and
         queue stay (ModuleStateError), and calcMode changes the type.
 
@@ -171,6 +177,9 @@ class BatchNormND(RunningStatistics):
         self.residualgrad: Array | None = None
         self._behind: dict[str, Any] | None = None  # what backward is told of what the last call has fused
         self.activation = activation
+        self.groups = groups
+        if self.groups > 1 and self.axis == 0:
+            raise ModuleParameterError(f"{self}: groups is {self.groups}, of samples, and axis is 0, where they lie")
         self._used: tuple[Array, Array] | None = None  # the running statistics of the last call, where it moved them
         draw = self._generator(seed)
         if 0.0 < self.initFactor < self.minFactor:
@@ -192,6 +201,7 @@ class BatchNormND(RunningStatistics):
         named += [f"axis={self.axis}"] if self.axis != 1 else []
         named += [f"activation={self.activation!r}"] if self.activation is not None else []
         named += [] if self.guard else ["guard=False"]
+        named += [f"groups={self.groups}"] if self.groups > 1 else []
         named += [f"{name}={value!r}" for name, value in self._running_options().items()]
         own = [f"dtype={np.dtype(self.calctype)}", f"device={self.queue.device.name.strip()!r}"]
         return f"{type(self).__name__}({', '.join([*map(str, sizes), *told, *named, *own])})"
@@ -388,14 +398,40 @@ class BatchNormND(RunningStatistics):
             raise ModuleShapeError(
                 f"{self}: data has shape {data.shape}: one value per channel has no variance; {needs}"
             )
+        groups = 1 if options is None else self._groups_of(data.shape, by_running)
         if by_running:
             y, self._used = self._infer(data, options if data.size else None, fused)
             self.savemean = self.saveinvvar = None
         else:
+            if groups > 1:
+                fused = {**fused, "groups": groups}
             y, self.savemean, self.saveinvvar = functional.batch_norm_train(data, **(options or {}), **fused)
         if data.size and moves:
-            self._batches += 1
+            self._batches += groups
         return y
+
+    def _batches_of(self, shape: tuple[int, ...]) -> int:
+        """How many batches data of this shape are to be."""
+        del shape
+        return self.groups
+
+    def _groups_of(self, shape: tuple[int, ...], by_running: bool) -> int:
+        """The batches that a call on data of this shape makes of it; refused where one would have too little."""
+        groups, samples = self._batches_of(shape), shape[0]
+        if groups == 1:
+            return 1
+        if by_running:
+            raise ModuleStateError(
+                f"{self}: use_running and update_running are both True, which moves the running statistics by whole "
+                "batches; groups=1 is wanted"
+            )
+        values = math.prod(shape) // self.maps
+        if values and (samples < groups or samples // groups * (values // samples) == 1):
+            raise ModuleShapeError(
+                f"{self}: data has shape {shape}: {groups} groups of samples are wanted, with two values per channel "
+                "in each of them"
+            )
+        return groups
 
     def _infer(
         self, data: Array, moving: Mapping[str, Any] | None, fused: Mapping[str, Any]
@@ -442,6 +478,8 @@ class BatchNormND(RunningStatistics):
         options: dict[str, Any] = {"axis": self.axis, **self._behind_options()}
         if self.savemean is not None and self.saveinvvar is not None:
             statistics = self.savemean, self.saveinvvar
+            if (groups := self.savemean.size // self.maps) > 1:
+                options["groups"] = groups
         elif self.inplace:
             raise ModuleStateError(f"{self}: backward after an evaluation in place, which wrote over its input")
         else:

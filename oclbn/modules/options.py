@@ -16,7 +16,7 @@ from oclbn.call import fusing, values
 from oclbn.elements import numbers_of, range_of
 from oclbn.errors import ModuleParameterError, ModuleStateError
 
-__all__ = ["Activated", "Choice", "Fixed", "Flag", "Name", "Number", "Option", "flag"]
+__all__ = ["Activated", "Choice", "Fixed", "Flag", "Name", "Number", "Option", "Whole", "flag"]
 
 _T = TypeVar("_T")
 
@@ -69,6 +69,16 @@ class Number(Option[float]):
         label, largest = f"{module}: {self._name}", range_of(numbers_of(np.dtype(vars(module)["calctype"]))).max
         high = largest if (values.real(value) or 0.0) > largest else self._high
         return values.number(label, value, self._low, min(high, self._high), error=ModuleParameterError)
+
+
+class Whole(Option[int]):
+    """A whole number from `low` on."""
+
+    def __init__(self, low: int) -> None:
+        self._low = low
+
+    def _checked(self, module: object, value: Any) -> int:
+        return values.whole(f"{module}: {self._name}", value, self._low, error=ModuleParameterError)
 
 
 class Choice(Option[str]):

@@ -348,7 +348,7 @@ def test_another_mode_at_the_end(queue: cl.CommandQueue) -> None:
         step.__enter__()
         parts.go(step, "ssnnggdd")
         change()
-        with pytest.raises(ModuleStateError, match=r"the mode, a switch, the type or the activation was changed"):
+        with pytest.raises(ModuleStateError, match=r"mode, switches, type, groups or activation were changed"):
             step.__exit__(None, None, None)
         assert (bn.numOfProps, bn.mean.get().tobytes()) == (0, mean)  # type: ignore[union-attr]
         assert not any(var.grad.get().any() for var in bn.vars.values())
