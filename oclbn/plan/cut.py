@@ -36,7 +36,7 @@ def assemble(
     stream = shape.lanes == 1 and tuning.stream
     geometry = _cut(problem, tuning, shape, slices, operation.arrays_read, beyond)
     chained = kernels == (operation.resident,) and stream and _may_chain(operation, problem, tuning, shape)
-    if chained and beyond:
+    if chained and beyond and not problem.longer:  # what is written beside a sum has as many rows
         geometry = replace(geometry, chain=_chain(device, tuning, shape))
     defines: dict[str, int] = {
         "COLUMNS": int(problem.columns),

@@ -132,7 +132,7 @@ def miniature(operation: Operation, problem: Problem, planned: Plan) -> tuple[Pr
     launches = tuple(
         replace(launch, groups=groups_of(launch.kernel, blocks, geometry, batches)) for launch in planned.launches
     )
-    outer = (below - 1) * rows + last - (batches - 1)  # the longest batch has that many
+    outer = (below - 1) * rows + last - (batches > 1 and not paths.chain)  # the longest batch has that many
     small = Problem(
         outer,
         channels,
@@ -144,7 +144,7 @@ def miniature(operation: Operation, problem: Problem, planned: Plan) -> tuple[Pr
         fusion=problem.fusion,
     )
     if batches > 1:
-        small = replace(small, batches=batches, longer=1, sample_rows=1)
+        small = replace(small, batches=batches, longer=int(not paths.chain), sample_rows=1)
     return small, handing_on(replace(planned, geometry=geometry, launches=launches), operation, small)
 
 

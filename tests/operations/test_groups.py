@@ -10,7 +10,7 @@ import pyopencl as cl
 import pytest
 from calls import all_bits, put
 from covering import crossed
-from forms import WALKS, forced, shrink
+from forms import CHAINED, WALKS, forced, shrink
 
 from oclbn import functional, gpuarray
 from oclbn.activations import Activation
@@ -229,3 +229,16 @@ def test_explain_and_prepare_know_groups(queue: cl.CommandQueue) -> None:
         prepare([(4, 3, 5)], groups=5, queue=queue)
     with pytest.raises(ParameterError, match="groups is 2 and axis is 0; samples are on axis 0"):
         prepare([(4, 3, 5)], groups=2, axis=0, queue=queue)
+
+
+@pytest.mark.parametrize(("shape", "form"), CHAINED)
+def test_groups_in_chains(
+    queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], form: dict[str, Any]
+) -> None:
+    """A group's rows are written beside the sums of the next one's, where both have as many."""
+    shrink(queue, monkeypatch)
+    for groups in (min(4, shape[0] - 1), shape[0]):
+        host = replace(make(shape, 1, np.float32, Offset(30.0)), groups=groups)
+        with forced(queue, variant="resident", lanes=1, chains=1, **form):
+            for operation in ("train", "backward"):
+                check(queue, operation, host)
