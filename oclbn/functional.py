@@ -47,7 +47,16 @@ from oclbn.call import arguments, fusing, overlap, packed, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
 from oclbn.call.copying import copying
-from oclbn.call.making import check, divisor, gathering_numbers, gradients_of, make, taken_off, training_numbers
+from oclbn.call.making import (
+    check,
+    divisor,
+    gathering_numbers,
+    gradients_of,
+    make,
+    taken_off,
+    training_numbers,
+    wants_two,
+)
 from oclbn.call.operating import CALLS, operation
 from oclbn.call.order import recording
 from oclbn.call.prepared import (
@@ -174,8 +183,7 @@ def batch_norm_train(
     numbers = training_numbers(x, epsilon, factor, init_factor, guard) | divisor(count, estimator) | fused.numbers
     operation = "train" if groups == 1 else "train_batches"
     fusion = check(operation, x, axis, given, out, order, fusion=fused.fusion)
-    if count == 1 and x.size:
-        raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
+    wants_two(x, count)
     if groups > 1:
         numbers["taken"] = taken_off(estimator)
         if x.size and count // x.shape[0] * (x.shape[0] // groups) == 1:

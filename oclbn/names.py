@@ -61,6 +61,7 @@ OPTIONS = (
         "",
         "Of the running variance: PyTorch's is the sample's, Keras's the population's.",
     ),
+    Name("renorm", "", "renorm renorm_clipping", "", "Batch renormalization, (r_max, d_max); Keras 2 has `renorm`."),
     Name("groups", note="Ghost batches: so many are made of the samples of each batch."),
     Name("affine", "affine", "center scale", "affine", "Scale and bias are trained both, or neither."),
     Name(

@@ -14,7 +14,7 @@ Shapes, dtypes, orders, events and errors are those of oclbn.functional, where t
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -69,6 +69,7 @@ class GradientSums:
 
 _MERGES: dict[type, str] = {Statistics: "merge", GradientSums: "merge_sums"}  # the kernel, whose file is called so too
 Parts = TypeVar("Parts", Statistics, GradientSums)
+_R = TypeVar("_R")
 
 
 @operation
@@ -190,9 +191,22 @@ def normalize(
     numbers = training_numbers(x, epsilon, factor, init_factor, guard) | divisor(count, estimator) | fused.numbers
     numbers["count"] = count
     fusion = check("normalize", x, axis, given, out, order, fusion=fused.fusion)
-    given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
     options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion}
-    return make("normalize", x, axis, given, numbers, returns=lambda y, *saved: y, **options)
+    return part_output(x, axis, given, statistics, numbers, returns=lambda y, *saved: y, **options)
+
+
+def part_output(
+    x: Array,
+    axis: int,
+    given: Mapping[str, Array | None],
+    statistics: Statistics,
+    numbers: Mapping[str, Any],
+    returns: Callable[..., _R],
+    **options: Any,
+) -> Call[_R]:
+    """What `normalize` does with arguments that are checked; returns: of the output and what is saved."""
+    sets = {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()}
+    return make("normalize", x, axis, {**given, **sets, "counts": None}, numbers, returns=returns, **options)
 
 
 @operation
@@ -239,8 +253,7 @@ def move_running(
     if not count:
         return Empty(None)
     _of_a_batch(one, 1, statistics)
-    given |= {f"set_{name}": array for name, array in _arrays(statistics, Statistics, "").items()} | {"counts": None}
-    return make("normalize", one, 1, given, numbers, returns=lambda *made: None)
+    return part_output(one, 1, given, statistics, numbers, returns=lambda *made: None)
 
 
 @operation

@@ -14,7 +14,7 @@ from oclbn.call.prepared import prepared_for
 from oclbn.call.request import Request
 from oclbn.call.results import fresh_result, model_of, per_channel_results, queue_of, result_like
 from oclbn.elements import numbers_of
-from oclbn.errors import ParameterError
+from oclbn.errors import ParameterError, ShapeError
 from oclbn.plan.operations import Operation, operation_of
 from oclbn.plan.words import ALONE, Fusion
 
@@ -23,6 +23,7 @@ _IN_PLACE = (
     "the guide shows it (Functions, Results in place)"
 )
 ESTIMATORS = {"sample": 1, "population": 0}  # of a variance: what is taken off the number of values
+_FAR = 1e30
 Arrays = Mapping[str, Array | None]
 
 
@@ -49,6 +50,22 @@ def training_numbers(x: Array, epsilon: Any, factor: Any, init_factor: Any, guar
         "init_factor": values.number("init_factor", init_factor, 0.0, 1.0),
         "guard": int(bool(guard)),
     }
+
+
+def renorm_limits(
+    r_max: Any, d_max: Any, *, error: type[ParameterError] = ParameterError, label: str = ""
+) -> dict[str, float]:
+    """How far the corrections of batch renormalization may go; ParameterError names what is no such number."""
+    return {
+        "r_max": values.number(f"{label}r_max", r_max, 1.0, _FAR, error=error),
+        "d_max": values.number(f"{label}d_max", d_max, 0.0, _FAR, error=error),
+    }
+
+
+def wants_two(x: Array, count: int) -> None:
+    """ShapeError where training is to find a variance of one value per channel."""
+    if count == 1 and x.size:
+        raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
 
 
 def taken_off(estimator: Any) -> int:

@@ -87,10 +87,11 @@ class Accumulation:
                 f"{module}: accumulate() is for training with the batch's own statistics; call trainMode(), and "
                 "leave use_running and frozen_statistics off: by running statistics parts need no more than calls"
             )
-        if module.groups > 1:
-            raise ModuleStateError(
-                f"{module}: accumulate() is for the statistics of a whole batch; set bn.groups = 1 for it"
-            )
+        for name, usual in (("groups", 1), ("renorm", None)):
+            if getattr(module, name) != usual:
+                raise ModuleStateError(
+                    f"{module}: accumulate() is for the statistics of a whole batch; set bn.{name} = {usual} for it"
+                )
         module._tensors()
         begin(module, self)
         self._epsilon, self._axis, self._state = module.epsilon, module.axis, "is open"
@@ -295,7 +296,8 @@ class Accumulation:
 
 def _modes_of(module: BatchNormND) -> tuple[Any, ...]:
     """What a batch has to begin and to end with."""
-    return module.train, module.use_running, module.update_running, module.calctype, module.activation, module.groups
+    switches = module.train, module.use_running, module.update_running
+    return *switches, module.calctype, module.activation, module.groups, module.renorm
 
 
 def _parts(number: int) -> str:

@@ -60,6 +60,7 @@ class BatchNormMaps(BatchNormND):
         cumulative: bool = False,
         estimator: str = "sample",
         groups: int = 1,
+        renorm: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(
             self._nd,
@@ -85,6 +86,7 @@ class BatchNormMaps(BatchNormND):
             cumulative=cumulative,
             estimator=estimator,
             groups=groups,
+            renorm=renorm,
         )
         del self.blueprint["nd"]
 
@@ -167,6 +169,7 @@ class BatchNorm(BatchNormND):
         cumulative: bool = False,
         estimator: str = "sample",
         groups: int = 1,
+        renorm: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(
             2,
@@ -192,6 +195,7 @@ class BatchNorm(BatchNormND):
             cumulative=cumulative,
             estimator=estimator,
             groups=groups,
+            renorm=renorm,
         )
         self.size = self.maps
         del self.blueprint["nd"], self.blueprint["maps"]

@@ -13,7 +13,7 @@ import numpy as np
 import pyopencl as cl
 from numpy.typing import DTypeLike, NDArray
 
-from oclbn import functional, gpuarray
+from oclbn import functional, gpuarray, renorm
 from oclbn.call import fusing
 from oclbn.device import driver_errors
 from oclbn.errors import (
@@ -60,7 +60,8 @@ class BatchNormND(RunningStatistics):
     array([1., 1., 1.], dtype=float32)
     """
 
-    _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad", "residualgrad", "_behind", "_used")
+    _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad", "residualgrad", "corrections")
+    _passing = (*_passing, "_behind", "_used")
     scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
     epsilon, guard, activation, groups = Number(0.0), Flag(), Activated(), Whole(1)
     maps, axis = Fixed[int](), Fixed[int]()
@@ -94,6 +95,7 @@ class BatchNormND(RunningStatistics):
         cumulative: bool = False,
         estimator: str = "sample",
         groups: int = 1,
+        renorm: tuple[float, float] | None = None,
     ) -> None:
         """Options up to `inplace` are PuzzleLib's, those behind it ours; how they are called elsewhere: oclbn.names.
 
@@ -138,6 +140,10 @@ class BatchNormND(RunningStatistics):
         functional.batch_norm_train has it; the running statistics are moved by one after the other, and each counts in
         numOfProps. A call has as many samples at least.
 
+        renorm: (r_max, d_max): in training a batch is normalised as renorm.batch_renorm_train has it, with its own
+        statistics corrected towards the running ones, so far at most; None: batch normalization. Set it from step to
+        step, from (1.0, 0.0), which is batch normalization, to (3.0, 5.0), as the paper does.
+
         Attributes of the options' names may be set later, and are checked as here; affine, axis, maps, running and
         queue stay (ModuleStateError), and calcMode changes the type.
 
@@ -177,9 +183,10 @@ class BatchNormND(RunningStatistics):
         self.residualgrad: Array | None = None
         self._behind: dict[str, Any] | None = None  # what backward is told of what the last call has fused
         self.activation = activation
-        self.groups = groups
+        self.groups, self.renorm = groups, renorm
         if self.groups > 1 and self.axis == 0:
             raise ModuleParameterError(f"{self}: groups is {self.groups}, of samples, and axis is 0, where they lie")
+        self.corrections: tuple[Array, Array] | None = None  # r and d of the last call
         self._used: tuple[Array, Array] | None = None  # the running statistics of the last call, where it moved them
         draw = self._generator(seed)
         if 0.0 < self.initFactor < self.minFactor:
@@ -202,6 +209,7 @@ class BatchNormND(RunningStatistics):
         named += [f"activation={self.activation!r}"] if self.activation is not None else []
         named += [] if self.guard else ["guard=False"]
         named += [f"groups={self.groups}"] if self.groups > 1 else []
+        named += [f"renorm={self.renorm}"] if self.renorm is not None else []
         named += [f"{name}={value!r}" for name, value in self._running_options().items()]
         own = [f"dtype={np.dtype(self.calctype)}", f"device={self.queue.device.name.strip()!r}"]
         return f"{type(self).__name__}({', '.join([*map(str, sizes), *told, *named, *own])})"
@@ -399,15 +407,31 @@ class BatchNormND(RunningStatistics):
                 f"{self}: data has shape {data.shape}: one value per channel has no variance; {needs}"
             )
         groups = 1 if options is None else self._groups_of(data.shape, by_running)
+        self.corrections = None
         if by_running:
             y, self._used = self._infer(data, options if data.size else None, fused)
             self.savemean = self.saveinvvar = None
+        elif self.renorm is not None and self.train:
+            y = self._renormed(data, options or {}, fused, groups)
         else:
             if groups > 1:
                 fused = {**fused, "groups": groups}
             y, self.savemean, self.saveinvvar = functional.batch_norm_train(data, **(options or {}), **fused)
         if data.size and moves:
             self._batches += groups
+        return y
+
+    def _renormed(self, data: Array, options: Mapping[str, Any], fused: Mapping[str, Any], groups: int) -> Array:
+        """The output by the batch's own statistics, corrected towards the running ones."""
+        if groups > 1:
+            raise ModuleStateError(f"{self}: groups and renorm are both set; groups=1 or renorm=None is wanted")
+        assert self.renorm is not None
+        limits: dict[str, Any] = dict(zip(("r_max", "d_max"), self.renorm, strict=True))
+        if not self._moves_running():  # they count all the same
+            _, _, mean, var = self._tensors()
+            options = {**options, "running_mean": mean, "running_var": var, "factor": 0.0, "init_factor": 0.0}
+        y, self.savemean, self.saveinvvar, *corrections = renorm.batch_renorm_train(data, **options, **fused, **limits)
+        self.corrections = (corrections[0], corrections[1])
         return y
 
     def _batches_of(self, shape: tuple[int, ...]) -> int:
@@ -488,7 +512,11 @@ class BatchNormND(RunningStatistics):
         if self.affine and into:
             options |= {"scale_grad": into["scale"], "bias_grad": into["bias"]}
             options |= {"grad_scale": scale, "grad_momentum": momentum}
-        dx, scalegrad, biasgrad, *others = functional.batch_norm_backward(data, grad, weights, *statistics, **options)
+        if self.corrections is None:
+            made = functional.batch_norm_backward(data, grad, weights, *statistics, **options)
+        else:
+            made = renorm.batch_renorm_backward(data, grad, weights, *statistics, *self.corrections, **options)
+        dx, scalegrad, biasgrad, *others = made
         self.residualgrad = others[0] if others else None
         self.scalegrad, self.biasgrad = (scalegrad, biasgrad) if self.affine else (None, None)
         return dx

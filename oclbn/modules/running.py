@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from oclbn.call.making import ESTIMATORS
+from oclbn.call import values
+from oclbn.call.making import ESTIMATORS, renorm_limits
 from oclbn.errors import ModuleParameterError, ModuleStateError
 from oclbn.modules.module import Module
 from oclbn.modules.options import Choice, Fixed, Flag, Number, Option, flag
@@ -30,6 +31,23 @@ class Switch(Option[bool | None]):
         if on:
             wants_running(module, self._name)
         return on
+
+
+class Renorm(Option[tuple[float, float] | None]):
+    """Limits of batch renormalization's corrections, (r_max, d_max), or None."""
+
+    def _checked(self, module: Any, value: Any) -> tuple[float, float] | None:
+        if value is None:
+            return None
+        try:
+            r_max, d_max = value
+        except (TypeError, ValueError):
+            raise ModuleParameterError(
+                f"{module}: {self._name} is {values.shown(value)}; None or (r_max, d_max) is wanted, as (3.0, 5.0)"
+            ) from None
+        wants_running(module, self._name, shown=f"{value}", wanted="None")
+        found = renorm_limits(r_max, d_max, error=ModuleParameterError, label=f"{module}: {self._name}'s ")
+        return found["r_max"], found["d_max"]
 
 
 class FrozenStatistics(Option[bool]):
@@ -62,11 +80,11 @@ class Cumulative(Option[bool]):
             )
 
 
-def wants_running(module: Any, name: str) -> None:
+def wants_running(module: Any, name: str, *, shown: str = "True", wanted: str = "False") -> None:
     """ModuleParameterError where an option stands for running statistics and there are none."""
     if not module.running:
         raise ModuleParameterError(
-            f"{module}: {name} is True; False is wanted, as the module has no running statistics (running=False)"
+            f"{module}: {name} is {shown}; {wanted} is wanted, as the module has no running statistics (running=False)"
         )
 
 
@@ -81,6 +99,7 @@ class RunningStatistics(Module):
     use_running, update_running = Switch(), Switch()
     frozen_statistics, cumulative = FrozenStatistics(), Cumulative()
     estimator = Choice(tuple(ESTIMATORS))
+    renorm = Renorm()
 
     def _set_running(self, running: Any, use: Any, update: Any, frozen: Any, cumulative: Any, estimator: Any) -> None:
         """Set the options as the constructor was given them; initFactor and minFactor are set before."""

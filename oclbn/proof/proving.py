@@ -297,12 +297,56 @@ def _prove_invstd(launch: Launch, context: cl.Context, device: cl.Device) -> Ver
     return _judged({"save_invstd": (wanted, ELEMENT * float(np.finfo(dtype).eps) * wanted)}, memory)
 
 
+def _prove_renorm(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    """Of channels within the limits and beyond both ends of each."""
+    dtype = _dtype(launch)
+    eps = float(np.finfo(dtype).eps)
+    host = make((1, _ONE_BY_ONE), 1, dtype)
+    m2 = (host.running_var[::-1] * _COUNTED).astype(dtype)
+    nothing = np.full_like(m2, np.nan)
+    arrays = {"mean": host.bias, "m2": m2, "m2_rest": np.zeros_like(m2), "scale": host.scale, "bias": host.dy[0]}
+    arrays |= {"running_mean": host.running_mean, "running_var": host.running_var}
+    arrays |= dict.fromkeys(("r", "d", "scale_r", "bias_d"), nothing)
+    numbers = {"channels": _ONE_BY_ONE, "count": _COUNTED, "epsilon": EPSILON, "r_max": 1.5, "d_max": 0.75}
+    memory = _ran([replace(launch, groups=_FEW_GROUPS)], arrays, numbers, context, device)
+    var, running = m2.astype(np.float64) / _COUNTED + EPSILON, host.running_var.astype(np.float64) + EPSILON
+    scale, bias, far = (array.astype(np.float64) for array in (host.scale, host.dy[0], host.bias))
+    r = np.clip(np.sqrt(var / running), 1.0 / numbers["r_max"], numbers["r_max"])
+    shift = (far - host.running_mean) / np.sqrt(running)
+    d = np.clip(shift, -numbers["d_max"], numbers["d_max"])
+    room = ELEMENT * eps * (np.abs(d) + (np.abs(far) + np.abs(host.running_mean)) / np.sqrt(running))
+    return _judged(
+        {
+            "r": (r, ELEMENT * eps * r),
+            "d": (d, room),
+            "scale_r": (scale * r, ELEMENT * eps * np.abs(scale * r)),
+            "bias_d": (bias + scale * d, np.abs(scale) * room + ELEMENT * eps * (np.abs(scale * d) + np.abs(bias))),
+        },
+        memory,
+    )
+
+
+def _prove_renorm_gradient(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    dtype = _dtype(launch)
+    host = make((1, _ONE_BY_ONE), 1, dtype)
+    arrays = {"r": host.running_var, "d": host.running_mean, "dscale": host.scale, "dbias": host.bias}
+    arrays["scale_grad"] = host.dy[0]
+    numbers = {**_GATHER, "channels": _ONE_BY_ONE}
+    memory = _ran([replace(launch, groups=_FEW_GROUPS)], arrays, numbers, context, device)
+    r, d, scale, bias = (arrays[name].astype(np.float64) for name in ("r", "d", "dscale", "dbias"))
+    wanted, size = r * scale + d * bias, np.abs(r * scale) + np.abs(d * bias)
+    room = ELEMENT * float(np.finfo(dtype).eps) * size
+    return _judged({"dscale": (wanted, room), "scale_grad": _gathered(wanted, room, host.dy[0])}, memory)
+
+
 _ALONE = {
     "accumulate": _prove_accumulate,
     "invstd": _prove_invstd,
     "merge": _prove_merge,
     "merge_sums": _prove_merge_sums,
     "pack": _prove_pack,
+    "renorm": _prove_renorm,
+    "renorm_gradient": _prove_renorm_gradient,
 }
 
 

@@ -58,7 +58,7 @@ class SyncBatchNorm:
                 )
             if parameters not in ("whole", "own"):
                 raise ModuleParameterError(f"parameters is {parameters!r}; 'whole' or 'own' is wanted")
-            self._refuse_groups(module)
+            self._refuse(module)
         self.group, self.parameters = group, parameters
         self._layer = group.next_layer() if module.name is None else module.name
         state = self._from_rank_0(module)
@@ -109,7 +109,7 @@ class SyncBatchNorm:
         with group.working(), group.telling():
             if self.module._by_running():
                 return self._by_running(shards, residuals)
-            self._refuse_groups(self.module)
+            self._refuse(self.module)
             listed, alone = self._listed("data", shards)
             behind = self._fused(listed, residuals)
             options = [one._training() for one in self.modules]
@@ -137,12 +137,14 @@ class SyncBatchNorm:
         return pending.then(finish)
 
     @staticmethod
-    def _refuse_groups(module: BatchNormND) -> None:
+    def _refuse(module: BatchNormND) -> None:
         if module._batches_of((2,) + (1,) * (module._data_rank() - 1)) > 1:
             raise ModuleParameterError(
                 f"{module}: its samples are batches of their own, which need no exchange: call the module itself on "
                 "each device"
             )
+        if module.renorm is not None:
+            raise ModuleParameterError(f"{module}: renorm is for one device; None is wanted over a group")
 
     def _fused(self, shards: Sequence[Array], residuals: Any) -> list[dict[str, Any]]:
         """Of each module, what is done besides: see BatchNormND."""

@@ -1,0 +1,26 @@
+// dscale of batch renormalization, channel by channel, from that of batch normalization with scale r, whose y lacks d:
+//
+//     dscale = r dscale + d dbias
+//
+// in place, and gathered in scale_grad. r and d are constants of the gradient.
+//
+// grid: (LANES * any number of groups), which share the channels.
+
+#include "numbers/gather.clh"
+#include "numbers/io.clh"
+
+__kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void renorm_gradient(
+    const __global ACC *ARRAY_ARGUMENTS(r),                         // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(d),                         // [channels]
+    __global ACC *ARRAY_ARGUMENTS(dscale),                          // [channels]
+    const __global ACC *ARRAY_ARGUMENTS(dbias),                     // [channels]
+    __global ACC *ARRAY_ARGUMENTS(scale_grad),                      // [channels], or null: not wanted
+    const long channels, const ACC grad_scale, const ACC grad_momentum)
+{
+    for (long c = get_global_id(0); c < channels; c += get_global_size(0)) {
+        const ACC sum = fma(r[r_start + c], dscale[dscale_start + c], d[d_start + c] * dbias[dbias_start + c]);
+        dscale[dscale_start + c] = sum;
+        if (scale_grad)
+            scale_grad[scale_grad_start + c] = GATHERED(sum, grad_scale, scale_grad[scale_grad_start + c], grad_momentum);
+    }
+}
