@@ -213,14 +213,16 @@ def dissect(
     choices: Mapping[str, Any],
     most: Callable[[Launch], int],
     fusion: Fusion = ALONE,
+    groups: int = 1,
 ) -> tuple[Plan, dict[str, Any]]:
     """How a call on a tensor like `host` would run on some device: its plan, and all numbers that its kernels get.
 
     most: how many work-items a group of a launch's kernel may have. Arrays start their buffers; options have their
     defaults; constants are given as a variance.
     """
+    operation = operation if groups == 1 else f"{operation}_batches"
     tensors = dict.fromkeys(operation_of(operation, fusion).tensors, host)
-    request = Request.of(operation, host, axis, tensors, fusion=fusion)
+    request = Request.of(operation, host, axis, tensors, fusion=fusion, groups=groups)
     layout = request.layout()
     planned = fitting_plan(operation, request.problem(layout), facts, Tuning(**choices), most)
     return planned, {**planned.numbers, **request.constants(layout), **request.described.numbers}

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
-from oclbn.activations import PLAIN
+from oclbn.activations import NAMES, PLAIN
 from oclbn.elements import kind, named, narrow
 from oclbn.plan.groups import floor_power
-from oclbn.plan.operations import OPERATIONS
+from oclbn.plan.operations import BATCHES, OPERATIONS
 from oclbn.plan.variants import plan
 from oclbn.plan.words import Build, DeviceLimits, Problem, Tuning
 from oclbn.truth.cases import ORDINARY, Case, fused
@@ -84,6 +84,7 @@ class NumberCheck:
     variant: str = ""  # "": as planned
     activation: str = "none"
     residual: bool = False
+    groups: int = 1  # of samples, each a batch of its own
     kind: ClassVar[str] = "numbers"
 
     @property
@@ -93,7 +94,7 @@ class NumberCheck:
 
     def make(self) -> Data:
         """Its data."""
-        own, activation = self.case.make(self.operation), PLAIN[self.activation]
+        own, activation = replace(self.case.make(self.operation), groups=self.groups), PLAIN[self.activation]
         return fused(own, self.operation, self.axis, activation, residual=self.residual)
 
     @property
@@ -102,7 +103,8 @@ class NumberCheck:
         return (self.operation,)
 
     def __str__(self) -> str:
-        besides = ("" if self.activation == "none" else self.activation, "a residual" if self.residual else "")
+        besides = ["" if self.activation == "none" else self.activation, "a residual" if self.residual else ""]
+        besides.append(f"{self.groups} groups" if self.groups > 1 else "")
         return ", ".join(filter(None, (f"{self.operation} of {self.case}", self.data, self.variant, *besides)))
 
 
@@ -205,6 +207,11 @@ def _numbers(device: DeviceLimits, tuning: Tuning, *, quick: bool) -> Iterator[N
         for (shape, axis), (activation, residual) in itertools.product(hard[1:2] if quick else hard, _FUSED):
             if OPERATIONS[operation].fusable:
                 yield NumberCheck(operation, shape, axis, ORDINARY, activation=activation, residual=residual)
+        for activation in () if quick or not OPERATIONS[operation].resident else NAMES[1:]:
+            if OPERATIONS[operation].fusable and (activation, False) not in _FUSED:
+                yield NumberCheck(operation, *hard[0], ORDINARY, activation=activation)
+        for shape, axis in hard if f"{operation}_batches" in BATCHES else ():
+            yield NumberCheck(operation, shape, axis, FAR_MEAN, groups=2)
         for shape in () if quick else _LARGE:
             outer, channels, *inner = shape
             problem = Problem(outer, channels, math.prod(inner), 4, columns=False, adjacent=True)

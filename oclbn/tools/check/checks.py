@@ -55,7 +55,7 @@ def numbers(queue: cl.CommandQueue, check: NumberCheck) -> dict[str, Any]:
         *dict.fromkeys((*cases.TAKES[check.operation], *(("bias",) if host.activation.code else ()), *fused))
     )
     with using(**{"variant": check.variant} if check.variant else {}):
-        options: dict[str, Any] = {"activation": host.activation, "second": host.second}
+        options: dict[str, Any] = {"activation": host.activation, "second": host.second, "groups": host.groups}
         results = cases.run(functional, check.operation, given, axis=check.axis, out=arrays.out(), **options)
     arrays.see_nothing_spilt()
     found = {name: result.get() for name, result in results.items()}

@@ -123,7 +123,7 @@ def main():
         if wanted is not None:
             wanted, bound = unpack(wanted), unpack(bound)
             changed[start : start + wanted.size] = False
-        if changed.any() and name not in ("partial", "counts"):
+        if changed.any() and name not in ("partial", "counts", "batch_m2", "batch_sums"):
             wrong += int(changed.sum())
             print(name + ": written where nothing may be, element", int(np.argmax(changed)))
         if wanted is None:
@@ -171,7 +171,9 @@ def script(checked: Checked, check: BuildCheck | NumberCheck, fault: str) -> str
         asked = checked.choices | ({"variant": check.variant} if check.variant else {})
         aux = 2 if host.output is not None else int(host.residual is not None)
         fusion = Fusion(host.activation.code, aux, host.second and bool(host.activation.code))
-        planned, numbers = dissect(check.operation, host.x, check.axis, info.limits, asked, checked.room, fusion)
+        planned, numbers = dissect(
+            check.operation, host.x, check.axis, info.limits, asked, checked.room, fusion, host.groups
+        )
         numbers["slope"] = host.activation.slope
         wanted = expected(check.operation, host, check.axis)
         starts, buffers = _buffers(check.operation, host, check.axis, planned.memory)
