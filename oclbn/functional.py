@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from pyopencl.array import Array
 
 from oclbn import names
-from oclbn.call import arguments, fusing, masks, overlap, packed, values
+from oclbn.call import arguments, fusing, masks, overlap, packed, selected, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
 from oclbn.call.copying import copying
@@ -528,7 +528,13 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
 
 
 def _fused(
-    operation: str, activation: Any, residual: Array | None, y: Array | None, dresidual: bool | Array
+    operation: str,
+    activation: Any,
+    residual: Array | None,
+    y: Array | None,
+    dresidual: bool | Array,
+    *,
+    copied: bool,
 ) -> fusing.Fused:
     """What a call of this operation would do besides; ParameterError where it does nothing of the kind."""
     fusable = OPERATIONS[operation].fusable
@@ -536,7 +542,7 @@ def _fused(
         name = "activation" if activation is not None else "residual"
         raise ParameterError(f"{name} is given; {operation!r} takes none, so None is wanted")
     if "y" in fusable:
-        return fusing.behind(activation, y, residual, dresidual)
+        return fusing.behind(activation, y, residual, dresidual, copied=copied)
     if y is not None or dresidual is not False:
         raise ParameterError(f"{'y' if y is not None else 'dresidual'} is given; {operation!r} takes none")
     return fusing.before(activation, residual)
@@ -574,6 +580,8 @@ def explain(
     ddbias: Array | None = None,
     gdy: Array | None = None,
     groups: int = 1,
+    mask: Any = None,
+    lengths: Any = None,
 ) -> str:
     """How `operation` on x would run, in one line: a call of its own, or of those that a module makes.
 
@@ -584,7 +592,8 @@ def explain(
     a number per channel, activation, residual, y, dresidual, gdy and groups are those of the call; what is left out is
     taken to be without gaps, dy and ddx in the order that x is read in. With `why` come then the variants that come
     before it, each with the reason that it declines for these sizes on this device; then the kernels that are not used
-    because they did not prove right on it.
+    because they did not prove right on it. mask, lengths: those of the call; the kernels are told that run on what is
+    inside.
 
     >>> x = gpuarray.zeros((4, 3, 5, 7))
     >>> print(explain(x, operation="infer", why=True).partition("; fused declines: ")[2])
@@ -598,8 +607,11 @@ def explain(
         hint = names.hints(names.OPERATIONS, operation, OPERATIONS) if isinstance(operation, str) else ""
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted{hint}")
     arguments.order_of(order)
-    fused = _fused(operation, activation, residual, y, dresidual)
-    groups = arguments.groups_of(groups, x, axis)
+    selection = masks.chosen(x, axis, mask, lengths)
+    if selection is not None and OPERATIONS[operation].optional:
+        raise ParameterError(f"{'lengths is' if mask is None else 'mask is'} given; {operation!r} takes none")
+    fused = _fused(operation, activation, residual, y, dresidual, copied=selection is not None)
+    groups = masks.groups_of(groups, x, axis, selection)
     if groups > 1:
         if f"{operation}_batches" not in BATCHES:
             raise ParameterError(f"groups is {groups}; {operation!r} has none, so 1 is wanted")
@@ -628,8 +640,13 @@ def explain(
         arguments.like_result(described.second, given[described.second], x, out)
     if x.size == 0:
         return "nothing to do: x is empty"
+    moved = ""
+    if selection is not None:
+        if not selection.count:
+            return f"nothing to do but to write the result: none of {selection.inside.size} positions is inside"
+        moved, given, out, x, axis = selected.as_called(selection, described, x, axis, given, out)
     packing, asked = packed.as_walked(operation, x, axis, given, out, order, fused.fusion, groups)
     prepared = prepared_for(asked, queue_of(x))
     declined = (one.replace(": ", " declines: ", 1) for one in (prepared.plan.declined if why else ()))
     failed = (f"not used, as the driver fails it: {fault}" for fault in prepared.failures)
-    return in_words("; ".join(filter(None, [str(prepared.plan), str(packing or ""), *declined, *failed])))
+    return in_words("; ".join(filter(None, [str(prepared.plan), moved, str(packing or ""), *declined, *failed])))

@@ -77,6 +77,30 @@ def call(
     return Packed(results, named, before, main, after, undo)
 
 
+def as_called(
+    selection: Selection,
+    operation: Operation,
+    x: Array,
+    axis: int,
+    given: Mapping[str, Array],
+    out: Array | None,
+) -> tuple[str, dict[str, Array], Array | None, Array, int]:
+    """What a call moves, in words; and the other arrays, out, x and its axis that the call on what is inside is of.
+
+    Of these there are shapes and types alone.
+    """
+    shape = compact_shape(selection, x, axis)
+
+    def model(array: Array) -> Array:
+        return Array(x.queue, shape, array.dtype, data=b"")
+
+    taken = [name for name in operation.others if name in given]
+    own = dict(given) | {name: model(given[name]) for name in (*taken, operation.second) if name in given}
+    moved = f"{selection.count} of {selection.inside.size} positions put side by side before"
+    moved += " and back after" if operation.result else ""
+    return moved, own, model(x if out is None else out) if operation.result else None, model(x), AXIS
+
+
 def is_apart(x: Array, axis: int) -> bool:
     """Whether the positions inside lie side by side for each channel, or else the channels for each position."""
     shape = tuple(map(int, x.shape))

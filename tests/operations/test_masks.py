@@ -34,6 +34,7 @@ from oclbn.functional import (
     batch_norm_infer,
     batch_norm_train,
     bind,
+    explain,
     gradient,
     gradient_sums,
     merge,
@@ -507,6 +508,14 @@ def test_arrays_of_the_device_are_looked_at(queue: cl.CommandQueue) -> None:
 
 def test_what_takes_no_mask_says_so(queue: cl.CommandQueue) -> None:
     x = gpuarray.zeros((4, 3, 7), queue=queue)
+    mean, words = gpuarray.zeros(6, queue=queue), "groups is 2 and a mask or lengths are given, which are of one batch"
+    for do in (
+        lambda: batch_norm_train(x, lengths=LENGTHS, groups=2),
+        lambda: batch_norm_backward(x, x, None, mean, mean, lengths=LENGTHS, groups=2),
+        lambda: explain(x, lengths=LENGTHS, groups=2),
+    ):
+        with pytest.raises(ParameterError, match=words):
+            do()
     for call in (functional.moments, functional.batch_norm_double_backward, functional.prepare):
         with pytest.raises(TypeError, match=rf"{call.__name__}\(\) takes no 'mask'; there is none here\. Masks"):
             call(x, mask=np.ones((4, 7), bool))
@@ -634,3 +643,28 @@ def test_parts_with_masks_of_their_own(queue: cl.CommandQueue) -> None:
     assert last.tobytes() == spoiled(host.x, mask)[2:4].tobytes()
     with pytest.raises(ParameterError, match=r"statistics are of .* and x, a part of the batch, has 42"):
         normalize(put(queue, host.x), whole)
+
+
+# --- explained
+
+
+@pytest.mark.once("the words of a plan, which is tested on each runtime")
+def test_explained(queue: cl.CommandQueue) -> None:
+    """As the call on what is inside is, and what is moved beside it."""
+    host = make(SHAPE, 1)
+    x, dy = put(queue, host.x), lay(queue, host.dy, "mirrored")
+    alone = put(queue, inside(host.x))
+    for operation in ("train", "infer", "backward", "constant", "moments"):
+        other = {"dy": dy} if operation in ("backward", "constant") else {}
+        told = explain(x, operation=operation, mask=MASK, **other)
+        back = "" if operation == "moments" else " and back after"
+        moved = f"{COUNT} of {MASK.size} positions put side by side before{back}"
+        assert told == f"{explain(alone, operation=operation)}; {moved}"
+    scale = put(queue, np.repeat(host.scale, 2))[::2]
+    assert "after; packed before: scale (its elements do not lie side" in explain(x, scale=scale, mask=MASK)
+    told = explain(x, mask=MASK & False, operation="infer")
+    assert told == f"nothing to do but to write the result: none of {MASK.size} positions is inside"
+    with pytest.raises(ParameterError, match="mask is given; 'double_backward' takes none"):
+        explain(x, operation="double_backward", mask=MASK)
+    with pytest.raises(ShapeError, match="mask has shape"):
+        explain(x, mask=MASK[:1])
