@@ -186,6 +186,8 @@ def make(
             other = given.get(wanted.second)
             tensors.append(result_like(tensors[0], order) if other is None else other)
         return Empty(returns(*tensors, *made), made, wanted.empty, after)
+    if selection is not None:
+        check_type("x", x.dtype, queue_of(x))
     strides, fresh = None, out is None
     if wanted.result and out is None:
         itemsize = x.dtype.itemsize
@@ -212,7 +214,6 @@ def make(
         results = returns(*((out,) if wanted.result else ()), *second, *made)
 
         if selection is not None:
-            check_type("x", x.dtype, queue_of(x))
 
             def of_those(x: Array, given: Arrays, out: Array | None) -> Call[Any]:
                 own: dict[str, Any] = {"extra": extra, "places": made, "gather": gather}

@@ -74,11 +74,14 @@ class Selection:
         return Array(x.queue, (size,), np.int64, data=found)
 
 
+def said(mask: Any, lengths: Any, outside: Any = "zero") -> bool:
+    """Whether one of these arguments is not as it is by default."""
+    return not (mask is None is lengths and isinstance(outside, str) and outside == "zero")
+
+
 def chosen(x: Array, axis: int, mask: Any, lengths: Any, outside: Any = "zero") -> Selection | None:
     """What these arguments of a call select; None: they are as they are by default."""
-    if mask is None is lengths and outside == "zero":
-        return None
-    return selection_of(x, axis, mask, lengths, outside)
+    return selection_of(x, axis, mask, lengths, outside) if said(mask, lengths, outside) else None
 
 
 def behind(x: Array, axis: int, mask: Any, lengths: Any, outside: Any = "zero") -> Selection | None:

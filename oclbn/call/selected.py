@@ -24,6 +24,7 @@ from oclbn.call.masks import Selection
 from oclbn.call.packed import Packed
 from oclbn.call.prepared import prepare_single
 from oclbn.call.results import queue_of, temporary
+from oclbn.device import pages
 from oclbn.plan.operations import Operation
 from oclbn.plan.selected import rounded_up, tiles
 
@@ -117,7 +118,9 @@ def compact_shape(selection: Selection, x: Array, axis: int) -> tuple[int, ...]:
 def compact(selection: Selection, x: Array, axis: int, dtype: np.dtype[Any]) -> Array:
     """A temporary for what is inside of a tensor that is handled with x."""
     shape = compact_shape(selection, x, axis)
-    return temporary(x, shape, dtype) if math.prod(shape) else Array(x.queue, shape, dtype, data=b"")
+    made = temporary(x, shape, dtype) if math.prod(shape) else Array(x.queue, shape, dtype, data=b"")
+    pages.enlarge(made, often=False)  # it is walked by single elements: large pages pay from the first bytes on
+    return made
 
 
 def nothing_inside(selection: Selection, x: Array, axis: int, written: Sequence[Array]) -> list[Call[None]]:

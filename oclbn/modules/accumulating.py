@@ -10,6 +10,7 @@ import pyopencl as cl
 
 from oclbn import functional, gpuarray
 from oclbn.call.copying import copy_strided
+from oclbn.call.masks import said
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ModuleParameterError, ModuleShapeError, ModuleStateError, OclbnError
 from oclbn.functional import GradientSums, Statistics
@@ -119,8 +120,7 @@ class Accumulation:
         self._begin("statistics", x)
         if any(count for name, count in self._done.items() if name != "statistics"):
             self._out_of_turn("statistics", "normalize has begun, so that the batch is complete")
-        chosen = not (mask is None is lengths and outside == "zero")
-        selected = self._module._selected(x, mask, lengths, outside) if chosen else {}
+        selected = self._module._selected(x, mask, lengths, outside) if said(mask, lengths, outside) else {}
         own = functional.statistics(x, axis=self._axis, mask=selected.get("mask"))
         self._whole = own if self._whole is None else functional.merge(self._whole, own)
         self._shapes.append(x.shape)

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from oclbn import functional, gpuarray, renorm
 from oclbn.call import fusing
-from oclbn.call.masks import selection_of
+from oclbn.call.masks import said, selection_of
 from oclbn.device import driver_errors
 from oclbn.errors import (
     ArrayTypeError,
@@ -249,7 +249,7 @@ class BatchNormND(RunningStatistics):
         elsewhere. A batch with nothing inside moves nothing.
         """
         besides: dict[str, Any] = {} if residual is None else {"residual": residual}
-        if not (mask is None is lengths and outside == "zero"):
+        if said(mask, lengths, outside):
             besides["chosen"] = mask, lengths, outside
         return self._call(data, **besides)
 

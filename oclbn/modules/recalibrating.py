@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from oclbn import functional, gpuarray
 from oclbn.call.making import taken_off
-from oclbn.call.masks import Selection
+from oclbn.call.masks import Selection, said
 from oclbn.device import driver_errors
 from oclbn.errors import ModuleShapeError, ModuleStateError
 from oclbn.functional import Statistics
@@ -104,8 +104,9 @@ class Recalibration:
             if not self._open:
                 raise ModuleStateError(f"{self._module}: data are collected in the block of recalibrate() alone")
             self._module._check(data, "data")
-            chosen = mask is not None or lengths is not None
-            selection = self._module._selected(data, mask, lengths, "zero")["mask"] if chosen else None
+            selection = None
+            if said(mask, lengths):
+                selection = self._module._selected(data, mask, lengths, "zero")["mask"]
             self.keep(self.of_call(data, selection))
 
     def of_call(self, data: Array, selection: Selection | None) -> Statistics:

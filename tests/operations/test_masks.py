@@ -434,6 +434,11 @@ BAD: dict[str, tuple[dict[str, Any], type[OclbnError], str]] = {
     "neither": ({"outside": "x"}, ParameterError, "outside is 'x', and there is neither mask nor lengths"),
     "elsewhere": ({"lengths": LENGTHS, "outside": "nan"}, ParameterError, "outside is 'nan'; 'zero' or 'x' is wanted"),
     "a number outside": ({"lengths": LENGTHS, "outside": 0}, ParameterError, "outside is 0; 'zero' or 'x' is wanted"),
+    "an array outside": (
+        {"outside": np.zeros(3)},
+        ParameterError,
+        r"outside is a numpy\.ndarray of shape",
+    ),
     "one length": ({"lengths": 5}, ArrayTypeError, "lengths is 5; 4 integers are wanted, one for each sample of x"),
     "a text of lengths": ({"lengths": "7035"}, ArrayTypeError, "lengths is '7035'"),
     "lengths of floats": ({"lengths": [7.0, 0, 3, 5]}, DtypeError, "lengths is float64; 4 integers are wanted"),
