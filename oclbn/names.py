@@ -248,7 +248,7 @@ ARGUMENTS = (
         "mask",
         "lengths outside",
         "Masks and lengths are for training, inference and backward, the steps of a batch in parts, and a module's "
-        "call; not for second derivatives, nor over a group.",
+        "call; not for renormalization, groups=, second derivatives, nor over devices and ranks.",
     ),
 )
 

@@ -450,9 +450,9 @@ class BatchNormND(RunningStatistics):
         groups = 1 if options is None else self._groups_of(data.shape, by_running)
         renormed = not by_running and self.renorm is not None and self.train
         if inside is not None and (groups > 1 or renormed):
-            wanted = f"renorm=None is wanted, and not {self.renorm}" if renormed else f"groups=1 is wanted, not {groups}"
+            wanted = f"renorm=None, not {self.renorm}" if renormed else f"groups=1, not {groups}"
             raise ModuleParameterError(
-                f"{self}: a mask or lengths are given, which are of one batch by its own statistics; {wanted}"
+                f"{self}: a mask or lengths are given, which are of one batch and its statistics; wanted is {wanted}"
             )
         self.corrections = None
         if by_running:

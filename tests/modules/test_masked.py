@@ -155,7 +155,7 @@ BAD = [
 def test_groups_and_renormalization_take_no_mask(queue: cl.CommandQueue, options: dict[str, Any]) -> None:
     """By running statistics, in evaluation, there are neither."""
     bn = BatchNorm1D(3, queue=queue, seed=0, **options)
-    with pytest.raises(ModuleParameterError, match=r"a mask or lengths are given, .* (groups=1|renorm=None) is wanted"):
+    with pytest.raises(ModuleParameterError, match=r"a mask or lengths are .* wanted is (groups=1|renorm=None), not"):
         bn(put(queue, numbers(0)), lengths=LENGTHS)
     assert (bn.numOfProps, bn.data) == (0, None)
     bn.evalMode()
@@ -247,5 +247,5 @@ def test_images_and_channels_last(queue: cl.CommandQueue) -> None:
 def test_a_group_takes_no_mask(queue: cl.CommandQueue) -> None:
     bn = SyncBatchNorm(BatchNorm1D(3, queue=queue), DeviceGroup([queue]))
     for call in (bn, bn.start):
-        with pytest.raises(TypeError, match=r"takes no 'lengths'; there is none here\. Masks .* nor over a group"):
+        with pytest.raises(TypeError, match=r"takes no 'lengths'; there is none here\. Masks .* nor over devices"):
             call(gpuarray.ones(SHAPE, queue=queue), lengths=LENGTHS)
