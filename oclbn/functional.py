@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from pyopencl.array import Array
 
 from oclbn import names
-from oclbn.call import arguments, fusing, overlap, packed, values
+from oclbn.call import arguments, fusing, masks, overlap, packed, selected, values
 from oclbn.call.ahead import prepare
 from oclbn.call.calls import Call, Empty
 from oclbn.call.copying import copying
@@ -123,6 +123,9 @@ def batch_norm_train(
     residual: Array | None = None,
     estimator: str = "sample",
     groups: int = 1,
+    mask: Any = None,
+    lengths: Any = None,
+    outside: str = "zero",
 ) -> Call[tuple[Array, Array, Array]]:
     """Normalise a batch with its own statistics, and move the running ones.
 
@@ -156,6 +159,15 @@ def batch_norm_train(
     With N groups that is instance normalization. E. Hoffer et al., "Train longer, generalize better", 2017
     (arXiv:1705.08741), call them ghost batches.
 
+    mask, lengths: which positions count, a position being an element's indices but that of its channel; one of the two,
+    or None for all. Statistics, counts and running statistics are those of the values inside, and what lies outside
+    never matters, NaN included: it is as if there were nothing but the values inside, in a tensor of shape (1, C, M),
+    or (M, C) where channels are the fastest of x's axes, bit for bit. mask: a NumPy or device array of bool or uint8,
+    true inside, of x's shape without the axis of channels, or with 1 there. lengths: for x of one axis beside channels
+    and samples (axis 0), N integers: of sample n the first lengths[n] positions are inside. Both are read on the host,
+    which waits for device arrays; `bind` takes them as they are then. outside: what y is there, "zero", or "x": as x
+    is, in y's dtype. Where nothing is inside the statistics are NaN, and nothing moves; one position is a ShapeError.
+
     Returns (y, save_mean, save_invstd): y like x, which `.get()` reads in C or Fortran order only; the batch's mean and
     1 / sqrt(var + epsilon), which batch_norm_backward takes. An empty batch gives an empty y and NaN statistics and
     changes nothing. One value per channel is a ShapeError: it has no variance.
@@ -168,8 +180,9 @@ def batch_norm_train(
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    groups = 1 if groups == 1 else arguments.groups_of(groups, x, axis)
-    count = count_of(x, axis)
+    selection = masks.chosen(x, axis, mask, lengths, outside)
+    groups = 1 if groups == 1 else masks.groups_of(groups, x, axis, selection)
+    count = count_of(x, axis) if selection is None else selection.count
     given = {
         "scale": scale,
         "bias": bias,
@@ -183,7 +196,7 @@ def batch_norm_train(
     numbers = training_numbers(x, epsilon, factor, init_factor, guard) | divisor(count, estimator) | fused.numbers
     operation = "train" if groups == 1 else "train_batches"
     fusion = check(operation, x, axis, given, out, order, fusion=fused.fusion)
-    wants_two(x, count)
+    wants_two(x, count, "" if selection is None else "mask" if lengths is None else "lengths")
     if groups > 1:
         numbers["taken"] = taken_off(estimator)
         if x.size and count // x.shape[0] * (x.shape[0] // groups) == 1:
@@ -192,7 +205,7 @@ def batch_norm_train(
                 "training wants at least two"
             )
     options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion, "groups": groups}
-    return make(operation, x, axis, given, numbers, **options)
+    return make(operation, x, axis, given, numbers, selection=selection, **options)
 
 
 @operation
@@ -210,6 +223,9 @@ def batch_norm_infer(
     order: str = "K",
     activation: Any = None,
     residual: Array | None = None,
+    mask: Any = None,
+    lengths: Any = None,
+    outside: str = "zero",
 ) -> Call[Array]:
     """Normalise with given statistics: y = (x - mean) / sqrt(var + epsilon) * scale + bias.
 
@@ -217,17 +233,19 @@ def batch_norm_infer(
 
     x: (N, C, *spatial). scale, bias: C values, or None for 1 and 0. mean, var: C values, not changed. epsilon: at
     least 0. out: an array of x's shape for y; it may be x or the residual itself, but overlap neither otherwise. order:
-    of y in memory where there is no out, "K" or "C". activation, residual: as batch_norm_train has them. Returns y,
-    like x, which `.get()` reads in C or Fortran order only.
+    of y in memory where there is no out, "K" or "C". activation, residual, mask, lengths, outside: as batch_norm_train
+    has them. Returns y, like x, which `.get()` reads in C or Fortran order only.
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
+    selection = masks.chosen(x, axis, mask, lengths, outside)
     given = {"scale": scale, "bias": bias, "mean": mean, "var": var}
     fused = fusing.before(activation, residual)
     given |= fused.tensors
     numbers = {"epsilon": arguments.epsilon_of(epsilon, x)} | fused.numbers
     fusion = check("infer", x, axis, given, out, order, fusion=fused.fusion)
-    return make("infer", x, axis, given, numbers, out=out, order=order, returns=lambda y: y, fusion=fusion)
+    options: dict[str, Any] = {"out": out, "order": order, "fusion": fusion, "selection": selection}
+    return make("infer", x, axis, given, numbers, returns=lambda y: y, **options)
 
 
 @operation
@@ -254,6 +272,9 @@ def batch_norm_backward(
     residual: Array | None = None,
     dresidual: bool | Array = False,
     groups: int = 1,
+    mask: Any = None,
+    lengths: Any = None,
+    outside: str = "zero",
 ) -> Call[tuple[Array, ...]]:
     """Gradients with respect to x, scale and bias, and to a residual.
 
@@ -285,6 +306,10 @@ def batch_norm_backward(
     groups: that of the forward call: sums and means are those of each group, and dscale and dbias are added up over
     them; save_mean and save_invstd have groups * C values. Only with training.
 
+    mask, lengths, outside: those of the forward call. Sums and m are those of the values inside, whatever x, dy, y and
+    the residual hold outside; dx is 0 there, and so is dresidual, which is an array of its own then. That is so with
+    outside="x" as well: the gradient of y = x outside, dy, is no part of dx. Where nothing is inside all is 0.
+
     Returns (dx, dscale, dbias): dx like x, which `.get()` reads in C or Fortran order only, the others C values; with
     dresidual (dx, dscale, dbias, dresidual). An empty batch gives an empty dx and zeros.
 
@@ -297,8 +322,9 @@ def batch_norm_backward(
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
+    selection = masks.behind(x, axis, mask, lengths, outside)
     operation = "backward" if training else "constant"
-    if groups != 1 and (groups := arguments.groups_of(groups, x, axis)) > 1:
+    if groups != 1 and (groups := masks.groups_of(groups, x, axis, selection)) > 1:
         if not training:
             raise ParameterError(
                 f"groups is {groups} and training is {training}; statistics that are constants have no groups, so 1 is "
@@ -314,7 +340,7 @@ def batch_norm_backward(
         "scale_grad": scale_grad,
         "bias_grad": bias_grad,
     }
-    fused = fusing.behind(activation, y, residual, dresidual)
+    fused = fusing.behind(activation, y, residual, dresidual, copied=selection is not None)
     given |= fused.tensors
     numbers = deviation.numbers | gathering_numbers(x, grad_scale, grad_momentum) | fused.numbers
     called = given | deviation.called
@@ -323,7 +349,7 @@ def batch_norm_backward(
     given |= deviation.arrays
     gather = functools.partial(accumulation, scale=numbers["grad_scale"], momentum=numbers["grad_momentum"])
     options: dict[str, Any] = {"out": out, "order": order, "like": scale, "gather": gather, "fusion": fusion}
-    options["groups"] = groups
+    options |= {"groups": groups, "selection": selection}
     return make(operation, x, axis, given, numbers, returns=gradients_of(fusion, dy, dresidual), **options)
 
 
@@ -502,7 +528,13 @@ def accumulation(into: Array, new: Array, /, *, scale: float = 1.0, momentum: fl
 
 
 def _fused(
-    operation: str, activation: Any, residual: Array | None, y: Array | None, dresidual: bool | Array
+    operation: str,
+    activation: Any,
+    residual: Array | None,
+    y: Array | None,
+    dresidual: bool | Array,
+    *,
+    copied: bool,
 ) -> fusing.Fused:
     """What a call of this operation would do besides; ParameterError where it does nothing of the kind."""
     fusable = OPERATIONS[operation].fusable
@@ -510,7 +542,7 @@ def _fused(
         name = "activation" if activation is not None else "residual"
         raise ParameterError(f"{name} is given; {operation!r} takes none, so None is wanted")
     if "y" in fusable:
-        return fusing.behind(activation, y, residual, dresidual)
+        return fusing.behind(activation, y, residual, dresidual, copied=copied)
     if y is not None or dresidual is not False:
         raise ParameterError(f"{'y' if y is not None else 'dresidual'} is given; {operation!r} takes none")
     return fusing.before(activation, residual)
@@ -548,6 +580,8 @@ def explain(
     ddbias: Array | None = None,
     gdy: Array | None = None,
     groups: int = 1,
+    mask: Any = None,
+    lengths: Any = None,
 ) -> str:
     """How `operation` on x would run, in one line: a call of its own, or of those that a module makes.
 
@@ -558,7 +592,8 @@ def explain(
     a number per channel, activation, residual, y, dresidual, gdy and groups are those of the call; what is left out is
     taken to be without gaps, dy and ddx in the order that x is read in. With `why` come then the variants that come
     before it, each with the reason that it declines for these sizes on this device; then the kernels that are not used
-    because they did not prove right on it.
+    because they did not prove right on it. mask, lengths: those of the call; the kernels are told that run on what is
+    inside.
 
     >>> x = gpuarray.zeros((4, 3, 5, 7))
     >>> print(explain(x, operation="infer", why=True).partition("; fused declines: ")[2])
@@ -572,8 +607,11 @@ def explain(
         hint = names.hints(names.OPERATIONS, operation, OPERATIONS) if isinstance(operation, str) else ""
         raise ParameterError(f"operation is {operation!r}; one of {', '.join(OPERATIONS)} is wanted{hint}")
     arguments.order_of(order)
-    fused = _fused(operation, activation, residual, y, dresidual)
-    groups = arguments.groups_of(groups, x, axis)
+    selection = masks.chosen(x, axis, mask, lengths)
+    if selection is not None and OPERATIONS[operation].optional:
+        raise ParameterError(f"{'lengths is' if mask is None else 'mask is'} given; {operation!r} takes none")
+    fused = _fused(operation, activation, residual, y, dresidual, copied=selection is not None)
+    groups = masks.groups_of(groups, x, axis, selection)
     if groups > 1:
         if f"{operation}_batches" not in BATCHES:
             raise ParameterError(f"groups is {groups}; {operation!r} has none, so 1 is wanted")
@@ -602,8 +640,13 @@ def explain(
         arguments.like_result(described.second, given[described.second], x, out)
     if x.size == 0:
         return "nothing to do: x is empty"
+    moved = ""
+    if selection is not None:
+        if not selection.count:
+            return f"nothing to do but to write the result: none of {selection.inside.size} positions is inside"
+        moved, given, out, x, axis = selected.as_called(selection, described, x, axis, given, out)
     packing, asked = packed.as_walked(operation, x, axis, given, out, order, fused.fusion, groups)
     prepared = prepared_for(asked, queue_of(x))
     declined = (one.replace(": ", " declines: ", 1) for one in (prepared.plan.declined if why else ()))
     failed = (f"not used, as the driver fails it: {fault}" for fault in prepared.failures)
-    return in_words("; ".join(filter(None, [str(prepared.plan), str(packing or ""), *declined, *failed])))
+    return in_words("; ".join(filter(None, [str(prepared.plan), moved, str(packing or ""), *declined, *failed])))

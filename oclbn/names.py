@@ -235,6 +235,21 @@ ARGUMENTS = (
     Name("learnRate", "lr", "learning_rate", "learnRate", "Of updateParams, by position; it descends where negative."),
     Name("axis", "dim", "axis data_format axes", "channels_last", "Of the channels: 1; -1 is channels last."),
     Name("queue", "device", "device", "", 'A pyopencl.CommandQueue, as `oclbn.device.queue_for("gpu")` makes it.'),
+    Name(
+        "mask",
+        "padding_mask key_padding_mask",
+        "mask",
+        "",
+        "True at the positions that count; PyTorch's padding masks are true at the others.",
+    ),
+    Name(
+        "",
+        "",
+        "mask",
+        "lengths outside",
+        "Masks and lengths are for training, inference and backward, the steps of a batch in parts, and a module's "
+        "call; not for renormalization, groups=, second derivatives, nor over devices and ranks.",
+    ),
 )
 
 # In oclbn and its modules.

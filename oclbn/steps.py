@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 
 from pyopencl.array import Array, empty_like
 
-from oclbn.call import arguments, fusing, packed, values
+from oclbn.call import arguments, fusing, masks, packed, selected, values
 from oclbn.call.calls import Call, Empty, Several
 from oclbn.call.making import check, divisor, gathering_numbers, gradients_of, make, training_numbers
+from oclbn.call.masks import Selection
 from oclbn.call.operating import operation
 from oclbn.call.prepared import check_type, count_of, prepare_vector
 from oclbn.call.results import allocated, result_like, temporary
@@ -73,19 +74,21 @@ _R = TypeVar("_R")
 
 
 @operation
-def statistics(x: Array, /, *, axis: int = 1) -> Call[Statistics]:
+def statistics(x: Array, /, *, axis: int = 1, mask: Any = None, lengths: Any = None) -> Call[Statistics]:
     """The moments of each channel, and what rounding them to x's dtype loses: `merge` makes one set of several.
 
-    x: (N, C, *spatial). Returns Statistics with arrays of shape (C,). An empty batch gives count 0 and zeros.
+    x: (N, C, *spatial). mask, lengths: as batch_norm_train takes them; the count is that of the values inside. Returns
+    Statistics with arrays of shape (C,). An empty batch gives count 0 and zeros.
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    count = count_of(x, axis)
+    selection = masks.chosen(x, axis, mask, lengths)
+    count = count_of(x, axis) if selection is None else selection.count
 
     def returns(mean: Array, m2: Array, mean_rest: Array, m2_rest: Array) -> Statistics:
         return Statistics(count, mean, mean_rest, m2, m2_rest)
 
-    return make("moments", x, axis, {}, {}, extra=True, returns=returns)
+    return make("moments", x, axis, {}, {}, extra=True, returns=returns, selection=selection)
 
 
 @operation
@@ -163,6 +166,9 @@ def normalize(
     activation: Any = None,
     residual: Array | None = None,
     estimator: str = "sample",
+    mask: Any = None,
+    lengths: Any = None,
+    outside: str = "zero",
 ) -> Call[Array]:
     """Normalise a part of a batch with the statistics of all of it, and move the running ones.
 
@@ -177,7 +183,8 @@ def normalize(
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    count = _of_a_batch(x, axis, statistics)
+    selection = masks.chosen(x, axis, mask, lengths, outside)
+    count = _of_a_batch(x, axis, statistics, selection)
     given = {
         "scale": scale,
         "bias": bias,
@@ -191,7 +198,7 @@ def normalize(
     numbers = training_numbers(x, epsilon, factor, init_factor, guard) | divisor(count, estimator) | fused.numbers
     numbers["count"] = count
     fusion = check("normalize", x, axis, given, out, order, fusion=fused.fusion)
-    options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion}
+    options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion, "selection": selection}
     return part_output(x, axis, given, statistics, numbers, returns=lambda y, *saved: y, **options)
 
 
@@ -270,18 +277,21 @@ def gradient_sums(
     epsilon: float = 1e-5,
     y: Array | None = None,
     residual: Array | None = None,
+    mask: Any = None,
+    lengths: Any = None,
 ) -> Call[GradientSums]:
     """The sums that the gradient of a batch needs, over a part of it: `merge` makes one of those of all parts.
 
     x, dy: (N, C, *spatial), channels on `axis`. statistics: of the whole batch. Behind an activation: that of
     normalize, and the arrays that batch_norm_backward takes for it; scale, bias and epsilon are those of normalize, and
-    count where the derivative is not made from y. Returns GradientSums with arrays of shape (C,). An empty part gives
-    count 0 and zeros.
+    count where the derivative is not made from y. mask, lengths: those of normalize. Returns GradientSums with arrays
+    of shape (C,). An empty part gives count 0 and zeros.
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    batch = _of_a_batch(x, axis, statistics)
-    count = count_of(x, axis)
+    selection = masks.chosen(x, axis, mask, lengths)
+    batch = _of_a_batch(x, axis, statistics, selection)
+    count = count_of(x, axis) if selection is None else selection.count
     fused = fusing.behind(activation, y, residual, False)
     given: dict[str, Any] = {"dy": dy, "scale": scale, "bias": bias, "save_mean": statistics.mean, "save_invstd": None}
     given |= fused.tensors
@@ -291,6 +301,7 @@ def gradient_sums(
         given["save_invstd"] = temporary(x, (x.shape[axis],), numbers_of(x.dtype))
     fusion = check("sums", x, axis, given, None, fusion=fused.fusion)
     options: dict[str, Any] = {"returns": lambda *made: GradientSums(count, batch, *made), "fusion": fusion}
+    options["selection"] = selection
     main = make("sums", x, axis, given, fused.numbers, **options)
     return _behind_invstd(x, statistics, given["save_invstd"], numbers, main) if from_x and x.size else main
 
@@ -317,6 +328,9 @@ def gradient(
     y: Array | None = None,
     residual: Array | None = None,
     dresidual: bool | Array = False,
+    mask: Any = None,
+    lengths: Any = None,
+    outside: str = "zero",
 ) -> Call[tuple[Array, ...]]:
     """Gradients of a part of a batch, with the statistics and the sums of all of it.
 
@@ -329,7 +343,8 @@ def gradient(
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    count = _of_a_batch(x, axis, statistics)
+    selection = masks.behind(x, axis, mask, lengths, outside)
+    count = _of_a_batch(x, axis, statistics, selection)
     if _count("sums", sums, GradientSums) != count:
         raise ParameterError(f"sums.count is {sums.count}; {count} is wanted, as the statistics are of so many values")
     if sums.batch != count:
@@ -339,14 +354,15 @@ def gradient(
         )
     rows = _arrays(sums, GradientSums, "sums.")
     arguments.per_channel(x, axis, rows, rows, rows)
-    fused = fusing.behind(activation, y, residual, dresidual)
+    fused = fusing.behind(activation, y, residual, dresidual, copied=selection is not None)
     numbers = part_numbers(x, count, epsilon, grad_scale, grad_momentum) | fused.numbers
     deviation = temporary(x, (x.shape[axis],), numbers_of(x.dtype))
     gathered: dict[str, Array | None] = {"scale_grad": scale_grad, "bias_grad": bias_grad}
     given = {"dy": dy, "scale": scale, "bias": bias, "save_mean": statistics.mean, "save_invstd": deviation}
     given |= gathered | fused.tensors
     fusion = check("gradient", x, axis, given, out, order, fusion=fused.fusion)
-    main = part_gradient(x, axis, given, sums, numbers, out=out, order=order, fusion=fusion, dresidual=dresidual)
+    options: dict[str, Any] = {"out": out, "order": order, "fusion": fusion, "dresidual": dresidual}
+    main = part_gradient(x, axis, given, sums, numbers, selection=selection, **options)
     return _behind_invstd(x, statistics, deviation, numbers, main)
 
 
@@ -375,25 +391,31 @@ def part_gradient(
     order: str = "K",
     fusion: Fusion = ALONE,
     dresidual: Any = False,
+    selection: Selection | None = None,
 ) -> Call[tuple[Array, ...]]:
     """What `gradient` does once there is invstd, of arguments that are checked.
 
-    given: the arrays of the operation, but for the sums. dresidual: as `gradient` was given it.
+    given: the arrays of the operation, but for the sums. dresidual: as `gradient` was given it. selection: as `make`
+    takes it.
     """
     given = dict(given)
     given |= {f"set_{name.removeprefix('sum_')}": array for name, array in _arrays(sums, GradientSums, "").items()}
     scale, dy = given["scale"], given["dy"]
     assert dy is not None
-    if x.size:
-        options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion}
+    if x.size and (selection is None or selection.count):
+        options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion, "selection": selection}
         return make("gradient", x, axis, given, numbers, returns=gradients_of(fusion, dy, dresidual), **options)
     # dscale and dbias are those of any part: of one with a value per channel, whose dx nobody sees
     dx = result_like(x, order) if out is None else out
     second = given.pop("dresidual", None) if fusion.second else dy
-    others = (result_like(x, order) if second is None else second,) if fusion.second or dresidual is True else ()
+    others = (result_like(dx, order) if second is None else second,) if fusion.second or dresidual is True else ()
     one = given["dy"] = temporary(x, (1, x.shape[axis]), x.dtype)
     given = {name: array for name, array in given.items() if name not in ("y", "residual", "dresidual")}
-    return make("gradient", one, 1, given, numbers, like=scale, returns=lambda _, *sums: (dx, *sums, *others))
+    main = make("gradient", one, 1, given, numbers, like=scale, returns=lambda _, *sums: (dx, *sums, *others))
+    if x.size and selection is not None:
+        named = {"x": x, **{name: array for name, array in given.items() if array is not None}, "out": dx}
+        return packed.Packed(main.results, named, selected.nothing_inside(selection, x, axis, (dx, *others)), main, ())
+    return main
 
 
 def part_numbers(x: Array, count: int, epsilon: Any, grad_scale: Any = 1.0, grad_momentum: Any = 0.0) -> dict[str, Any]:
@@ -420,16 +442,17 @@ def _count(name: str, one: Any, kind: type[Any]) -> int:
     return arguments.count(f"{name}.count", one.count)
 
 
-def _of_a_batch(x: Array, axis: int, statistics: Any) -> int:
+def _of_a_batch(x: Array, axis: int, statistics: Any, selection: Selection | None = None) -> int:
     """The number of values that the statistics are of, whose arrays fit x."""
     count = _count("statistics", statistics, Statistics)
     rows = _arrays(statistics, Statistics, "statistics.")
     arguments.per_channel(x, axis, rows, rows, rows)
     if count < 2:
         raise ShapeError(f"statistics are of {count} values per channel; two at least are wanted, for a variance")
-    if count_of(x, axis) > count:
+    own = count_of(x, axis) if selection is None else selection.count
+    if own > count:
         raise ParameterError(
-            f"statistics are of {count} values per channel, and x, a part of the batch, has {count_of(x, axis)}; those "
+            f"statistics are of {count} values per channel, and x, a part of the batch, has {own}; those "
             "of the whole batch are wanted, as merge(*parts) gives"
         )
     return count

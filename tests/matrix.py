@@ -39,6 +39,8 @@ FIND = "import sys, conftest; [info] = conftest.named(sys.argv[1]); print(info.s
 CHECK = "check"  # the part that is no runtime: all of them in sight
 PLANNED = (  # kernels that take groups of one work-item on some devices, of several on others
     *dict.fromkeys(kernel for operation in ALL.values() for kernel in operation.kernels),
+    "compress",
+    "expand",
     "invstd",
     "merge",
     "merge_sums",
@@ -85,6 +87,7 @@ RUNTIMES = (  # the slowest first: two at a time, the others then end with it
             *DEVICE_TESTS,
             "tests/program/test_kernels.py",
             "tests/operations/test_double_backward.py::test_every_small_walk",
+            "tests/operations/test_masks.py::test_elements_of_each_size",
             "tests/operations/test_determinism.py::test_recorded_or_not",
             "tests/operations/test_determinism.py::test_modules_and_functions_agree",
             "tests/operations/test_views.py",

@@ -33,10 +33,10 @@ def copying(x: Array, source: Array, target: Array) -> Call[None]:
 
 def _casting(x: Array, source: Array, target: Array) -> Call[None]:
     """The same where elements are of two types that tensors can have; what lies off its place goes by way of a copy."""
-    if not _in_place(source):
+    if not in_place(source):
         own = temporary(x, source.shape, source.dtype)
         return Several(None, [copying(x, source, own), _casting(x, own, target)])
-    if not _in_place(target):
+    if not in_place(target):
         own = temporary(x, target.shape, target.dtype)
         return Several(None, [_casting(x, source, own), copying(x, own, target)])
     steps = [
@@ -53,7 +53,7 @@ def _casting(x: Array, source: Array, target: Array) -> Call[None]:
     return _prepared(x, source, target, strided.cut(source.shape, 1, *steps, 1), defines, starts)
 
 
-def _in_place(array: Array) -> bool:
+def in_place(array: Array) -> bool:
     """Whether all elements lie at multiples of their size."""
     itemsize = array.dtype.itemsize
     return not array.offset % itemsize and not any(

@@ -53,11 +53,11 @@ def before(activation: Any, residual: Array | None) -> Fused:
     return Fused(found, Fusion(found.code, 1), {"residual": residual})
 
 
-def behind(activation: Any, y: Array | None, residual: Array | None, dresidual: Any) -> Fused:
+def behind(activation: Any, y: Array | None, residual: Array | None, dresidual: Any, *, copied: bool = False) -> Fused:
     """Of a backward call: its activation's derivative follows from y, or else from x and what was added.
 
     dresidual: whether the residual's gradient is wanted, or an array for it; without an activation that is dy, and only
-    an array for it is written.
+    an array for it is written; copied: it is written there as well, as an array of its own.
     """
     if activation is None and dresidual is False:
         return NOTHING
@@ -65,7 +65,7 @@ def behind(activation: Any, y: Array | None, residual: Array | None, dresidual: 
     given = isinstance(dresidual, Array)
     if not (given or dresidual is None or isinstance(dresidual, bool)):
         raise ArrayTypeError(f"dresidual is {values.shown(dresidual)}; True, False or a pyopencl.array.Array is wanted")
-    wanted = given or (dresidual is True and bool(found.code))
+    wanted = given or (dresidual is True and (bool(found.code) or copied))
     tensors = {"dresidual": dresidual} if given else {}
     aux = 0
     if found.code and y is not None:

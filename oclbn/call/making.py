@@ -7,10 +7,11 @@ from typing import Any
 
 from pyopencl.array import Array
 
-from oclbn.call import arguments, overlap, packed, values
+from oclbn.call import arguments, overlap, packed, selected, values
 from oclbn.call.calls import Call, Empty
 from oclbn.call.layout import NotWalked, result_strides
-from oclbn.call.prepared import prepared_for
+from oclbn.call.masks import Selection
+from oclbn.call.prepared import check_type, prepared_for
 from oclbn.call.request import Request
 from oclbn.call.results import fresh_result, model_of, per_channel_results, queue_of, result_like
 from oclbn.elements import numbers_of
@@ -62,10 +63,13 @@ def renorm_limits(
     }
 
 
-def wants_two(x: Array, count: int) -> None:
-    """ShapeError where training is to find a variance of one value per channel."""
+def wants_two(x: Array, count: int, selecting: str = "") -> None:
+    """ShapeError where training is to find a variance of one value per channel, or of one that is selected by this."""
     if count == 1 and x.size:
-        raise ShapeError(f"x has shape {x.shape}: one value per channel has no variance; training wants at least two")
+        inside = f", and one position is inside {selecting}" if selecting else ""
+        raise ShapeError(
+            f"x has shape {x.shape}{inside}: one value per channel has no variance; training wants at least two"
+        )
 
 
 def taken_off(estimator: Any) -> int:
@@ -155,6 +159,7 @@ def make(
     gather: Callable[[Array, Array], Callable[[], None]] | None = None,
     fusion: Fusion = ALONE,
     groups: int = 1,
+    selection: Selection | None = None,
 ) -> Call[Any]:
     """The call, of arguments that are checked.
 
@@ -164,7 +169,7 @@ def make(
     returns: what to return, given the tensor that is written, where there is one, and the per-channel results; all, if
     it is not said. gather: of an empty batch, what starts the gathering of a result (the second array) in an array of
     the state. fusion: as `check` returns it; of a second tensor that is written there is None or an array among those
-    that are given. groups: batches that x is.
+    that are given. groups: batches that x is. selection: the positions that the call is of; None: all of them.
     """
     wanted = operation_of(operation, fusion)
     if wanted.made == wanted.per_batch:
@@ -181,6 +186,8 @@ def make(
             other = given.get(wanted.second)
             tensors.append(result_like(tensors[0], order) if other is None else other)
         return Empty(returns(*tensors, *made), made, wanted.empty, after)
+    if selection is not None:
+        check_type("x", x.dtype, queue_of(x))
     strides, fresh = None, out is None
     if wanted.result and out is None:
         itemsize = x.dtype.itemsize
@@ -189,10 +196,14 @@ def make(
             out = fresh_result(x, strides)
     if wanted.second and given.get(wanted.second) is None and out is not None:
         given = {**given, wanted.second: fresh_result(x, out.strides, out.dtype)}
-    try:
-        packed.look(wanted, x, given, out)
-        prepared = prepared_for(Request.of(operation, x, axis, given, out, fusion, groups), queue_of(x))
-    except NotWalked:
+    prepared = None
+    if selection is None:
+        try:
+            packed.look(wanted, x, given, out)
+            prepared = prepared_for(Request.of(operation, x, axis, given, out, fusion, groups), queue_of(x))
+        except NotWalked:
+            pass
+    if prepared is None:
         if wanted.result and out is None:
             out = fresh_result(x, strides)
         if wanted.second and given.get(wanted.second) is None:
@@ -201,6 +212,15 @@ def make(
         made = per_channel_results(x, axis, like, len(names)) if places is None else list(places)
         second = (given[wanted.second],) if wanted.second else ()
         results = returns(*((out,) if wanted.result else ()), *second, *made)
+
+        if selection is not None:
+
+            def of_those(x: Array, given: Arrays, out: Array | None) -> Call[Any]:
+                own: dict[str, Any] = {"extra": extra, "places": made, "gather": gather}
+                apart = fusion._replace(shared=False)  # what is put back lies nowhere else before
+                return make(operation, x, selected.AXIS, given, numbers, out=out, fusion=apart, **own)
+
+            return selected.call(wanted, selection, x, axis, given, out, results, of_those)
 
         def again(x: Array, given: Arrays, out: Array | None) -> Call[Any]:
             options: dict[str, Any] = {"extra": extra, "places": made, "fusion": fusion, "groups": groups}

@@ -10,6 +10,7 @@ import pyopencl as cl
 
 from oclbn import functional, gpuarray
 from oclbn.call.copying import copy_strided
+from oclbn.call.masks import said
 from oclbn.device import driver_errors
 from oclbn.errors import ContextError, ModuleParameterError, ModuleShapeError, ModuleStateError, OclbnError
 from oclbn.functional import GradientSums, Statistics
@@ -30,7 +31,8 @@ class Accumulation:
     Each phase takes all parts, in the order of the first one, and begins when the one before it is through. Only what
     a phase is given has to be on the device: parts may be loaded, or computed, anew for each. `normalize` may go over
     all parts again at any time later, for who computes y anew rather than keeping it. `gradient` may be left out
-    for all parts, where nobody wants dx. A residual that a part has is given again with it in each phase.
+    for all parts, where nobody wants dx. A residual that a part has is given again with it in each phase; a mask, or
+    lengths, in the first one alone.
 
     ModuleStateError: a call out of turn, or of more parts than there are; ModuleShapeError: a part that is no longer of
     the shape that it had; others as of the module's own call. None of them changes the module.
@@ -55,6 +57,7 @@ class Accumulation:
         self._whole: Statistics | None = None
         self._sums: GradientSums | None = None
         self._shapes: list[tuple[int, ...]] = []
+        self._selected: list[dict[str, Any]] = []  # of each part, which of its positions count
         self._added: list[bool] = []  # of each part, whether it has a residual
         self._done = dict.fromkeys(_PHASES, 0)
         self._state = "has not begun"
@@ -109,14 +112,19 @@ class Accumulation:
             self._module.lock.release()
 
     @driver_errors("statistics")
-    def statistics(self, x: Array) -> None:
-        """First phase: the statistics of a part, as the module takes data; a part may be empty, or of one value."""
+    def statistics(self, x: Array, *, mask: Any = None, lengths: Any = None, outside: str = "zero") -> None:
+        """First phase: the statistics of a part, as the module takes data; a part may be empty, or of one value.
+
+        mask, lengths, outside: as of the module's call; all phases are of the same positions of the part.
+        """
         self._begin("statistics", x)
         if any(count for name, count in self._done.items() if name != "statistics"):
             self._out_of_turn("statistics", "normalize has begun, so that the batch is complete")
-        own = functional.statistics(x, axis=self._axis)
+        selected = self._module._selected(x, mask, lengths, outside) if said(mask, lengths, outside) else {}
+        own = functional.statistics(x, axis=self._axis, mask=selected.get("mask"))
         self._whole = own if self._whole is None else functional.merge(self._whole, own)
         self._shapes.append(x.shape)
+        self._selected.append(selected)
         self._done["statistics"] += 1
 
     @driver_errors("normalize")
@@ -153,7 +161,9 @@ class Accumulation:
         whole, (scale, bias, _, _) = self._of_all(), self._module._tensors()
         if whole.count:
             options: dict[str, Any] = {"epsilon": self._epsilon, "scale": scale, "bias": bias, **fused}
-            own = functional.gradient_sums(x, dy, whole, axis=self._axis, **(options if self._activation else {}))
+            options = options if self._activation else {name: fused[name] for name in ("mask",) if name in fused}
+            options.pop("outside", None)
+            own = functional.gradient_sums(x, dy, whole, axis=self._axis, **options)
             self._sums = own if self._sums is None else functional.merge(self._sums, own)
         self._done["gradient_sums"] += 1
 
@@ -180,7 +190,7 @@ class Accumulation:
         if number < len(self._added) and self._added[number] is not (residual is not None):
             came, had = ("None", "one") if residual is None else ("given", "none")
             raise ModuleParameterError(f"{self._module}: residual is {came}; in normalize part {number} had {had}")
-        return fused
+        return fused | self._selected[number]
 
     def _gradients(self, x: Array, dy: Array, axis: int, **options: Any) -> tuple[Array, ...]:
         whole, scale = self._of_all(), self._module._tensors()[0]
@@ -276,7 +286,7 @@ class Accumulation:
         if module.affine:
             module.scalegrad, module.biasgrad = scalegrad, biasgrad
 
-    def of_call(self, data: Array) -> NoReturn:
+    def of_call(self, data: Array, selection: Any) -> NoReturn:
         """The module itself is not to be called meanwhile."""
         raise ModuleStateError(
             f"{self._module}: accumulate() is open; parts go through its step: `with bn.accumulate() as step:`, "

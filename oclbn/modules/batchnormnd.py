@@ -15,13 +15,20 @@ from numpy.typing import DTypeLike, NDArray
 
 from oclbn import functional, gpuarray, renorm
 from oclbn.call import fusing
+from oclbn.call.masks import said, selection_of
 from oclbn.device import driver_errors
 from oclbn.errors import (
+    ArrayTypeError,
+    DtypeError,
+    ModuleDtypeError,
     ModuleFileError,
     ModuleParameterError,
     ModuleShapeError,
     ModuleStateError,
+    OclbnError,
+    ParameterError,
     ParameterWarning,
+    ShapeError,
     SkippedBatchesWarning,
     warn_caller,
 )
@@ -39,6 +46,12 @@ from oclbn.modules.variable import Tensor, Variable, host_of
 __all__ = ["BatchNormND"]
 
 _LARGE = {"float32": "1e19", "float64": "1e154"}  # values whose squares are infinite
+_OWN: dict[type[OclbnError], type[OclbnError]] = {  # what functions raise of an argument, and what modules do
+    ArrayTypeError: ModuleDtypeError,
+    DtypeError: ModuleDtypeError,
+    ParameterError: ModuleParameterError,
+    ShapeError: ModuleShapeError,
+}
 _MOST_COUNTED = 2**31  # batches of a file that counters of 32 bits begin with; beyond that no factor shows one more
 
 
@@ -216,14 +229,29 @@ class BatchNormND(RunningStatistics):
 
     @driver_errors("calling a module")
     @whole
-    def __call__(self, data: Array, residual: Array | None = None) -> Array:
+    def __call__(
+        self,
+        data: Array,
+        residual: Array | None = None,
+        *,
+        mask: Any = None,
+        lengths: Any = None,
+        outside: str = "zero",
+    ) -> Array:
         """The output for `data`, f(bn(data) + residual): returned and kept as `self.data`, the input as `self.inData`.
 
         residual: an array like the data that is added before the activation, or None. After `backward` its gradient is
         `self.residualgrad`. What the activation's derivative is made from is kept until then, by reference: the output,
         or for silu, gelu, gelu_tanh and hardswish the residual.
+
+        mask, lengths: the positions that count, and outside: what the output is elsewhere, as batch_norm_train takes
+        them, in both modes. `backward` is of the same positions, whatever becomes of the mask: gradients are 0
+        elsewhere. A batch with nothing inside moves nothing.
         """
-        return self._call(data, residual=residual) if residual is not None else self._call(data)
+        besides: dict[str, Any] = {} if residual is None else {"residual": residual}
+        if said(mask, lengths, outside):
+            besides["chosen"] = mask, lengths, outside
+        return self._call(data, **besides)
 
     @driver_errors("evalMode")
     @whole
@@ -372,9 +400,11 @@ class BatchNormND(RunningStatistics):
             raise self._incomplete()
         return scale, bias, mean, var
 
-    def _forward(self, data: Array, residual: Array | None = None) -> Array:
+    def _forward(self, data: Array, residual: Array | None = None, chosen: tuple[Any, Any, Any] | None = None) -> Array:
         fused, session = self._fused(data.shape, residual, self.activation), self._session
-        collected = None if session is None else session.of_call(data)
+        if chosen is not None:
+            fused |= self._selected(data, *chosen)
+        collected = None if session is None else session.of_call(data, fused.get("mask"))
         y = self._normalised(data, fused)
         self._behind = fused or None
         if session is not None:
@@ -389,6 +419,14 @@ class BatchNormND(RunningStatistics):
             fused["residual"] = residual
         return fused
 
+    def _selected(self, data: Array, mask: Any, lengths: Any, outside: Any) -> dict[str, Any]:
+        """What functions are told of the positions that a call is of."""
+        try:
+            selection = selection_of(data, self.axis, mask, lengths, outside, called="data")
+        except (ArrayTypeError, DtypeError, ParameterError, ShapeError) as error:
+            raise _OWN[type(error)](f"{self}: {error}") from None
+        return {"mask": selection, "outside": outside}
+
     def _behind_options(self) -> dict[str, Any]:
         """What batch_norm_backward is told of what the last call has fused: nothing that is not needed."""
         if not self._behind:
@@ -401,23 +439,32 @@ class BatchNormND(RunningStatistics):
     def _normalised(self, data: Array, fused: dict[str, Any]) -> Array:
         by_running, moves = self._by_running(), self._moves_running()
         options = self._training() if moves or not by_running else None
-        if data.size == self.maps and options is not None:
+        inside = fused.get("mask")
+        count = data.size // self.maps if inside is None else inside.count
+        if count == 1 and options is not None:
             needs = "training needs two" if self.train else "the batch's own statistics need two"
+            told = "" if inside is None else ", and one position is inside the mask or the lengths"
             raise ModuleShapeError(
-                f"{self}: data has shape {data.shape}: one value per channel has no variance; {needs}"
+                f"{self}: data has shape {data.shape}{told}: one value per channel has no variance; {needs}"
             )
         groups = 1 if options is None else self._groups_of(data.shape, by_running)
+        renormed = not by_running and self.renorm is not None and self.train
+        if inside is not None and (groups > 1 or renormed):
+            wanted = f"renorm=None, not {self.renorm}" if renormed else f"groups=1, not {groups}"
+            raise ModuleParameterError(
+                f"{self}: a mask or lengths are given, which are of one batch and its statistics; wanted is {wanted}"
+            )
         self.corrections = None
         if by_running:
-            y, self._used = self._infer(data, options if data.size else None, fused)
+            y, self._used = self._infer(data, options if count else None, fused)
             self.savemean = self.saveinvvar = None
-        elif self.renorm is not None and self.train:
+        elif renormed:
             y = self._renormed(data, options or {}, fused, groups)
         else:
             if groups > 1:
                 fused = {**fused, "groups": groups}
             y, self.savemean, self.saveinvvar = functional.batch_norm_train(data, **(options or {}), **fused)
-        if data.size and moves:
+        if count and moves:
             self._batches += groups
         return y
 
@@ -468,7 +515,7 @@ class BatchNormND(RunningStatistics):
         options["out"] = data if self.inplace else None
         if moving is None:
             return functional.batch_norm_infer(data, scale, bias, mean, var, **options), None
-        own = functional.statistics(data, axis=self.axis)
+        own = functional.statistics(data, axis=self.axis, mask=fused.get("mask"))
         used = gpuarray.pack(mean, queue=data.queue), gpuarray.pack(var, queue=data.queue)
         y = functional.batch_norm_infer(data, scale, bias, *used, **options)
         names = ("factor", "init_factor", "entered", "guard", "estimator")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from oclbn import functional, gpuarray
 from oclbn.call.making import taken_off
+from oclbn.call.masks import Selection, said
 from oclbn.device import driver_errors
 from oclbn.errors import ModuleShapeError, ModuleStateError
 from oclbn.functional import Statistics
@@ -97,17 +98,20 @@ class Recalibration:
                 self._whole, self._batches, self._failed = None, 0, True
 
     @driver_errors("recalibrating")
-    def __call__(self, data: Array) -> None:
+    def __call__(self, data: Array, *, mask: Any = None, lengths: Any = None) -> None:
         """Collect data, as the module is called with them; nothing is normalised."""
         with self._module.lock:
             if not self._open:
                 raise ModuleStateError(f"{self._module}: data are collected in the block of recalibrate() alone")
             self._module._check(data, "data")
-            self.keep(self.of_call(data))
+            selection = None
+            if said(mask, lengths):
+                selection = self._module._selected(data, mask, lengths, "zero")["mask"]
+            self.keep(self.of_call(data, selection))
 
-    def of_call(self, data: Array) -> Statistics:
-        """What the pass will hold with these data as well."""
-        own = functional.statistics(data, axis=self._module.axis)
+    def of_call(self, data: Array, selection: Selection | None) -> Statistics:
+        """What the pass will hold with these data as well, or with the positions of them that are selected."""
+        own = functional.statistics(data, axis=self._module.axis, mask=selection)
         return own if self._whole is None else functional.merge(self._whole, own)
 
     def keep(self, found: Statistics | None) -> None:

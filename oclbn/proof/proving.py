@@ -36,7 +36,7 @@ from oclbn.activations import NAMES, SLOPES, Activation
 from oclbn.device import limits, pocl
 from oclbn.elements import kind, of_kind, range_of
 from oclbn.errors import BuildError, DeviceError, DriverWarning, warn_caller
-from oclbn.plan import strided
+from oclbn.plan import selected, strided
 from oclbn.plan.operations import ALL, operation_of
 from oclbn.plan.variants import fitting_plan
 from oclbn.plan.words import ALONE, DeviceLimits, Fusion, Launch, Memory, Plan, Problem, Tuning, in_words
@@ -65,6 +65,8 @@ _NOTHING: dict[str, Any] = {"counts": (-1, np.int64)}  # what memory between lau
 _ONE_BY_ONE = 1030  # numbers for kernels that take them one by one, several each
 _FEW_GROUPS = 3
 _VARIANTS = ("split", "resident")
+_POSITIONS = 1030, 5  # of which some are inside a mask, and their channels
+_FORMS_OF_POSITIONS = ((5, 1, 0), (11, 2, 0), (1, 1033, 1), (7, 1, 1))
 _SLOPE = 0.25  # of activations that take a number
 _BY_OUTPUT = 2  # Fusion.aux
 _UNDER = {"train": "aux", "backward": "dy", "constant": "dy", "infer": "aux"}  # where results may lie
@@ -158,7 +160,7 @@ def look_again(device: cl.Device) -> None:
 
 
 def require(launch: Launch, context: cl.Context, device: cl.Device) -> None:
-    """DeviceError unless a kernel is right that has no other form: accumulate, merge, pack."""
+    """DeviceError unless a kernel is right that has no other form: accumulate, merge, pack, compress."""
     if not switched_on():
         return
     key = f"{_digest('', [launch])} {launch.kernel}"
@@ -339,8 +341,53 @@ def _prove_renorm_gradient(launch: Launch, context: cl.Context, device: cl.Devic
     return _judged({"dscale": (wanted, room), "scale_grad": _gathered(wanted, room, host.dy[0])}, memory)
 
 
+def _prove_positions(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:
+    """Of tensors whose positions lie mirrored, and whose channels lie side by side, with gaps, or apart."""
+    return max((_moved(launch, form, context, device) for form in _FORMS_OF_POSITIONS), key=_units)
+
+
+def _moved(launch: Launch, form: tuple[int, int, int], context: cl.Context, device: cl.Device) -> Verdict:
+    """What compress puts side by side, or expand back where it was, of a tensor that lies so, and what lies beside it.
+
+    form: how far positions and channels lie from each other, in items, and whether the tensor of what is inside has
+    its channels apart.
+    """
+    position, channel, apart = form
+    item, (positions, channels) = dict(launch.build.defines)["BYTES"], _POSITIONS
+    rng = np.random.default_rng(item)
+    inside = rng.random(positions) < 0.6
+    count = int(inside.sum())
+    tensor = rng.integers(0, 256, ((positions - 1) * position + (channels - 1) * channel + 1, item), np.uint8)
+    places = np.arange(positions)[::-1] * position
+    where = places[:, None] + np.arange(channels) * channel
+    taken = tensor[where[inside]]
+    small = np.ascontiguousarray(taken.swapaxes(0, 1) if apart else taken).reshape(-1)
+    numbers = {"inside": count, "channels": channels, "apart": apart, "source_channel": channel}
+    rows = count if launch.kernel == "compress" else positions
+    inner, rows = (rows, channels) if apart else (channels, rows)
+    groups, cut = selected.tiles(selected.rounded_up(inner), selected.rounded_up(rows), launch.lanes)
+    numbers |= {**cut, "positions": positions, "target_channel": channel}
+    begin, last = _GUARD // item, (positions - 1) * position  # from which places are counted backwards
+    starts = {"source_start": begin + last, "target_start": begin + last}
+    if launch.kernel == "compress":
+        arrays = {"source": tensor, "places": places[inside] - last, "target": np.zeros_like(small)}
+        results = {"target": small, "source": tensor.reshape(-1)}
+    else:
+        ranks = np.where(inside, np.cumsum(inside) - 1, -1)
+        target = np.full_like(tensor, _COUNTED)
+        arrays = {"source": small, "ranks": ranks, "places": places - last, "target": target}
+        exact = target.copy()
+        exact[where] = 0
+        exact[where[inside]] = taken
+        results = {"target": exact.reshape(-1)}
+    memory = _ran([replace(launch, groups=groups)], arrays, numbers, context, device, starts)
+    return _judged({name: (one, np.zeros(one.size)) for name, one in results.items()}, memory)
+
+
 _ALONE = {
     "accumulate": _prove_accumulate,
+    "compress": _prove_positions,
+    "expand": _prove_positions,
     "invstd": _prove_invstd,
     "merge": _prove_merge,
     "merge_sums": _prove_merge_sums,

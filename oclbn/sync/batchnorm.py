@@ -93,10 +93,11 @@ class SyncBatchNorm:
         """How many updates of a channel's running statistics the guard left out; reading it waits for the device."""
         return self.module.skipped
 
+    @driver_errors("calling a module")
     def __call__(self, shards: Any, residuals: Any = None) -> Any:
         """Normalise a batch, by the statistics of all of it in training, by the running ones in evaluation.
 
-        residuals: for each shard, as a module's `residual`.
+        residuals: for each shard, as a module's `residual`. There are no masks over a group.
         """
         return self.start(shards, residuals).result()
 

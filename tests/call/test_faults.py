@@ -40,7 +40,8 @@ pytestmark = pytest.mark.once(reason="the driver's errors are made up, and what 
 
 Tally = collections.Counter[str]
 SHAPE = (4, 5, 30, 31)
-FUNCTIONS = ["train", "infer", "backward", "constant", "moments", "accumulate", "empty batch", "bound"]
+FUNCTIONS = ["train", "infer", "backward", "constant", "moments", "accumulate", "empty batch", "bound", "masked"]
+MASK = np.random.default_rng(0).random((4, 30, 31)) < 0.5
 VARIANTS = ["resident", "split", "serial"]
 
 
@@ -64,9 +65,10 @@ class Call:
         self.results: tuple[cla.Array, ...] = ()
 
     def __call__(self) -> None:
-        if self.name in ("train", "empty batch", "bound"):
+        if self.name in ("train", "empty batch", "bound", "masked"):
             given = self.x, self.scale, self.bias, self.mean, self.var
             options: Any = {"skipped": self.skipped, "out": self.out}
+            options |= {"mask": MASK} if self.name == "masked" else {}
             bound = self.name == "bound"
             found: Any = bind(batch_norm_train, *given, **options)() if bound else batch_norm_train(*given, **options)
         elif self.name == "infer":

@@ -494,6 +494,27 @@ def test_a_wrong_pack_is_an_error(fresh: Callable[..., cl.CommandQueue], old: st
 
 
 @pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        pytest.param("compress", "= from[places[i]]", "= from[places[begin]]", id="compress, channels apart"),
+        pytest.param("compress", "= from[i];", "= from[0];", id="compress, channels side by side"),
+        pytest.param("compress", "from[i * source_channel]", "from[i]", id="compress, channels with gaps"),
+        pytest.param("expand", "ITEM item = 0;", "ITEM item = 1;", id="expand, zeros apart"),
+        pytest.param("expand", "= from[ranks[i]]", "= from[0]", id="expand, channels apart"),
+        pytest.param("expand", "to[i * target_channel] = 0;", "{}", id="expand, zeros"),
+        pytest.param("expand", "source + ranks[row] * channels", "source", id="expand, channels side by side"),
+        pytest.param("expand", "to[i * target_channel] = from[i];", "to[i] = from[i];", id="expand, with gaps"),
+    ],
+)
+def test_what_a_mask_moves_wrongly_is_an_error(
+    fresh: Callable[..., cl.CommandQueue], file: str, old: str, new: str
+) -> None:
+    queue = fresh(Injection(f"{file}.cl", old, new, "1", {}))
+    with pytest.raises(DeviceError, match=rf"{file} is wrong.*target"):
+        functional.batch_norm_train(put(queue, np.ones((4, 5, 3), np.float32)), lengths=[1, 2, 3, 0])
+
+
+@pytest.mark.parametrize(
     ("shape", "axis"),
     crossed(
         [pytest.param(shape, id=str(shape)) for shape in ((6, 33, 7, 7), (40, 21), (3, 5, 1500))],
