@@ -45,6 +45,8 @@ PLANNED = (  # kernels that take groups of one work-item on some devices, of sev
     "merge",
     "merge_sums",
     "pack",
+    "renorm",
+    "renorm_gradient",
 )
 OTHERS = ("accumulate", "copy")  # whose groups are of one size on a device
 IN_SIGHT = (  # where a process sees all runtimes
@@ -87,7 +89,9 @@ RUNTIMES = (  # the slowest first: two at a time, the others then end with it
             *DEVICE_TESTS,
             "tests/program/test_kernels.py",
             "tests/operations/test_double_backward.py::test_every_small_walk",
+            "tests/operations/test_groups.py::test_every_small_walk",
             "tests/operations/test_masks.py::test_elements_of_each_size",
+            "tests/operations/test_renorm.py::test_small_groups_of_one_work_item_and_of_several",
             "tests/operations/test_determinism.py::test_recorded_or_not",
             "tests/operations/test_determinism.py::test_modules_and_functions_agree",
             "tests/operations/test_views.py",

@@ -23,6 +23,8 @@ from oclbn.truth.expectation import expected
 from oclbn.truth.hostile import MAKERS, Data, Offset, Spoiled, make
 
 PARTS = [pytest.param(2, id="two"), pytest.param(0, id="one sample each")]
+SMALL = [walk for walk in WALKS if str(walk.id).startswith("small")]
+LARGER = [walk for walk in WALKS if walk not in SMALL]
 LEAKY = Activation("leaky_relu", 0.25)
 
 
@@ -41,11 +43,15 @@ def check(queue: cl.CommandQueue, operation: str, host: Data, axis: int = 1) -> 
     assert worst.good, str(worst)
 
 
-@pytest.mark.parametrize(
-    ("walk", "shape", "groups"),
-    crossed(WALKS, PARTS, reason="each walk is met on each runtime"),
-)
-def test_every_walk(
+@pytest.mark.parametrize(("walk", "shape", "groups"), crossed(SMALL, PARTS, reason="each walk is met on each runtime"))
+def test_every_small_walk(
+    queue: cl.CommandQueue, walk: dict[str, Any], shape: tuple[int, ...], groups: int, request: pytest.FixtureRequest
+) -> None:
+    go_each_way(queue, walk, shape, groups, doubles="small r" in request.node.name)
+
+
+@pytest.mark.parametrize(("walk", "shape", "groups"), crossed(LARGER, PARTS, reason="each walk is met on each runtime"))
+def test_every_other_walk(
     queue: cl.CommandQueue,
     monkeypatch: pytest.MonkeyPatch,
     walk: dict[str, Any],
@@ -53,16 +59,21 @@ def test_every_walk(
     groups: int,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Two groups of float32 with a mean far off; instances of 16 bits, or of float64, behind an activation.
+    if "past the cache" in request.node.name:
+        shrink(queue, monkeypatch)
+    go_each_way(queue, walk, shape, groups, doubles=False)
+
+
+def go_each_way(
+    queue: cl.CommandQueue, walk: dict[str, Any], shape: tuple[int, ...], groups: int, *, doubles: bool
+) -> None:
+    """Two groups of float32 with a mean far off; or instances of 16 bits, or of float64, behind an activation.
 
     Where a sample has but one value per channel, instances are pairs of samples.
     """
-    if "past the cache" in request.node.name:
-        shrink(queue, monkeypatch)
-    alone = 1 if len(shape) > 2 else 2
-    dtype = "float32"
+    dtype, alone = "float32", 1 if len(shape) > 2 else 2
     if not groups:
-        dtype = "float64" if limits(queue.device).fp64 and "small r" in request.node.name else "float16"
+        dtype = "float64" if limits(queue.device).fp64 and doubles else "float16"
     host = make(shape, 1, named(dtype), Offset(30.0) if groups else MAKERS[ORDINARY])
     host = replace(host, groups=groups or shape[0] // alone)
     with forced(queue, **walk):

@@ -9,6 +9,7 @@ import numpy as np
 import pyopencl as cl
 import pytest
 from calls import all_bits, put
+from forms import forced
 
 from oclbn import gpuarray
 from oclbn.activations import NONE, PLAIN, Activation
@@ -114,6 +115,23 @@ def test_behind_an_activation(queue: cl.CommandQueue, activation: Activation, re
     exact[1] = r.get() * exact[1] + d.get() * exact[2]
     for device, one in zip(found, exact, strict=True):
         np.testing.assert_allclose(device.get(), one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_small_groups_of_one_work_item_and_of_several(queue: cl.CommandQueue, lanes: int) -> None:
+    host = make((4, 70), 1)
+    with forced(queue, lanes=lanes):
+        x, mean, var = (put(queue, one) for one in (host.x, host.running_mean, host.running_var))
+        y, *saved, r, d = batch_renorm_train(x, None, None, mean, var, r_max=R_MAX, d_max=D_MAX)
+        dscale = batch_renorm_backward(x, put(queue, host.dy), None, *saved, r, d)[1]
+    plain = replace(host, scale=np.ones_like(host.scale), bias=np.zeros_like(host.bias))
+    for device, exact in zip((r, d), corrections(host, 1), strict=True):
+        np.testing.assert_allclose(device.get(), exact, rtol=1e-5, atol=1e-5)
+    wanted = expected("backward", plain, 1)
+    exact = r.get() * wanted["dscale"][0] + d.get() * wanted["dbias"][0]
+    np.testing.assert_allclose(dscale.get(), exact, rtol=1e-4, atol=1e-4)
+    xhat = (host.x - host.x.mean(0)) / np.sqrt(host.x.var(0) + EPSILON)
+    np.testing.assert_allclose(y.get(), xhat * r.get() + d.get(), atol=1e-4)
 
 
 def test_without_room_it_is_batch_normalization(queue: cl.CommandQueue) -> None:
