@@ -5,6 +5,7 @@
 // batches_partial   as moments_partial (moments.cl).
 // batches_apply     as train_apply.
 // batches_moved     the running averages, moved by one batch after the other.
+// batches_given     y from statistics that are given for each batch.
 //
 // grid: (LANES * slices * blocks * batches), batches_moved: (LANES * blocks). See walk.clh for the regions.
 
@@ -17,6 +18,12 @@
     __global ACC *save_mean,                                /* [batches][channels] */                                  \
     __global ACC *save_invstd,                              /* [batches][channels] */                                  \
     __global ACC *ARRAY_ARGUMENTS(batch_m2)                 /* [batches][channels] */
+
+#if AUX == 2
+#define PLACE_OFFSETS(out) PLACE(out, offsets, offsets)
+#else
+#define PLACE_OFFSETS(out)
+#endif
 
 static void batch_saved(const MomentsC *set, const Region *g, const int u, BATCHES_ARRAY_ARGUMENTS, const ACC epsilon, CH *mean,
                         CH *gain, CH *shift)
@@ -35,6 +42,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void batches_residen
     const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [rows][channels][inner], by its strides
     __global STORE(to) *UNSHARED TENSOR_ARGUMENTS(y),               // [rows][channels][inner], by its strides
     const __global STORE(aux) *UNSHARED TENSOR_ARGUMENTS(aux),      // [rows][channels][inner], by its strides, or null
+    const __global STORE(aux) *restrict TENSOR_ARGUMENTS(offsets),  // [rows][channels][inner], by its strides, or null
     BATCHES_ARRAY_ARGUMENTS,
     CUT_ARGUMENTS, const int chain, BATCH_ARGUMENTS,
     const ACC epsilon, const ACC slope)
@@ -55,6 +63,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void batches_residen
         PLACE(out, x, x);
         PLACE(out, to, y);
         PLACE_AUX(out);
+        PLACE_OFFSETS(out);
         TAKE_SLOPE(out);
         more = chain_goes_on(&g, done + 1, chain, channels, batches);
     }
@@ -92,6 +101,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void batches_apply(
     const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [rows][channels][inner], by its strides
     __global STORE(to) *UNSHARED TENSOR_ARGUMENTS(y),               // [rows][channels][inner], by its strides
     const __global STORE(aux) *UNSHARED TENSOR_ARGUMENTS(aux),      // [rows][channels][inner], by its strides, or null
+    const __global STORE(aux) *restrict TENSOR_ARGUMENTS(offsets),  // [rows][channels][inner], by its strides, or null
     const __global ACC *ARRAY_ARGUMENTS(partial),                   // [batches][slices][4][channels]
     const __global long *ARRAY_ARGUMENTS(counts),                   // [batches][slices]
     BATCHES_ARRAY_ARGUMENTS,
@@ -114,7 +124,30 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void batches_apply(
     PLACE(out, x, x);
     PLACE(out, to, y);
     PLACE_AUX(out);
+    PLACE_OFFSETS(out);
     TAKE_SLOPE(out);
+    region_output(&out);
+}
+
+__kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void batches_given(
+    const __global STORE(x) *restrict TENSOR_ARGUMENTS(x),          // [rows][channels][inner], by its strides
+    __global STORE(to) *UNSHARED TENSOR_ARGUMENTS(y),               // [rows][channels][inner], by its strides
+    const __global ACC *ARRAY_ARGUMENTS(save_mean),                 // [batches][channels]
+    const __global ACC *ARRAY_ARGUMENTS(save_invstd),               // [batches][channels]
+    CUT_ARGUMENTS, BATCH_ARGUMENTS)
+{
+    Region g;
+    REGION_OF_GROUP(g, GROUP);
+    if ((int)(GROUP % slices) >= g.filled) return;
+    Output out;
+    EACH_BLOCK(u, &g) {
+        out.mean[u] = channel_load(save_mean, save_mean_start + SAVED, &g, u, 0);
+        out.gain[u] = channel_load(save_invstd, save_invstd_start + SAVED, &g, u, 0);
+        out.shift[u] = 0;
+    }
+    out.g = g;
+    PLACE(out, x, x);
+    PLACE(out, to, y);
     region_output(&out);
 }
 

@@ -90,6 +90,7 @@ RUNTIMES = (  # the slowest first: two at a time, the others then end with it
             "tests/program/test_kernels.py",
             "tests/operations/test_double_backward.py::test_every_small_walk",
             "tests/operations/test_groups.py::test_every_small_walk",
+            "tests/operations/test_group_norm.py::test_every_small_walk",
             "tests/operations/test_masks.py::test_elements_of_each_size",
             "tests/operations/test_renorm.py::test_small_groups_of_one_work_item_and_of_several",
             "tests/operations/test_determinism.py::test_recorded_or_not",

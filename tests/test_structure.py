@@ -38,6 +38,7 @@ WALLS = {
     "steps": {"errors", "elements", "call", "plan"},
     "functional": {"errors", "activations", "names", "elements", "call", "device", "plan", "steps"},
     "renorm": {"errors", "elements", "call", "functional", "steps"},
+    "group_norm": {"errors", "elements", "call", "functional", "plan"},
     "gpuarray": {"errors", "names", "elements", "call", "device"},
     "streaming": {"errors", "elements", "call", "device", "functional", "gpuarray"},
     "modules": {
@@ -50,6 +51,7 @@ WALLS = {
         "files",
         "functional",
         "gpuarray",
+        "group_norm",
         "renorm",
     },
     "sync": {"errors", "activations", "elements", "call", "device", "gpuarray", "modules", "plan", "steps"},

@@ -127,22 +127,26 @@ def per_channel(
     names: Collection[str],
     needed: Collection[str] = (),
     groups: int = 1,
+    elements: tuple[int, str] | None = None,
 ) -> dict[str, Array]:
     """Those of `names` whose values are not None, by name: device arrays with one element per channel of x.
 
     Of x's context, and of what is computed with where x has its dtype, but for counters; parameters may have x's dtype.
     What is `needed` may not be None. groups: batches that x is, each of which has saved statistics of its own.
+    elements: how many are wanted, if not one per channel, and why, in words.
     """
     channels, context, dtype = x.shape[axis], x.context, numbers_of(x.dtype)
+    if elements is not None:
+        channels = elements[0]
     found: dict[str, Array] = {}
     for name in names:
         value = given[name]
         if value is None:
             if name not in needed:
                 continue
+            one = f"of {channels} elements" if elements else f"with an element for each of x's {channels} channels"
             raise ArrayTypeError(
-                f"{name} is None and is needed; a pyopencl.array.Array with an element for each of x's {channels} "
-                f"channels is wanted{_ORIGINS.get(name, '')}"
+                f"{name} is None and is needed; a pyopencl.array.Array {one} is wanted{_ORIGINS.get(name, '')}"
             )
         wanted = _COUNTERS.get(name, dtype)
         found[name] = a = array(name, value, wanted, "x.queue", channels)
@@ -154,6 +158,8 @@ def per_channel(
                 )
         elif a.size != channels:
             came = f"{a.size} elements (shape {a.shape})"
+            if elements is not None:
+                raise ShapeError(f"{name} has {came}; {channels} are wanted, as {elements[1]}")
             raise ShapeError(f"{name} has {came}; x has {channels} channels on axis {axis}{_other_axis(x, axis, a)}")
         if a.dtype != wanted and not (name in _PARAMETERS and a.dtype == x.dtype):
             reason = "" if name in _COUNTERS else f", as x is {x.dtype}"

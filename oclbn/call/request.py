@@ -17,7 +17,7 @@ from oclbn.plan.words import ALONE, Fusion, Problem
 Strides = tuple[int, ...]
 _ABSENT: dict[str, Any] = {  # what kernels can be given, and no call does that has nothing fused
     f"{name}{what}": None if what == "" else 0
-    for name in ("aux", "dresidual")
+    for name in ("aux", "offsets", "dresidual")
     for what in ("", "_start", "_row", "_channel")
 } | {"slope": 0.0}
 
@@ -100,13 +100,13 @@ class Request(NamedTuple):
         kinds = dict(zip(names, map(kind, self.dtypes), strict=True))
         found = tuple(kinds.get(name) or 0 for name in TENSORS)
         made = replace(layout.problem(self.dtype.itemsize), kinds=found, fusion=self.fusion)
-        return made if self.groups == 1 else made.in_batches(self.groups, self.shape[0])
+        return made.in_batches(self.groups, self.shape[0]) if self.described.apart else made
 
     def constants(self, layout: Layout) -> dict[str, Any]:
         """The kernels' arguments that the shapes decide, but for those of a plan."""
         count = layout.outer * layout.inner
         numbers: dict[str, Any] = {"outer": layout.outer, "channels": layout.channels, "inner": layout.inner}
-        if self.groups > 1:
+        if self.described.apart:
             numbers |= self.problem(layout).batch_numbers
         numbers |= {
             "count": count,

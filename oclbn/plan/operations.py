@@ -38,6 +38,8 @@ class Operation:
     gathered: Mapping[str, str] = field(default_factory=dict)  # of state: the result that is gathered there
     after: str = ""  # of several batches: the kernel that brings together what each has left per channel
     each: Mapping[str, int] = field(default_factory=dict)  # and what that is, numbers per batch and channel
+    apart: bool = False  # each sample has to be some rows of the tensor
+    beside: str = ""  # what is read where the last of the fusable tensors is
     per_batch: tuple[str, ...] = ()  # of what is needed or made, arrays that have numbers for each batch and channel
     part_of: str = ""  # the operation whose last kernels it is, on partial results that are given
     results_of: str = ""  # the operation that gives the same results, of one batch
@@ -71,11 +73,6 @@ class Operation:
     def callers_names(self) -> dict[str, str]:
         """And of what kernels call otherwise, what callers call it."""
         return {name: own for own, name in self.kernel_names.items()}
-
-    @property
-    def apart(self) -> bool:
-        """Whether each sample has to be some rows of the tensor."""
-        return bool(self.after)
 
     @cached_property
     def arrays_read(self) -> int:
@@ -223,6 +220,9 @@ BATCHES = {  # of a tensor that is several batches
         OPERATIONS["train"],
         source="forward_batches.cl",
         results_of="train",
+        apart=True,
+        fusable=(*_BEFORE, "weights"),
+        beside="offsets",
         resident="batches_resident",
         split=("batches_partial", "batches_apply"),
         partial=("mean", "mean_rest", "m2", "m2_rest"),
@@ -231,10 +231,23 @@ BATCHES = {  # of a tensor that is several batches
         each={"batch_m2": 1},
         per_batch=("save_mean", "save_invstd"),
     ),
+    "given_batches": Operation(
+        "forward_batches.cl",
+        "",
+        ("batches_given",),
+        tensors=("x",),
+        result="y",
+        needed=("save_mean", "save_invstd"),
+        results_of="given",
+        apart=True,
+        per_batch=("save_mean", "save_invstd"),
+    ),
     "backward_batches": replace(
         OPERATIONS["backward"],
         source="backward_batches.cl",
         results_of="backward",
+        apart=True,
+        fusable=(*_BEHIND, "weights"),
         resident="gradients_resident",
         split=("gradients_partial", "gradients_apply"),
         after="gradients_gathered",
@@ -259,28 +272,44 @@ def _fused(name: str, fusion: Fusion) -> Operation:
     if plain.optional:
         return plain
     called = plain.fusable[fusion.aux - 1] if fusion.aux else ""
+    beside = plain.beside if fusion.aux == len(plain.fusable) else ""
     second = _SECOND[plain.result] if fusion.second else ""
-    return replace(plain, tensors=tuple(filter(None, (*plain.tensors, called))), called=called, second=second)
+    tensors = tuple(filter(None, (*plain.tensors, called, beside)))
+    found = replace(plain, tensors=tensors, called=called, second=second)
+    if not fusion.apart:
+        return found
+    kept = tuple(name for name in plain.made if name in plain.per_batch)
+    return replace(found, after="", state=(), made=kept, gathered={})
 
 
 SOURCES = {"moments_partial": "moments.cl"}  # kernels that are used from another direction's file
 # One group per block: the slices are what it merges.
-AFTER = {one.after for one in BATCHES.values()}
+AFTER = {one.after for one in BATCHES.values() if one.after}
 MERGES = {"moments_merge", "sums_merge", "constant_merge", "double_constant_merge", *AFTER}
 # That have a kind of element: KIND_x and so on (numbers/io.clh); "to" is what is written.
 TENSORS = ("x", "dy", "aux", "to")
 COUNTING = {"moments_partial", "batches_partial"}  # kernels that tell how many values a slice has
+_BATCHES_WRITTEN = {"batches_apply", "batches_given", "gradients_apply"}
 _MOMENTS_ALONE = {"moments_partial", "batches_partial"}
 _SUMS_ALONE = {"backward_partial", "gradients_partial"}
 HEEDLESS = {  # defines that change nothing in some kernels: those that write no tensor, those that sum none
     "STREAM": {*_MOMENTS_ALONE, *_SUMS_ALONE, "double_partial", *MERGES},
-    "FETCH": {"infer", "train_apply", "backward_apply", "double_apply", "batches_apply", "gradients_apply", *MERGES},
+    "FETCH": {
+        "infer",
+        "train_apply",
+        "backward_apply",
+        "double_apply",
+        "batches_apply",
+        "batches_given",
+        "gradients_apply",
+        *MERGES,
+    },
     "KIND_x": MERGES,
     "KIND_dy": MERGES,
     "KIND_aux": {*_MOMENTS_ALONE, *MERGES},
     "ACT": {*_MOMENTS_ALONE, *MERGES},
     "AUX": {*_MOMENTS_ALONE, *MERGES},
     "SECOND": {*_SUMS_ALONE, *MERGES},
-    "SHARED": {"infer", *_MOMENTS_ALONE, *_SUMS_ALONE, *MERGES},
+    "SHARED": {"infer", "batches_given", *_MOMENTS_ALONE, *_SUMS_ALONE, *MERGES},
     "KIND_to": {*_MOMENTS_ALONE, *_SUMS_ALONE, "double_partial", *MERGES},
 }

@@ -52,10 +52,11 @@ class Fusion(NamedTuple):
     """What kernels do beside normalising; the names are those of their defines (kernels/numbers/element.clh)."""
 
     act: int = 0  # the activation's code
-    aux: int = 0  # the tensor that is read besides: forward 1, a residual; backward 1, the residual, or 2, the output
+    aux: int = 0  # the tensor that is read besides, of Operation.fusable; counted from 1 on
     second: bool = False  # backward writes the residual's gradient, too
     shared: bool = False  # what is written lies where a tensor does that is read, and is not x
     without: bool = False  # the tensor that may be left out is (Operation.optional)
+    apart: bool = False  # numbers that several batches leave are not brought together: Operation.after is not run
 
     @property
     def defines(self) -> dict[str, int]:
@@ -68,7 +69,7 @@ class Fusion(NamedTuple):
 ALONE = Fusion()
 _FUSED = {
     "ACT": NAMES,
-    "AUX": ("", "with a residual", "by its output"),
+    "AUX": ("", "with a residual", "by its output", "weighted"),
     "SECOND": ("", "residual's gradient"),
     "SHARED": ("", "in place"),
     "WITHOUT": ("", "without ddx"),

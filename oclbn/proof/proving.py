@@ -37,7 +37,7 @@ from oclbn.device import limits, pocl
 from oclbn.elements import kind, of_kind, range_of
 from oclbn.errors import BuildError, DeviceError, DriverWarning, warn_caller
 from oclbn.plan import selected, strided
-from oclbn.plan.operations import ALL, operation_of
+from oclbn.plan.operations import ALL, OPERATIONS, operation_of
 from oclbn.plan.variants import fitting_plan
 from oclbn.plan.words import ALONE, DeviceLimits, Fusion, Launch, Memory, Plan, Problem, Tuning, in_words
 from oclbn.program import building, sources
@@ -45,7 +45,7 @@ from oclbn.proof.miniature import Paths, miniature, paths_of
 from oclbn.proof.verdicts import Verdict, Verdicts
 from oclbn.truth import reference
 from oclbn.truth.bounds import ELEMENT, SUM, TWICE, Bound, rounded
-from oclbn.truth.cases import buffers, judge, with_residual
+from oclbn.truth.cases import buffers, judge, with_residual, with_weights
 from oclbn.truth.expectation import EPSILON, FACTOR, Expected, expected, invstd
 from oclbn.truth.hostile import Data, Host, Offset, make, others
 from oclbn.version import version
@@ -69,6 +69,8 @@ _POSITIONS = 1030, 5  # of which some are inside a mask, and their channels
 _FORMS_OF_POSITIONS = ((5, 1, 0), (11, 2, 0), (1, 1033, 1), (7, 1, 1))
 _SLOPE = 0.25  # of activations that take a number
 _BY_OUTPUT = 2  # Fusion.aux
+_WEIGHTED = {one.results_of: len(one.fusable) for one in ALL.values() if "weights" in one.fusable}  # Fusion.aux
+_BROUGHT = {"running_mean", "running_var", "skipped", "entered", "dscale", "dbias", "scale_grad", "bias_grad"}
 _UNDER = {"train": "aux", "backward": "dy", "constant": "dy", "infer": "aux"}  # where results may lie
 NOTHING_OVER: Mapping[str, str] = MappingProxyType({})
 
@@ -467,31 +469,38 @@ def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, d
     x, dy, aux, result = (of_kind(kind, _dtype(planned.launches[0])) for kind in small.kinds)
     host = replace(_data(shape, x, dy, result), groups=small.batches)
     host = _fused(operation, host, aux, small.fusion)
-    if ALL[operation].optional:
+    if operation in OPERATIONS and OPERATIONS[operation].optional:
         host = host.pushed(1)
         host = replace(host, ddx=None if small.fusion.without or host.ddx is None else host.ddx.astype(aux))
     arrays, numbers = _arrays(operation, host, planned), {**_numbers(small, planned, host.scale.dtype), **_GATHER}
     numbers["slope"] = host.activation.slope
     over = {operation_of(operation, small.fusion).result: _UNDER[operation]} if small.fusion.shared else {}
     full = _judged(
-        _wanted(operation, host),
+        _left(_wanted(operation, host), small.fusion),
         _ran(planned.launches, arrays, numbers, context, device, between=planned.memory, over=over),
     )
     if not full.good:
         return full
     arrays, host = _fewer(operation, host, arrays)
     numbers |= {"grad_scale": 1.0, "grad_momentum": 0.0}
-    wanted = _wanted_of_fewer(operation, host)
+    wanted = _left(_wanted_of_fewer(operation, host), small.fusion)
     memory = _ran(
         planned.launches, arrays, numbers, context, device, guard=_GUARD + 1, between=planned.memory, over=over
     )
     return max(full, _judged(wanted, memory), key=_units)
 
 
+def _left(wanted: Expected, fusion: Fusion) -> Expected:
+    """What there is of that, where numbers of several batches are not brought together."""
+    return {name: one for name, one in wanted.items() if not (fusion.apart and name in _BROUGHT)}
+
+
 def _fused(operation: str, host: Data, aux: np.dtype[Any], fusion: Fusion) -> Data:
     """The data with what an activation and a residual want, of this type."""
     if fusion == ALONE:
         return host
+    if fusion.aux == _WEIGHTED.get(operation):
+        return with_weights(host, 1, aux)
     name = NAMES[fusion.act]
     activation = Activation(name, _SLOPE if name in SLOPES else 0.0)
     host = replace(host, activation=activation, second=fusion.second)
@@ -652,8 +661,8 @@ def _numbers(small: Problem, planned: Plan, dtype: np.dtype[Any]) -> dict[str, A
     """The kernels' numbers: those of the shape, and those of a call."""
     numbers: dict[str, Any] = planned.numbers
     numbers |= {"outer": small.outer, "channels": small.channels, "inner": small.inner}
-    numbers |= {**small.batch_numbers, "taken": 1} if small.batches > 1 else {}
-    for name in ("x", "y", "dy", "dx", "aux", "dresidual", "gx", "gdy"):
+    numbers |= {**small.batch_numbers, "taken": 1}
+    for name in ("x", "y", "dy", "dx", "aux", "offsets", "dresidual", "gx", "gdy"):
         numbers[f"{name}_row"] = small.channels * small.inner
         numbers[f"{name}_channel"] = small.inner
     count = small.count

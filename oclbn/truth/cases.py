@@ -91,6 +91,12 @@ def with_residual(host: Data, operation: str, axis: int, dtype: np.dtype[Any], *
         return replace(host, output=expectation.expected(forward, host, axis)["y"][0].astype(dtype))
 
 
+def with_weights(host: Data, axis: int, dtype: np.dtype[Any]) -> Data:
+    """The data with weights and offsets of this dtype, element by element."""
+    one, other = (make(host.x.shape, axis, host.scale.dtype, seed=seed).x.astype(dtype) for seed in (2, 3))
+    return replace(host, weights=one, offsets=other)
+
+
 def run(
     functional: Any,
     operation: str,
@@ -161,11 +167,16 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
         found |= {"y": tensor, "bias": host.bias}
         if host.residual is not None:
             found["aux"] = host.residual
+        if host.weights is not None and host.offsets is not None:
+            found |= {"aux": host.weights, "offsets": host.offsets}
     if operation == "infer":
         return found | {"mean": host.running_mean, "var": host.running_var}
     if operation == "train":
         found |= {"running_mean": host.running_mean, "running_var": host.running_var}
         return found | dict.fromkeys(("save_mean", "save_invstd"), each)
+    if operation == "given":
+        mean, deviation = expectation.saved(host, axis)
+        return {"x": host.x, "y": tensor, "save_mean": mean, "save_invstd": deviation}
     if operation == "sums":
         sums = ("sum_dy", "sum_dy_rest", "sum_dy_xmu", "sum_dy_xmu_rest", "sum_xmu", "sum_xmu_rest")
         mean, deviation = expectation.saved(host, axis)
@@ -188,6 +199,8 @@ def buffers(operation: str, host: Data, axis: int) -> dict[str, Host]:
 def _behind(host: Data) -> dict[str, Host]:
     """What backward takes behind an activation, beside scale and statistics."""
     aux = host.residual if host.output is None else host.output
+    if host.weights is not None:
+        return {"aux": host.weights}
     if not host.activation.code:
         return {}
     return {"bias": host.bias} if aux is None else {"bias": host.bias, "aux": aux}

@@ -51,6 +51,8 @@ def expected(
         return _train(host, axis, epsilon, factor, entered)
     if operation == "infer":
         return _infer(host, axis, epsilon)
+    if operation == "given":
+        return _given(host, axis)
     if operation == "moments":
         return _moments(host, axis)
     if operation == "sums":
@@ -151,6 +153,17 @@ def _infer(h: Data, axis: int, epsilon: float) -> Expected:
     return {"y": _output(h, wanted, bound.inferred())}
 
 
+def _given(h: Data, axis: int) -> Expected:
+    """With the statistics that are saved, or would be."""
+    mean, deviation = h.saved or saved(h, axis)
+    with np.errstate(all="ignore"):
+        exact = (h.x.astype(np.float64) - along(mean.astype(np.float64), h.x.shape, axis)) * along(
+            deviation.astype(np.float64), h.x.shape, axis
+        )
+    bound = Bound(h.x, mean, deviation, None, None, axis=axis, dtype=h.x.dtype)
+    return {"y": stored(exact, _strict(bound.inferred()), h.written)}
+
+
 def _moments(h: Data, axis: int) -> Expected:
     _, mean, m2 = reference.moments(h.x, axis=axis)
     bound = Bound(h.x, mean, np.ones_like(mean), None, None, axis=axis, dtype=h.x.dtype)
@@ -161,6 +174,11 @@ def _output(h: Data, z: Host, room: Host) -> tuple[Host, Host]:
     """y, where batch normalization gives z, which may be off by so much."""
     z, room = _with_residual(h, z, room)
     info = range_of(numbers_of(h.x.dtype))
+    if h.weights is not None and h.offsets is not None:
+        with np.errstate(all="ignore"):
+            product, offsets = z * h.weights.astype(np.float64), h.offsets.astype(np.float64)
+            room = room * np.abs(h.weights.astype(np.float64)) + info.eps * (np.abs(product) + np.abs(offsets))
+            z = product + offsets
     if h.activation.code:
         room = activated_bound(z, h.loose * room, h.activation, info.eps, info.tiny)
         z = activated(z, h.activation)
@@ -207,6 +225,9 @@ def _double(h: Data, axis: int, mean: Host, deviation: Host, *, training: bool) 
 def _used(h: Data, axis: int, mean: Host, deviation: Host, *, exact: bool) -> tuple[Host, Host]:
     """What is used of dy behind an activation, and how far off it may be."""
     dy = h.dy.astype(np.float64)
+    if h.weights is not None:
+        used = dy * h.weights.astype(np.float64)
+        return used, range_of(numbers_of(h.x.dtype)).eps * np.abs(used)
     if not h.activation.code:
         return dy, np.zeros(dy.shape)
     info = range_of(numbers_of(h.x.dtype))

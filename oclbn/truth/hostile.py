@@ -52,6 +52,8 @@ class Data:
     residual: Host | None = None  # added before the activation
     output: Host | None = None  # what the derivative is made from; None: from x
     second: bool = False  # the residual's gradient is wanted as well
+    weights: Host | None = None  # of x's shape: what z is multiplied by, and
+    offsets: Host | None = None  # what is added then
     loose: float = 1.0  # how many times its bound an activation's argument may be off: of others' results
     ddx: Host | None = None  # for the second derivative: gradients with respect to dx, dscale and dbias
     ddscale: Host | None = None
@@ -73,7 +75,7 @@ class Data:
 
     def batches(self, axis: int) -> list[Data]:
         """Each group by itself; they have one state, which is none of theirs alone."""
-        tensors = ("x", "dy", "residual", "output")
+        tensors = ("x", "dy", "residual", "output", "weights", "offsets")
         parts = {name: np.array_split(one, self.groups) for name in tensors if (one := getattr(self, name)) is not None}
         saved = [np.reshape(one, (self.groups, -1)) for one in self.saved or ()]
         found = []
