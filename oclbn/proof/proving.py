@@ -474,7 +474,7 @@ def _prove(operation: str, small: Problem, planned: Plan, context: cl.Context, d
         host = replace(host, ddx=None if small.fusion.without or host.ddx is None else host.ddx.astype(aux))
     arrays, numbers = _arrays(operation, host, planned), {**_numbers(small, planned, host.scale.dtype), **_GATHER}
     numbers["slope"] = host.activation.slope
-    over = {operation_of(operation, small.fusion).result: _UNDER[operation]} if small.fusion.shared else {}
+    over = {ALL[operation].result: _UNDER[operation]} if small.fusion.shared else {}
     full = _judged(
         _left(_wanted(operation, host), small.fusion),
         _ran(planned.launches, arrays, numbers, context, device, between=planned.memory, over=over),
