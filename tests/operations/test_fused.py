@@ -314,6 +314,7 @@ def test_arrays_that_lie_in_any_order(queue: cl.CommandQueue, data: Data, step: 
             np.testing.assert_allclose(gpuarray.pack(array).get(), host, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.once("their kernels are those of calls in slices, which are compared on each runtime")
 def test_parts_of_a_batch(queue: cl.CommandQueue, data: Data, step: dict[str, Any]) -> None:
     scale, bias, pieces = step["scale"], step["bias"], (slice(0, 2), slice(2, 6))
     for name, source in (("relu", "y"), ("gelu", "residual"), ("elu", "x")):
