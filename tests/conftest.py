@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import importlib.metadata
 import json
 import os
@@ -103,6 +104,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         needy = {item for item in items if "queue" in getattr(item, "fixturenames", ())}
         config.hook.pytest_deselected(items=[item for item in items if item not in needy])
         items[:] = [item for item in items if item in needy]
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays to the end: tests that look for what nobody keeps need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 class Launches:

@@ -36,6 +36,7 @@ from oclbn.plan.operations import ALL
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 FIND = "import sys, conftest; [info] = conftest.named(sys.argv[1]); print(info.spec, info.platform_version)"
+COMPLETE = "complete"  # a file beside the caches of a runtime whose part has ended
 CHECK = "check"  # the part that is no runtime: all of them in sight
 PLANNED = (  # kernels that take groups of one work-item on some devices, of several on others
     *dict.fromkeys(kernel for operation in ALL.values() for kernel in operation.kernels),
@@ -56,6 +57,7 @@ IN_SIGHT = (  # where a process sees all runtimes
 VENDORS = Path("/etc/OpenCL/vendors")
 _WIDTH = 100  # of the table of five runtimes, whatever the terminal's
 _SHOWN = 20_000  # characters of what a run with failures printed
+LONG = os.environ.get("OCLBN_LONG") == "1"
 INTEL = Path(sys.prefix) / "lib" / "libintelocl.so"
 
 
@@ -150,11 +152,14 @@ class Row:
                     self.failed[kernel] = self.failed.get(kernel, 0) + 1
 
 
-def run(runtime: Runtime, scratch: Path) -> Row:
-    """A runtime's device tests, in a process of their own with caches of their own, and `oclbn check` with those."""
+def run(runtime: Runtime, caches: Path) -> Row:
+    """A runtime's device tests, in a process of their own with caches of their own, and `oclbn check` with those.
+
+    It is quick, unless OCLBN_LONG is 1: what it compares besides and builds, the tests compare in every form.
+    """
     row = Row(runtime)
-    folder = scratch / runtime.name
-    folder.mkdir()
+    folder = caches / runtime.name
+    folder.mkdir(parents=True, exist_ok=True)
     environment = (
         os.environ | settings(runtime, folder) | {"POCL_CACHE_DIR": str(folder), "XDG_CACHE_HOME": str(folder)}
     )
@@ -174,13 +179,14 @@ def run(runtime: Runtime, scratch: Path) -> Row:
     )
     row.status, row.printed = ended.returncode, ended.stdout.decode(errors="replace")
     row.read(folder / "launches")
-    command = [sys.executable, "-m", "oclbn", "check", "--device", spec]
+    command = [sys.executable, "-m", "oclbn", "check", "--device", spec, *([] if LONG else ["--quick"])]
     ended = subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
     row.checked = ended.returncode
     row.printed += ended.stdout.decode(errors="replace") if row.checked else ""
     row.seconds = time.monotonic() - start
+    (folder / COMPLETE).touch()
     return row
 
 
@@ -200,20 +206,28 @@ def settings(runtime: Runtime, folder: Path) -> dict[str, str]:
     if runtime.name != "intel":
         return dict(runtime.environment)
     # The package's own .icd file has the path of the machine that it was built on.
-    (folder / "vendors").mkdir()
+    (folder / "vendors").mkdir(exist_ok=True)
     (folder / "vendors" / "intel.icd").write_text(f"{INTEL}\n")
     return {"OCL_ICD_VENDORS": str(folder / "vendors"), "LD_LIBRARY_PATH": str(INTEL.parent)}
 
 
-def everything_in_sight(scratch: Path) -> dict[str, str]:
-    """The environment variables with which one process sees all runtimes."""
+def everything_in_sight(scratch: Path, compiled: Path) -> dict[str, str]:
+    """The environment variables with which one process sees all runtimes.
+
+    compiled: caches of runtimes; those of the ones that have ended are copied, as a cache is one process's.
+    """
+    own = scratch / "own caches"
+    own.mkdir()
+    for runtime in RUNTIMES:
+        if (compiled / runtime.name / COMPLETE).exists():
+            shutil.copytree(compiled / runtime.name, own, dirs_exist_ok=True, ignore=_not_compiled)
     vendors = scratch / "vendors"
     vendors.mkdir()
     for icd in sorted(VENDORS.glob("*.icd")):
         (vendors / icd.name).write_bytes(icd.read_bytes())
     if INTEL.exists():
         (vendors / "intel.icd").write_text(f"{INTEL}\n")
-    caches = {name: str(scratch) for name in ("POCL_CACHE_DIR", "XDG_CACHE_HOME")}
+    caches = {name: str(own) for name in ("POCL_CACHE_DIR", "XDG_CACHE_HOME")}
     return {"OCL_ICD_VENDORS": str(vendors), "LD_LIBRARY_PATH": str(INTEL.parent), **caches, **RUSTICL}
 
 
@@ -250,6 +264,11 @@ def footer(row: Row) -> Text:
     told += ["`oclbn check` failed"] if row.checked else []
     told += [f"{row.seconds:.0f} s" if row.seconds else "before"]
     return Text("\n".join(told), style="green" if row.status == row.checked == 0 else "bold red")
+
+
+def _not_compiled(folder: str, names: list[str]) -> set[str]:
+    """What is in the folder of a runtime's caches but not of them."""
+    return {"vendors", "launches", COMPLETE} & {*names} if (Path(folder) / COMPLETE).exists() else set()
 
 
 @contextlib.contextmanager
@@ -295,19 +314,34 @@ def named(context: click.Context, option: click.Parameter, given: tuple[str, ...
     help="Write what tests tell to FOLDER/RUNTIME, for --told.",
     metavar="FOLDER",
 )
-def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs: int, keep: Path | None) -> None:
+@click.option(
+    "--caches",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep what runtimes compile in FOLDER/RUNTIME, for the last part.",
+    metavar="FOLDER",
+)
+def main(
+    only: tuple[str, ...],
+    require_all: bool,
+    known: dict[str, Path],
+    jobs: int,
+    keep: Path | None,
+    caches: Path | None,
+) -> None:
     console = Console(highlight=False, width=max(_WIDTH, Console().width))
     chosen = [runtime for runtime in RUNTIMES if not only or runtime.name in only]
     with folder() as scratch:
+        caches = caches or scratch / "caches"
+        caches.mkdir(parents=True, exist_ok=True)
         rows = [earlier(runtime, known[runtime.name]) for runtime in chosen if runtime.name in known]
         rest = [runtime for runtime in chosen if runtime.name not in known]
         for row in rows:
             say(console, row)
         with ThreadPoolExecutor(jobs) as pool:
-            for row in pool.map(lambda runtime: run(runtime, scratch), rest):
+            for row in pool.map(lambda runtime: run(runtime, caches), rest):
                 rows.append(row)
                 say(console, row)
-                if keep and (report := scratch / row.runtime.name / "launches").exists():
+                if keep and (report := caches / row.runtime.name / "launches").exists():
                     keep.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(report, keep / row.runtime.name)
         rows.sort(key=lambda row: chosen.index(row.runtime))
@@ -321,7 +355,7 @@ def main(only: tuple[str, ...], require_all: bool, known: dict[str, Path], jobs:
         good = all(row.good for row in rows if row.present or require_all)
         if not only or CHECK in only:
             console.print("\nwith every runtime in sight", style="bold")
-            environment = os.environ | everything_in_sight(scratch)
+            environment = os.environ | everything_in_sight(scratch, caches)
             for command in IN_SIGHT:
                 good &= (
                     subprocess.run(

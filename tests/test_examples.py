@@ -61,6 +61,7 @@ def test_the_readme_shows_all_programs() -> None:
     assert [*sorted(shown())] == [path.name for path in PROGRAMS]
 
 
+@pytest.mark.once("what the programs call is compared on each runtime")
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_a_program_prints_what_the_readme_shows(path: Path, quick: str, tmp_path: Path) -> None:
     done = run(quick, tmp_path, str(path))

@@ -70,6 +70,7 @@ def test_one_operation_and_another_axis(fresh: cl.CommandQueue, caplog: pytest.L
         assert not caplog.records
 
 
+@pytest.mark.once(reason="which forms are prepared is the host's choice")
 def test_what_is_fused_is_prepared_as_networks_call_it(
     fresh: cl.CommandQueue, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -845,6 +845,7 @@ def test_an_unknown_unit(queue: cl.CommandQueue) -> None:
 # --- examples
 
 
+@pytest.mark.once(reason="what the examples call is compared on each runtime")
 @pytest.mark.parametrize(
     "module",
     [

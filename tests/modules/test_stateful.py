@@ -589,7 +589,7 @@ def test_any_order_of_operations(queue: cl.CommandQueue, tally: Tally, flat: boo
     run_state_machine_as_test(
         lambda: Machine(queue, flat, tally),
         settings=settings(
-            max_examples=1000 if LONG else 50,
+            max_examples=1000 if LONG else 30,
             stateful_step_count=60 if LONG else 30,
             deadline=None,
             derandomize=True,

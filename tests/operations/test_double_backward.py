@@ -45,39 +45,74 @@ def check(queue: cl.CommandQueue, operation: str, host: Data) -> None:
     assert worst.good, str(worst)
 
 
-SMALL = [walk for walk in WALKS if str(walk.id).startswith("small")]
+# In float32 each walk is compared on each runtime; these, too, in a type of its own, and these without ddx.
+OTHERWISE = {"small runs", "small columns, 16 work-items", "rows past the cache", "runs past the cache"}
+WITHOUT = {"small rows", "small runs", "small sheets", "small columns, 16 work-items"}
+ENOUGH = pytest.mark.once("of another type, and without ddx, are on each runtime rows, runs and columns")
 
 
-@pytest.mark.parametrize(("walk", "shape"), SMALL)
+def walks(*, small: bool) -> list[Any]:
+    """Each walk with its shape in float32, in another type, and in that without ddx."""
+    made = []
+    for place, walk in enumerate(WALKS):
+        name = str(walk.id)
+        if name.startswith("small") != small:
+            continue
+        other = "float64" if small else TYPES[1 + place % 2]
+        for dtype, operations, pushed, everywhere in (
+            ("float32", BOTH, True, True),
+            (other, BOTH, True, name in OTHERWISE),
+            (other, BOTH[place % 2 :][:1], False, name in WITHOUT),
+        ):
+            told = f"{name}, {dtype}" + ("" if pushed else ", without ddx")
+            marks = () if everywhere else (ENOUGH,)
+            made.append(pytest.param(*walk.values, dtype, operations, pushed, id=told, marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("walk", "shape", "dtype", "operations", "pushed"), walks(small=True))
 def test_every_small_walk(
-    queue: cl.CommandQueue, walk: dict[str, Any], shape: tuple[int, ...], request: pytest.FixtureRequest
+    queue: cl.CommandQueue,
+    walk: dict[str, Any],
+    shape: tuple[int, ...],
+    dtype: str,
+    operations: tuple[str, ...],
+    pushed: bool,
 ) -> None:
     """A simulator runs these, too: all kernels, by one work-item and by several."""
-    check_walk(queue, walk, shape, request.node.name)
+    check_walk(queue, walk, shape, dtype, operations, pushed)
 
 
-@pytest.mark.parametrize(("walk", "shape"), [walk for walk in WALKS if walk not in SMALL])
+@pytest.mark.parametrize(("walk", "shape", "dtype", "operations", "pushed"), walks(small=False))
 def test_every_walk(
     queue: cl.CommandQueue,
     monkeypatch: pytest.MonkeyPatch,
     walk: dict[str, Any],
     shape: tuple[int, ...],
+    dtype: str,
+    operations: tuple[str, ...],
+    pushed: bool,
     request: pytest.FixtureRequest,
 ) -> None:
     if "past the cache" in request.node.name:
         shrink(queue, monkeypatch)
-    check_walk(queue, walk, shape, request.node.name)
+    check_walk(queue, walk, shape, dtype, operations, pushed)
 
 
-def check_walk(queue: cl.CommandQueue, walk: dict[str, Any], shape: tuple[int, ...], name: str) -> None:
-    """With a type of its own, and float32; without ddx on one of them."""
-    others = TYPES[1 + len(name) % 2], *(("float64",) if limits(queue.device).fp64 and "small" in name else ())
+def check_walk(
+    queue: cl.CommandQueue,
+    walk: dict[str, Any],
+    shape: tuple[int, ...],
+    dtype: str,
+    operations: tuple[str, ...],
+    pushed: bool,
+) -> None:
+    if dtype == "float64" and not limits(queue.device).fp64:
+        dtype = "float16"
+    host = make(shape, 1, named(dtype), Offset(3.0)).pushed(1)
     with forced(queue, **walk):
-        for dtype in ("float32", *others[-1:]):
-            host = make(shape, 1, named(dtype), Offset(3.0)).pushed(1)
-            for operation in BOTH:
-                check(queue, operation, host)
-        check(queue, BOTH[len(name) % 2], replace(host, ddx=None))
+        for operation in operations:
+            check(queue, operation, host if pushed else replace(host, ddx=None))
 
 
 def test_small_data_of_other_types_than_results(queue: cl.CommandQueue) -> None:
@@ -109,8 +144,9 @@ def test_far_means_in_every_form(queue: cl.CommandQueue) -> None:
     """Where the rest of the rounded mean counts; and statistics of another origin, where there is none."""
     host = make((6, 5, 49), 1, np.float32, MAKERS["mean is 1e6 std and odd"]).pushed(1)
     plain = make((6, 5, 49), 1, np.float32, Offset(3.0)).pushed(1)
-    for walk in ({"run_bytes": 0}, {"lanes": 8, "vec": 1}, {"variant": "split"}, {"variant": "serial"}):
-        with forced(queue, **walk):
+    ways = {str(walk.id): walk.values[0] for walk in WALKS}
+    for name in ("small rows", "small rows, 16 work-items", "runs in slices", "small serial"):
+        with forced(queue, **ways[name]):
             check(queue, "double_backward", host)
             check(queue, "double_backward", replace(plain, saved=foreign(plain, 1)))
 

@@ -23,7 +23,7 @@ WAYS = [
     pytest.param({}, id="as planned"),
     pytest.param({"variant": "split"}, id="split"),
     pytest.param({"variant": "serial"}, id="serial"),
-    pytest.param({"lanes": 16, "vec": 1, "blocks": 1}, id="groups of 16"),
+    pytest.param({"variant": "resident", "lanes": 16, "vec": 1, "blocks": 1}, id="groups of 16"),
     pytest.param({"lanes": 1, "vec": 4, "blocks": 2}, id="vectors of 4"),
 ]
 

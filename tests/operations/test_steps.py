@@ -31,7 +31,7 @@ from oclbn.tuning import using
 
 FORMS = [
     pytest.param({}, id="as planned"),
-    pytest.param({"variant": "split", "lanes": 16, "vec": 1, "blocks": 1}, id="groups of 16"),
+    pytest.param({"variant": "split", "lanes": 32, "vec": 1, "blocks": 1}, id="groups of 32"),
     pytest.param({"variant": "serial"}, id="serial"),
     pytest.param({"variant": "resident"}, id="where there is no such variant"),
 ]

@@ -14,11 +14,12 @@ def own_cache(rank: str) -> Path:
     """
     shared = Path(os.environ.get("POCL_CACHE_DIR", Path.home() / ".cache" / "pocl" / "kcache"))
     own = shared / f"rank {rank}"
-    own.mkdir(parents=True, exist_ok=True)
-    for file in shared.rglob("*"):
-        part = file.relative_to(shared)
-        if file.is_file() and not part.parts[0].startswith("rank "):
-            (own / part).parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError):  # it is there, or this file system has no links: then it is compiled
-                (own / part).hardlink_to(file)
+    for folder, below, files in os.walk(shared):
+        if Path(folder) == shared:
+            below[:] = [name for name in below if not name.startswith("rank ")]  # others' links, a cache for each
+        into = own / Path(folder).relative_to(shared)
+        into.mkdir(parents=True, exist_ok=True)
+        for name in {*files} - {file.name for file in into.iterdir()}:
+            with contextlib.suppress(OSError):  # this file system has no links: then it is compiled
+                (into / name).hardlink_to(Path(folder, name))
     return own

@@ -31,7 +31,7 @@ from spread import (
 )
 
 from oclbn import functional
-from oclbn.elements import numbers_of, range_of
+from oclbn.elements import named, numbers_of, range_of
 from oclbn.errors import (
     ArrayTypeError,
     ContextError,
@@ -51,6 +51,36 @@ from oclbn.truth.hostile import Offset, Spoiled, make
 FAR = Offset(1e6)
 
 
+ALIKE = pytest.mark.once(reason="each type's kernels are compared on each runtime; what a group adds is the host's")
+PLACES = {  # of each type that shards have: kernels are compiled anew for each device, halves of one too
+    "float32": LAYOUTS,
+    "float64": ("three contexts", "halves"),
+    "float16": ("three contexts", "unlike devices"),
+    "bfloat16": ("three contexts", "halves in one context"),
+}
+
+
+def placed(*types: str) -> pytest.MarkDecorator:
+    """Layouts with types."""
+    pairs = [(layout, name) for name in types for layout in PLACES[name]]
+    return pytest.mark.parametrize(
+        ("queues", "element"),
+        [pytest.param(*pair, id=", ".join(pair), marks=() if pair[1] == "float32" else ALIKE) for pair in pairs],
+        indirect=True,
+    )
+
+
+NUMBERS, ELEMENTS = placed("float32", "float64"), placed(*PLACES)
+
+
+@pytest.fixture(params=["float32", *(pytest.param(name, marks=ALIKE) for name in PLACES if name != "float32")])
+def element(request: pytest.FixtureRequest) -> np.dtype:
+    """Each type that shards have; float64 only where the device computes it."""
+    if request.param == "float64":
+        request.getfixturevalue("needs_fp64")
+    return named(request.param)
+
+
 @pytest.fixture(scope="module", params=LAYOUTS)
 def queues(request: pytest.FixtureRequest, queue: cl.CommandQueue) -> list[cl.CommandQueue]:
     return queues_of(request.param, queue.device)
@@ -67,6 +97,7 @@ def two(queue: cl.CommandQueue) -> list[cl.CommandQueue]:
     return [queue, *queues_on(queue.device)]
 
 
+@ELEMENTS
 @pytest.mark.parametrize("how", CUTS)
 def test_beside_the_whole(group: DeviceGroup, element: np.dtype, how: str) -> None:
     host = make((13, 5, 6, 7), 1, element, FAR)
@@ -80,12 +111,12 @@ def test_beside_the_whole(group: DeviceGroup, element: np.dtype, how: str) -> No
 
 @pytest.mark.parametrize("narrow", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("mean", [0.0, 40_000.0, -1e-6])
-def test_halves_are_summed_as_float32(group: DeviceGroup, narrow: Any, mean: float) -> None:
+def test_halves_are_summed_as_float32(two: list[cl.CommandQueue], narrow: Any, mean: float) -> None:
     """Beside shards of float32 with the same values: what is exchanged is as exact, results are rounded once.
 
     The square of 40,000 is beyond float16, and a mean of so many of them beyond what its sums would hold.
     """
-    rng, queues = np.random.default_rng(5), group.queues
+    rng, queues, group = np.random.default_rng(5), two, DeviceGroup(two)
     x = (mean + rng.standard_normal((9, 5, 31)) * (max(abs(mean), 1) / 50)).astype(narrow)
     dy = rng.standard_normal(x.shape).astype(narrow)
     lengths = lengths_of(9, len(queues), "one each, and the rest")
@@ -149,9 +180,10 @@ def test_shapes(group: DeviceGroup, shape: tuple[int, ...], axis: int) -> None:
     check(made, host, axis)
 
 
+@NUMBERS
 @pytest.mark.parametrize("maker", NASTY)
-def test_hostile_data(group: DeviceGroup, dtype: np.dtype, maker: Any) -> None:
-    host = make((9, 5, 31), 1, dtype, maker)
+def test_hostile_data(group: DeviceGroup, element: np.dtype, maker: Any) -> None:
+    host = make((9, 5, 31), 1, element, maker)
     made = together(trained(group, host, lengths_of(9, len(group.queues), "one each, and the rest")))
     check(made, host)
 
@@ -224,6 +256,7 @@ def test_no_channels(two: list[cl.CommandQueue]) -> None:
     assert dscale[1].shape == (0,)
 
 
+@ELEMENTS
 @pytest.mark.parametrize(("shape", "axis"), EMPTY)
 def test_an_empty_batch(group: DeviceGroup, element: np.dtype, shape: tuple[int, ...], axis: int) -> None:
     """Gives what is empty, and moves nothing."""
@@ -247,6 +280,7 @@ def test_an_empty_batch(group: DeviceGroup, element: np.dtype, shape: tuple[int,
     assert {value for one in gathered for value in one.get()} == {1.5}
 
 
+@ELEMENTS
 def test_counters_and_the_guard(group: DeviceGroup, element: np.dtype) -> None:
     """NaN on one shard: its channel keeps its running statistics on all devices, and its results are NaN."""
     queues = group.queues
@@ -284,6 +318,7 @@ def test_out(two: list[cl.CommandQueue], axis: int) -> None:
         assert [one.get().tobytes() for one in arrays] == [one.tobytes() for one in made[name]]
 
 
+@ELEMENTS
 def test_gradients_are_gathered(group: DeviceGroup, element: np.dtype) -> None:
     """As one call of batch_norm_backward on the whole gathers them; on all devices the same bits."""
     queues, host = group.queues, make((9, 5, 31), 1, element)
@@ -305,25 +340,27 @@ def test_gradients_are_gathered(group: DeviceGroup, element: np.dtype) -> None:
     assert all(np.isfinite(array.get()).all() for arrays in spoilt.values() for array in arrays)
 
 
-def test_own_gradients_sum_to_the_whole(group: DeviceGroup, dtype: np.dtype) -> None:
+@NUMBERS
+def test_own_gradients_sum_to_the_whole(group: DeviceGroup, element: np.dtype) -> None:
     """In one process `own` is the process's, so the whole's."""
-    host = make((9, 5, 31), 1, dtype)
+    host = make((9, 5, 31), 1, element)
     lengths = lengths_of(9, len(group.queues), "even")
     whole, own = (trained(group, host, lengths, backward={"parameters": name}) for name in ("whole", "own"))
     assert whole["dscale"][0].tobytes() == own["dscale"][0].tobytes()
 
 
-def test_sum(group: DeviceGroup, dtype: np.dtype) -> None:
+@NUMBERS
+def test_sum(group: DeviceGroup, element: np.dtype) -> None:
     rng = np.random.default_rng(0)
-    hosts = [rng.standard_normal((3, 4)).astype(dtype) for _ in group.queues]
+    hosts = [rng.standard_normal((3, 4)).astype(element) for _ in group.queues]
     wanted = sum(host.astype(np.longdouble) for host in hosts)
-    eps = np.finfo(dtype).eps
+    eps = np.finfo(element).eps
     for parts in (put(group.queues, hosts), hosts):
         found = group.sum(parts)
         assert {type(one) for one in found} == {type(parts[0])}
         told = [one.get() if isinstance(one, cla.Array) else one for one in found]
         assert len({one.tobytes() for one in told}) == 1
-        np.testing.assert_allclose(told[0], wanted.astype(dtype), rtol=eps)
+        np.testing.assert_allclose(told[0], wanted.astype(element), rtol=eps)
 
 
 def test_sum_of_arrays_in_fortran_order(two: list[cl.CommandQueue]) -> None:
@@ -334,9 +371,10 @@ def test_sum_of_arrays_in_fortran_order(two: list[cl.CommandQueue]) -> None:
     assert [one.get().tolist() for one in group.sum(put(two, hosts))] == [[[1, 2, 3], [4, 5, 6]]] * 2
 
 
-def test_merge(group: DeviceGroup, dtype: np.dtype) -> None:
+@NUMBERS
+def test_merge(group: DeviceGroup, element: np.dtype) -> None:
     """Statistics of a pass over data that is spread: those of the whole batch of train."""
-    queues, host = group.queues, make((13, 5, 31), 1, dtype, FAR)
+    queues, host = group.queues, make((13, 5, 31), 1, element, FAR)
     parts = put(queues, cut(host.x, lengths_of(13, len(queues), "empty between")))
     found = group.merge([statistics(x) for x in parts])
     made = trained(group, host, lengths_of(13, len(queues), "empty between"))

@@ -13,7 +13,7 @@ import pyopencl as cl
 import pyopencl.array as cla
 import pytest
 from layers import MODULES, C, Maker
-from places import LAYOUTS, queues_of
+from places import queues_of
 from spread import cut, hosts_of, lengths_of, put, queues_on
 
 from oclbn import BatchNorm1D, BatchNorm2D, BatchNormND
@@ -33,7 +33,11 @@ pytestmark = pytest.mark.once(reason="modules hand their shards to a group, whic
 SHAPE = (11, C, 3, 4)
 
 
-@pytest.fixture(scope="module", params=[layout for layout in LAYOUTS if layout != "halves"])  # two contexts again
+# Halves are two contexts again, and unlike devices are three: groups are tried on those, modules once.
+PLACES = ("one device", "three contexts", "halves in one context")
+
+
+@pytest.fixture(scope="module", params=PLACES)
 def queues(request: pytest.FixtureRequest, queue: cl.CommandQueue) -> list[cl.CommandQueue]:
     return queues_of(request.param, queue.device)
 
@@ -260,9 +264,10 @@ def test_recalibration(group: DeviceGroup) -> None:
     assert len({one.m2.get().tobytes() for one in found}) == 1
 
 
-def test_going_on_with_other_devices(two: list[cl.CommandQueue], group: DeviceGroup) -> None:
+@pytest.mark.parametrize("places", [*PLACES, "unlike devices"])
+def test_going_on_with_other_devices(two: list[cl.CommandQueue], places: str) -> None:
     """Elastic: one device, then the group's, then two: all that training has moved goes along."""
-    host = batch()
+    host, group = batch(), DeviceGroup(queues_of(places, two[0].device))
     alone = BatchNorm2D(C, queue=two[0], seed=1)
     x, dy = (cla.to_device(two[0], one) for one in (host.x, host.dy))
     bn: Any = alone
@@ -377,10 +382,14 @@ def test_copies_are_of_modules(two: list[cl.CommandQueue]) -> None:
     assert isinstance(BatchNorm1D(C, queue=two[0]), BatchNormND)
 
 
-@pytest.mark.parametrize("activation", ["relu", "silu", None])
-@pytest.mark.parametrize("added", [True, False])
-def test_activations_and_residuals(group: DeviceGroup, queue: cl.CommandQueue, activation: Any, added: bool) -> None:
+@pytest.mark.parametrize(
+    ("activation", "added"),
+    [("relu", True), ("relu", False), ("gelu", True), ("gelu", False), (None, True)],
+    ids=["relu, residual", "relu", "gelu, residual", "gelu", "residual"],
+)
+def test_activations_and_residuals(two: list[cl.CommandQueue], activation: Any, added: bool) -> None:
     """As of one module with the whole batch; where it evaluates, too."""
+    queue, group = two[0], DeviceGroup(two)
     host, residual = batch(), make(SHAPE, 1, seed=3).x
     alone = BatchNorm2D(C, queue=queue, seed=1, activation=activation)
     together = SyncBatchNorm(BatchNorm2D(C, queue=queue, seed=1, activation=activation), group)

@@ -264,7 +264,7 @@ def test_other_types_stand_beside_float32(queue: cl.CommandQueue, dtype: str) ->
 
 
 @TOLD
-@pytest.mark.parametrize(("activation", "residual"), [("relu", True), ("gelu", True), ("silu", False), ("none", True)])
+@pytest.mark.parametrize(("activation", "residual"), [("relu", True), ("gelu", True), ("gelu", False), ("none", True)])
 def test_what_is_fused_is_timed_beside_the_same_without(
     queue: cl.CommandQueue, activation: str, residual: bool
 ) -> None:

@@ -18,7 +18,7 @@ import pyopencl as cl
 import pytest
 from click.testing import CliRunner
 from covering import crossed
-from matrix import OTHERS, PLANNED, RUNTIMES, Row, Runtime
+from matrix import LONG, OTHERS, PLANNED, RUNTIMES, Row, Runtime
 from rich.console import Console
 
 import oclbn.device
@@ -105,7 +105,7 @@ def test_a_runtime_is_tested_and_checked(tmp_path: Path, monkeypatch: pytest.Mon
         if command[2] == "pytest":
             Path(command[command.index("--launches") + 1]).write_text(line("a", "passed", *complete()) + "\n")
         else:
-            assert command[3:] == ["check", "--device", "3:0"]
+            assert command[3:] == ["check", "--device", "3:0", *([] if LONG else ["--quick"])]
             assert more["env"]["POCL_CACHE_DIR"] == str(tmp_path / "oclgrind")
         return SimpleNamespace(returncode=int(command[2] == fails), stdout=f"{command[2]} says so".encode())
 
@@ -116,6 +116,26 @@ def test_a_runtime_is_tested_and_checked(tmp_path: Path, monkeypatch: pytest.Mon
     assert row.good == (not fails)
     assert ("oclbn says so" in row.printed) == (fails == "oclbn")
     assert ("`oclbn check` failed" in printed([row])) == (fails == "oclbn")
+
+
+def test_the_last_part_has_what_ended_parts_have_compiled(tmp_path: Path) -> None:
+    for name, ended in (("rusticl", True), ("pocl-system", True), ("intel", False)):
+        kernels = tmp_path / "caches" / name / "kernels"
+        kernels.mkdir(parents=True)
+        (kernels / name).write_text("compiled")
+        (kernels.parent / "launches").write_text("told")
+        if ended:
+            (kernels.parent / matrix.COMPLETE).touch()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = matrix.everything_in_sight(scratch, tmp_path / "caches")
+    own = Path(environment["POCL_CACHE_DIR"])
+    assert own == Path(environment["XDG_CACHE_HOME"])
+    assert sorted(str(path.relative_to(own)) for path in own.rglob("*")) == [
+        "kernels",
+        "kernels/pocl-system",
+        "kernels/rusticl",
+    ]
 
 
 def test_a_missing_runtime_is_loud_and_fails_where_all_are_required(monkeypatch: pytest.MonkeyPatch) -> None:

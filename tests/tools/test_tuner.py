@@ -262,9 +262,9 @@ def modest(queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def test_what_runs_alike_is_not_timed(modest: cl.CommandQueue, start: Choices) -> None:
-    trials = Trials(modest, CASES, seconds=0.001)
+    trials = Trials(modest, CASES[:1], seconds=0.001)
     crowded = start | {"lanes": 32, "vec": 1}
-    assert trials.duel(crowded, crowded | {"lanes": 64}) == {"gain": 1.0, "timed": False}
+    assert trials.duel(crowded, crowded | {"lanes": 16}) == {"gain": 1.0, "timed": False}
     assert trials.duel(crowded, crowded | {"lanes": 4})["timed"]
 
 
@@ -372,6 +372,7 @@ trials.serve()
 
 def test_a_candidate_that_a_proof_refuses_is_rejected(queue: cl.CommandQueue, start: Choices) -> None:
     """Its results are right where they are compared here: such a form is wrong elsewhere. Nor is it gone round."""
+    start = start | {"vec": 4}  # of which kernels are compiled in less time
     refused = 2 if start["unroll"] != 2 else 8
     request = {"device": device.select(queue.device).spec, "cases": [((300, 24), 1)], "seconds": 0.001}
     with TrialProcess(request, command=(sys.executable, "-c", SUSPECT, str(refused))) as process:
