@@ -261,6 +261,8 @@ CONTENTS = (
     Name("InstanceNorm1D", "InstanceNorm1d", "", "", "For (N, C, L)."),
     Name("InstanceNorm2D", "InstanceNorm2d", "", "InstanceNorm2D", "For (N, C, H, W); without running statistics."),
     Name("InstanceNorm3D", "InstanceNorm3d", "", "", "For (N, C, D, H, W)."),
+    Name("GroupNorm", "GroupNorm", "GroupNormalization", "", "For (N, C, ...); groups first, as in PyTorch."),
+    Name("LayerNorm", "LayerNorm", "LayerNormalization", "", "Over the last axes, whose shape is given."),
     Name("functional.batch_norm_train", "batch_norm", "", "batchNormNd", "With the batch's statistics."),
     Name("functional.batch_norm_infer", "batch_norm", "batch_normalization", "batchNormNd", "With given statistics."),
     Name("functional.batch_norm_backward", "native_batch_norm_backward", "", "batchNormNdBackward"),

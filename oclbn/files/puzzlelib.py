@@ -336,7 +336,8 @@ def _array(
     dataset: h5py.Dataset, shape: tuple[int, ...], dtype: np.dtype[Any], label: str, check_finite: bool = False
 ) -> Host:
     stored = dataset.shape  # None for HDF5's null dataspace
-    if stored is None or math.prod(stored) != math.prod(shape) or sum(extent != 1 for extent in stored) > 1:
+    flat = stored is not None and math.prod(stored) == math.prod(shape) and sum(extent != 1 for extent in stored) <= 1
+    if not (flat or stored == shape):
         raise ModuleFileError(f"{label}: {dataset.name} has shape {stored}; the module wants {shape}")
     bfloat16 = _holds_bfloat16(dataset) and dtype.kind == "f"
     if not (bfloat16 or np.can_cast(dataset.dtype, dtype, "safe")):
