@@ -105,7 +105,8 @@ def batch_renorm_train(
         x, axis, {**moments, **running}, scale, bias, (r, d), {"count": count, "epsilon": numbers["epsilon"], **limits}
     )
     numbers["count"] = count
-    main = part_output(x, axis, {**given, **scaled}, own.results, numbers, returns=together, like=scale, **options)
+    options |= {"returns": together, "like": scaled["scale"]}
+    main = part_output(x, axis, {**given, **scaled}, own.results, numbers, **options)
     y, mean, invstd = main.results
     return Several((y, mean, invstd, r, d), [own, *correcting, main])
 

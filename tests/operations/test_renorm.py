@@ -170,6 +170,17 @@ def test_any_order_of_arrays_bound_and_gathered(queue: cl.CommandQueue) -> None:
         np.testing.assert_allclose(gpuarray.pack(found).get(), 2.0 * new.get() + 0.5 * host.scale, rtol=1e-5)
 
 
+def test_results_are_dense_where_parameters_have_gaps(queue: cl.CommandQueue) -> None:
+    """Of an x that kernels read as it lies, which is why nothing else is packed."""
+    host = make((6, 5, 4, 3), 1)
+    x, scale, mean, var = (put(queue, one) for one in (host.x, host.scale, host.running_mean, host.running_var))
+    wide = put(queue, np.repeat(host.scale, 2))[::2]
+    wanted = batch_renorm_train(x, scale, None, mean.copy(), var.copy())
+    found = batch_renorm_train(x, wide, None, mean, var)
+    for one, other in zip(found, wanted, strict=True):
+        assert all_bits(one) == all_bits(other)
+
+
 def test_nasty_channels(queue: cl.CommandQueue) -> None:
     """Deviations of 0, without epsilon: of the batch, of what is running, and of both; a channel with a NaN."""
     x = np.ones((4, 3, 5), np.float32)
