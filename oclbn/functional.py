@@ -26,7 +26,8 @@ Errors, all of oclbn.errors and raised before anything is allocated or changed: 
 ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
 DeviceError, where a command that writes one of the arrays is seen to have failed, names the array, and nothing is done.
 Where the driver fails, it names the call and what the driver said; where a launch fails, everything written in place is
-as it was, but for an `out` of batch_norm_backward with constants, which its first launch fills, or of a call that then
+as it was, but for an `out`, and an array for dresidual, that a launch before has filled: of batch_norm_backward with
+constants, of calls with groups, of batch_renorm_backward, with outside="x" or nothing inside, and of a call that then
 unpacks arrays of a number per channel.
 
 Formulas: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate

@@ -9,13 +9,14 @@ import numpy as np
 import pyopencl as cl
 import pytest
 from calls import all_bits, put
+from faults import NO_RESOURCES, counted, failing
 from forms import forced
 
 from oclbn import gpuarray
 from oclbn.activations import NONE, PLAIN, Activation
 from oclbn.device import limits
 from oclbn.elements import named
-from oclbn.errors import ArrayTypeError, OverlapError, ParameterError, ShapeError
+from oclbn.errors import ArrayTypeError, DeviceError, OverlapError, ParameterError, ShapeError, SizeError
 from oclbn.functional import batch_norm_backward, batch_norm_train, bind
 from oclbn.renorm import batch_renorm_backward, batch_renorm_train
 from oclbn.truth.cases import judge
@@ -181,6 +182,21 @@ def test_results_are_dense_where_parameters_have_gaps(queue: cl.CommandQueue) ->
         assert all_bits(one) == all_bits(other)
 
 
+def test_gradients_that_have_gaps_are_as_they_were_where_a_copy_fails(queue: cl.CommandQueue) -> None:
+    host = make((6, 5, 4, 3), 1)
+    arrays = (host.x, host.dy, host.scale, host.running_mean, host.running_var, host.running_var, host.running_mean)
+    given = [put(queue, array) for array in arrays]
+
+    into = [put(queue, np.repeat(host.scale, 2))[::2] for _ in range(2)]
+    options: dict[str, Any] = {"scale_grad": into[0], "bias_grad": into[1], "grad_momentum": 0.5}
+    asked = counted(lambda: batch_renorm_backward(*given, **options))
+    before = [all_bits(gpuarray.pack(array)) for array in into]
+    for number in range(len(asked)):
+        with failing(NO_RESOURCES, number), pytest.raises((DeviceError, SizeError)):
+            batch_renorm_backward(*given, **options)
+        assert [all_bits(gpuarray.pack(array)) for array in into] == before, f"after {asked[number]}, number {number}"
+
+
 def test_nasty_channels(queue: cl.CommandQueue) -> None:
     """Deviations of 0, without epsilon: of the batch, of what is running, and of both; a channel with a NaN."""
     x = np.ones((4, 3, 5), np.float32)
@@ -208,6 +224,7 @@ def test_an_empty_batch(queue: cl.CommandQueue) -> None:
 
 def test_bad_input_changes_nothing(queue: cl.CommandQueue) -> None:
     x, one = put(queue, np.ones((4, 3), np.float32)), put(queue, np.full(3, 7.0, np.float32))
+    scale = one.copy()
     for options, error, told in (
         ({"r_max": 0.5}, ParameterError, "r_max is 0.5; a number from 1"),
         ({"d_max": -1}, ParameterError, "d_max is -1; a number from 0"),
@@ -223,6 +240,9 @@ def test_bad_input_changes_nothing(queue: cl.CommandQueue) -> None:
         batch_renorm_backward(x, x, None, one, one)
     with pytest.raises(ShapeError, match="d has 4 elements"):
         batch_renorm_backward(x, x, None, one, one, one, x[:, 0])
-    with pytest.raises(OverlapError):
-        batch_renorm_backward(x, x, None, one, one, one, one, scale_grad=one)
+    for other, told in ((one, "scale_grad overlaps "), (scale, "scale_grad overlaps scale")):
+        with pytest.raises(OverlapError, match=told):
+            batch_renorm_backward(x, x, scale, one, one, one, one, scale_grad=other)
+    with pytest.raises(OverlapError, match="bias_grad overlaps bias"):
+        batch_renorm_backward(x, x, None, one, one, one, one, bias=scale, bias_grad=scale)
     assert (one.get() == 7.0).all()
