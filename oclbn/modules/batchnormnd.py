@@ -454,16 +454,16 @@ class BatchNormND(RunningStatistics):
             raise ModuleParameterError(
                 f"{self}: a mask or lengths are given, which are of one batch and its statistics; wanted is {wanted}"
             )
-        self.corrections = None
         if by_running:
             y, self._used = self._infer(data, options if count else None, fused)
-            self.savemean = self.saveinvvar = None
+            self.savemean = self.saveinvvar = self.corrections = None
         elif renormed:
             y = self._renormed(data, options or {}, fused, groups)
         else:
             if groups > 1:
                 fused = {**fused, "groups": groups}
             y, self.savemean, self.saveinvvar = functional.batch_norm_train(data, **(options or {}), **fused)
+            self.corrections = None
         if count and moves:
             self._batches += groups
         return y
