@@ -182,7 +182,7 @@ def batch_norm_train(
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     selection = masks.chosen(x, axis, mask, lengths, outside)
-    groups = 1 if groups == 1 else masks.groups_of(groups, x, axis, selection)
+    groups = masks.groups_of(groups, x, axis, selection)
     count = count_of(x, axis) if selection is None else selection.count
     given = {
         "scale": scale,
@@ -325,7 +325,7 @@ def batch_norm_backward(
     axis = arguments.axis_of(axis, x)
     selection = masks.behind(x, axis, mask, lengths, outside)
     operation = "backward" if training else "constant"
-    if groups != 1 and (groups := masks.groups_of(groups, x, axis, selection)) > 1:
+    if (groups := masks.groups_of(groups, x, axis, selection)) > 1:
         if not training:
             raise ParameterError(
                 f"groups is {groups} and training is {training}; statistics that are constants have no groups, so 1 is "
