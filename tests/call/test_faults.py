@@ -42,7 +42,7 @@ pytestmark = pytest.mark.once(reason="the driver's errors are made up, and what 
 Tally = collections.Counter[str]
 SHAPE = (4, 5, 30, 31)
 FUNCTIONS = ["train", "infer", "backward", "constant", "moments", "accumulate", "empty batch", "bound", "masked"]
-FUNCTIONS += ["in groups", "backward in groups", "renormed gradient"]
+FUNCTIONS += ["gradient of nothing", "in groups", "backward in groups", "renormed gradient"]
 FILLED_FIRST = ("constant", *FUNCTIONS[-3:])  # whose `out` is there before the last launch
 MASK = np.random.default_rng(0).random((4, 30, 31)) < 0.5
 VARIANTS = ["resident", "split", "serial"]
@@ -89,6 +89,8 @@ class Call:
                 found = batch_renorm_backward(*arrays, self.var, self.bias, out=self.out, **into)
             elif self.name == "backward in groups":
                 found = batch_norm_backward(*arrays[:3], *self.saved, out=self.out, groups=2, **into)
+            elif self.name == "gradient of nothing":
+                found = batch_norm_backward(*arrays, out=self.out, mask=np.zeros_like(MASK), **into)
             else:
                 found = batch_norm_backward(*arrays, out=self.out, training=self.name == "backward", **into)
         self.results = found
