@@ -221,6 +221,18 @@ def test_bad_groups_change_nothing(
         batch_norm_backward(x, x, None, state, state, groups=groups, **options)
 
 
+def test_more_groups_than_a_driver_takes_turns_are_refused(queue: cl.CommandQueue) -> None:
+    x, state = put(queue, np.ones((70, 3, 5), np.float32)), put(queue, np.full(3, 7.0, np.float32))
+    saved = put(queue, np.ones((70, 3), np.float32))
+    told = "groups is 70; .* ends the loops of a work-item after 60 turns without a word, so 1 to .* are wanted"
+    with forced(queue, lanes=16, most_steps=60):
+        with pytest.raises(ParameterError, match=told):
+            batch_norm_train(x, None, None, state, state.copy(), groups=70)
+        with pytest.raises(ParameterError, match=told):
+            batch_norm_backward(x, x, None, saved, saved, groups=70)
+    assert (state.get() == 7.0).all()
+
+
 def test_backward_wants_the_statistics_of_all_groups(queue: cl.CommandQueue) -> None:
     x, one = put(queue, np.ones((4, 3, 5), np.float32)), put(queue, np.ones(3, np.float32))
     with pytest.raises(ShapeError) as caught:
