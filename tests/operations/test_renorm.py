@@ -198,15 +198,17 @@ def test_gradients_that_have_gaps_are_as_they_were_where_a_copy_fails(queue: cl.
 
 
 def test_nasty_channels(queue: cl.CommandQueue) -> None:
-    """Deviations of 0, without epsilon: of the batch, of what is running, and of both; a channel with a NaN."""
+    """Deviations of 0, without epsilon: of the batch, of what is running, and of both; a channel with a NaN; a running
+    variance that is infinite, as one of float16 becomes."""
     x = np.ones((4, 3, 5), np.float32)
     x[1, 2, 3] = np.nan
-    x = np.concatenate([x, x[:, :1], np.arange(20, dtype=np.float32).reshape(4, 1, 5)], axis=1)
-    mean, var = np.float32([1, 1, 1, 0, 9.5]), np.float32([0, 4, 1, 0, 0])
+    rising = np.arange(20, dtype=np.float32).reshape(4, 1, 5)
+    x = np.concatenate([x, x[:, :1], rising, rising], axis=1)
+    mean, var = np.float32([1, 1, 1, 0, 9.5, 7]), np.float32([0, 4, 1, 0, 0, np.inf])
     state = [put(queue, one) for one in (mean, var)]
     y, _, _, r, d = batch_renorm_train(put(queue, x), None, None, *state, epsilon=0.0, r_max=2.0)
-    assert r.get()[[0, 1, 3, 4]].tolist() == [1.0, 0.5, 1.0, 2.0]
-    assert d.get()[[0, 1, 3, 4]].tolist() == [0.0, 0.0, 5.0, 0.0]
+    assert r.get()[[0, 1, 3, 4, 5]].tolist() == [1.0, 0.5, 1.0, 2.0, 0.5]
+    assert d.get()[[0, 1, 3, 4, 5]].tolist() == [0.0, 0.0, 5.0, 0.0, 0.0]
     assert (y.get()[:, :2] == 0.0).all()
     assert np.isnan(y.get()[:, 2]).all()
     assert state[0].get()[2] == 1.0
