@@ -30,12 +30,15 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void renorm(
             CH var, var_rest, step, running_step;
             variance_of(m2[m2_start + c], m2_rest[m2_rest_start + c], count, &var, &var_rest);
             const CH root = inverse_root(var, var_rest, epsilon, &step);
-            const CH running_root = inverse_root(running_var[running_var_start + c], 0, epsilon, &running_step);
+            const ACC running = running_var[running_var_start + c];
+            const CH running_root = inverse_root(running, 0, epsilon, &running_step);
             const ACC invstd = root + step, running_invstd = running_root + running_step;
             const ACC apart = mean[mean_start + c] - running_mean[running_mean_start + c];
-            // a root of 0 stands for a deviation of 0: of a constant channel, without epsilon
-            const int none = invstd == 0, running_none = running_invstd == 0;
-            ratio = none || running_none ? (ACC)(none && running_none ? 1 : none ? 0 : r_max) : running_invstd / invstd;
+            // a root of 0 stands for an infinite deviation, or else for one of 0: of a constant channel, without epsilon
+            const int far = invstd == 0 && var > 0, running_far = running_invstd == 0 && running > 0;
+            const int none = invstd == 0 && !far, running_none = running_invstd == 0 && !running_far;
+            if (!far && !none && !running_far && !running_none) ratio = running_invstd / invstd;
+            else ratio = far == running_far && none == running_none ? (ACC)1 : far || running_none ? r_max : (ACC)0;
             shift = running_none ? (ACC)(apart > 0 ? d_max : apart < 0 ? -d_max : 0) : apart * running_invstd;
             if (ratio > r_max) ratio = r_max;
             if (ratio < 1 / r_max) ratio = 1 / r_max;

@@ -26,7 +26,8 @@ Errors, all of oclbn.errors and raised before anything is allocated or changed: 
 ContextError, ParameterError, OverlapError, ReadOnlyError; SizeError where the device cannot hold a result.
 DeviceError, where a command that writes one of the arrays is seen to have failed, names the array, and nothing is done.
 Where the driver fails, it names the call and what the driver said; where a launch fails, everything written in place is
-as it was, but for an `out` of batch_norm_backward with constants, which its first launch fills, or of a call that then
+as it was, but for an `out`, and an array for dresidual, that a launch before has filled: of batch_norm_backward with
+constants, of calls with groups, of batch_renorm_backward, with outside="x" or nothing inside, and of a call that then
 unpacks arrays of a number per channel.
 
 Formulas: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
@@ -181,7 +182,7 @@ def batch_norm_train(
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
     selection = masks.chosen(x, axis, mask, lengths, outside)
-    groups = 1 if groups == 1 else masks.groups_of(groups, x, axis, selection)
+    groups = masks.groups_of(groups, x, axis, selection)
     count = count_of(x, axis) if selection is None else selection.count
     given = {
         "scale": scale,
@@ -324,7 +325,7 @@ def batch_norm_backward(
     axis = arguments.axis_of(axis, x)
     selection = masks.behind(x, axis, mask, lengths, outside)
     operation = "backward" if training else "constant"
-    if groups != 1 and (groups := masks.groups_of(groups, x, axis, selection)) > 1:
+    if (groups := masks.groups_of(groups, x, axis, selection)) > 1:
         if not training:
             raise ParameterError(
                 f"groups is {groups} and training is {training}; statistics that are constants have no groups, so 1 is "

@@ -15,6 +15,7 @@ Source: S. Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,13 +24,23 @@ from pyopencl.array import Array
 from oclbn.call import arguments, fusing, overlap, packed
 from oclbn.call.calls import Call, Empty, Several
 from oclbn.call.copying import copying
-from oclbn.call.making import check, divisor, renorm_limits, together, training_numbers, wants_two
+from oclbn.call.making import (
+    check,
+    divisor,
+    gathering_numbers,
+    gradients_of,
+    make,
+    renorm_limits,
+    together,
+    training_numbers,
+    wants_two,
+)
 from oclbn.call.operating import CALLS, operation
 from oclbn.call.prepared import count_of, prepare_vector
 from oclbn.call.results import per_channel_results, temporary
 from oclbn.elements import numbers_of
 from oclbn.errors import ArrayTypeError
-from oclbn.functional import batch_norm_backward, batch_norm_train
+from oclbn.functional import accumulation, batch_norm_train
 from oclbn.steps import part_output, statistics
 
 __all__ = ["batch_renorm_backward", "batch_renorm_train"]
@@ -105,7 +116,8 @@ def batch_renorm_train(
         x, axis, {**moments, **running}, scale, bias, (r, d), {"count": count, "epsilon": numbers["epsilon"], **limits}
     )
     numbers["count"] = count
-    main = part_output(x, axis, {**given, **scaled}, own.results, numbers, returns=together, like=scale, **options)
+    options |= {"returns": together, "like": scaled["scale"]}
+    main = part_output(x, axis, {**given, **scaled}, own.results, numbers, **options)
     y, mean, invstd = main.results
     return Several((y, mean, invstd, r, d), [own, *correcting, main])
 
@@ -143,37 +155,42 @@ def batch_renorm_backward(
     """
     arguments.tensor("x", x)
     axis = arguments.axis_of(axis, x)
-    vectors = {"scale": scale, "bias": bias, "r": r, "d": d, "scale_grad": scale_grad}
-    arguments.per_channel(x, axis, vectors, vectors, ("r", "d"))
+    vectors = {"r": r, "d": d}
+    arguments.per_channel(x, axis, vectors, vectors, vectors)
     assert r is not None
     assert d is not None
-    writes = {"out": out, "scale_grad": scale_grad, "bias_grad": bias_grad, "dresidual": dresidual}
-    overlap.exclusive({name: one for name, one in writes.items() if isinstance(one, Array)}, {"r": r, "d": d})
-    options: dict[str, Any] = {"axis": axis, "out": out, "order": order, "bias_grad": bias_grad, "y": y}
-    options |= {"grad_scale": grad_scale, "grad_momentum": grad_momentum, "activation": activation}
-    options |= {"residual": residual, "dresidual": dresidual}
-    backward = CALLS[batch_norm_backward]
+    gathered: dict[str, Array | None] = {"scale_grad": scale_grad, "bias_grad": bias_grad}
+    given: dict[str, Array | None] = {"dy": dy, "scale": scale, "bias": bias}
+    given |= {"save_mean": save_mean, "save_invstd": save_invstd}
+    fused = fusing.behind(activation, y, residual, dresidual)
+    given |= fused.tensors
+    gathering = gathering_numbers(x, grad_scale, grad_momentum)
+    fusion = check("backward", x, axis, given | gathered, out, order, ("save_mean", "save_invstd"), fused.fusion)
+    writes = {**gathered, "out": out, "dresidual": fused.tensors.get("dresidual")}
+    overlap.exclusive({name: one for name, one in writes.items() if one is not None}, {"r": r, "d": d})
+    options: dict[str, Any] = {"out": out, "order": order, "fusion": fusion}
+    options |= {"returns": gradients_of(fusion, dy, dresidual)}
     if not x.size:
-        return backward(x, dy, scale, save_mean, save_invstd, scale_grad=scale_grad, **options)
+        gather = functools.partial(accumulation, scale=gathering["grad_scale"], momentum=gathering["grad_momentum"])
+        return make("backward", x, axis, given | gathered, gathering, like=scale, gather=gather, **options)
     corrections = {"mean": None, "m2": None, "m2_rest": None, "running_mean": None, "running_var": None}
     numbers = {"count": 1, "epsilon": 0.0, "r_max": 1.0, "d_max": 0.0}
     scaled, correcting = _corrected(x, axis, corrections, scale, bias, (r, d), numbers)
-    if activation is not None:
-        options["bias"] = scaled["bias"]
-    main = backward(x, dy, scaled["scale"], save_mean, save_invstd, **options)
-    dscale, dbias = main.results[1], main.results[2]
-    came = {"r": r, "d": d} | ({} if scale_grad is None else {"scale_grad": scale_grad})
+    given |= {**scaled, "scale_grad": None, "bias_grad": None}
+    # what is gathered by it would be r too small, and is gathered by the last launch, so that no other one changes it
+    main = make("backward", x, axis, given, gathering | fused.numbers, like=scaled["scale"], **options)
+    came = {"r": r, "d": d, **{name: one for name, one in gathered.items() if one is not None}}
     own, copies = packed.vectors(x, came)
-    into = own.get("scale_grad")
-    gathering = {
-        "grad_scale": arguments.finite("grad_scale", grad_scale, x),
-        "grad_momentum": arguments.finite("grad_momentum", grad_momentum, x),
-    }
-    arrays: dict[str, Array | None] = {**own, "dscale": dscale, "dbias": dbias, "scale_grad": into}
-    prepared = prepare_vector("renorm_gradient", dscale, "channels")
-    last: Call[None] = Call(None, prepared, x, arrays, gathering, (dscale, into))
-    after = [] if into is None or scale_grad is None or into is scale_grad else [copying(x, into, scale_grad)]
-    return Several(main.results, [*correcting, main, *copies, last, *after])
+    into = {name: own.get(name) for name in gathered}
+    arrays: dict[str, Array | None] = {**own, "dscale": main.results[1], "dbias": main.results[2], **into}
+    prepared = prepare_vector("renorm_gradient", main.results[1], "channels")
+    last: Call[None] = Call(None, prepared, x, arrays, gathering, (main.results[1], *into.values()))
+    there = [name for name in gathered if name in came]
+    after = [copying(x, own[name], came[name]) for name in there if own[name] is not came[name]]
+    kept = {name: temporary(x, came[name].shape, came[name].dtype) for name in (there if after else ())}
+    keeping = [copying(x, came[name], old) for name, old in kept.items()]
+    undo = [copying(x, old, came[name]) for name, old in kept.items()]
+    return packed.Packed(main.results, came, [*correcting, *copies, *keeping, main], last, after, undo)
 
 
 def _corrected(

@@ -9,11 +9,12 @@ from pyopencl.array import Array
 
 from oclbn.call import arguments, overlap, packed, selected, values
 from oclbn.call.calls import Call, Empty
+from oclbn.call.copying import copying
 from oclbn.call.layout import NotWalked, result_strides
 from oclbn.call.masks import Selection
 from oclbn.call.prepared import check_type, prepared_for
 from oclbn.call.request import Request
-from oclbn.call.results import fresh_result, model_of, per_channel_results, queue_of, result_like
+from oclbn.call.results import fresh_result, model_of, per_channel_results, queue_of, result_like, temporary
 from oclbn.elements import numbers_of
 from oclbn.errors import ParameterError, ShapeError
 from oclbn.plan.operations import Operation, operation_of
@@ -143,6 +144,16 @@ def _under(wanted: Operation, result: Array, reads: Mapping[str, Array]) -> str:
     return ""
 
 
+def _gathered(
+    x: Array, main: Call[Any], into: Mapping[str, Array], start: Mapping[str, Callable[[], None]]
+) -> Call[Any]:
+    """A call, and what gathers its results in arrays, by their names: where one fails, all are as they were."""
+    old = {name: temporary(x, array.shape, array.dtype) for name, array in into.items()}
+    keeping = [copying(x, into[name], array) for name, array in old.items()]
+    after = [Empty(None, after=[start[name]]) for name in into]
+    return packed.Packed(main.results, into, keeping, main, after, [copying(x, old[name], into[name]) for name in into])
+
+
 def make(
     operation: str,
     x: Array,
@@ -179,13 +190,15 @@ def make(
         like = packed.dense_model(x, like)
         made = per_channel_results(x, axis, like, len(names)) if places is None else list(places)
         results = dict(zip(names, made, strict=True))
-        pairs = {name: results[of] for name, of in wanted.gathered.items()}
-        after = [gather(into, new) for name, new in pairs.items() if gather and (into := given[name]) is not None]
         tensors = [result_like(x, order) if out is None else out] if wanted.result else []
         if wanted.second:
             other = given.get(wanted.second)
             tensors.append(result_like(tensors[0], order) if other is None else other)
-        return Empty(returns(*tensors, *made), made, wanted.empty, after)
+        main = Empty(returns(*tensors, *made), made, wanted.empty)
+        into = {name: array for name in wanted.gathered if (array := given[name]) is not None and array.size}
+        if not (into and gather):
+            return main
+        return _gathered(x, main, into, {name: gather(into[name], results[wanted.gathered[name]]) for name in into})
     if selection is not None:
         check_type("x", x.dtype, queue_of(x))
     strides, fresh = None, out is None

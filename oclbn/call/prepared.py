@@ -18,7 +18,7 @@ from oclbn.call.order import Order
 from oclbn.call.request import Request
 from oclbn.call.results import queue_of, scratch
 from oclbn.device import limits, tuning_names
-from oclbn.errors import DtypeError
+from oclbn.errors import DtypeError, ParameterError
 from oclbn.plan.groups import floor_power
 from oclbn.plan.operations import operation_of
 from oclbn.plan.variants import fitting_plan
@@ -201,8 +201,20 @@ def _make(request: Request, queue: cl.CommandQueue, tuning: Tuning) -> Prepared:
 
     problem = request.problem(layout)
     planned, failures = proving.proven_plan(request.operation, problem, limits(device), tuning, most, context, device)
+    if tuning.most_steps and request.groups > 1:
+        _bring_together(planned, request.groups, tuning.most_steps, device)
     constants = {**planned.numbers, **request.constants(layout)}
     return Prepared(planned, context, tuning, constants, failures)
+
+
+def _bring_together(planned: Plan, groups: int, most_steps: int, device: cl.Device) -> None:
+    """ParameterError where one work-item, which takes one batch after the other at last, cannot go over so many."""
+    most = most_steps // dict(planned.launches[-1].build.defines)["BLOCKS"] - 1
+    if groups > most:
+        raise ParameterError(
+            f"groups is {groups:,}; {device.name.strip()} ends the loops of a work-item after {most_steps:,} turns "
+            f"without a word, so 1 to {most:,} are wanted: give some of the samples at a time"
+        )
 
 
 def dissect(

@@ -37,7 +37,7 @@ from oclbn.modules.accumulating import Accumulation
 from oclbn.modules.averaging import settled_count
 from oclbn.modules.folding import coefficients, fold_into
 from oclbn.modules.module import Module
-from oclbn.modules.options import Activated, Fixed, Flag, Number, Whole, flag
+from oclbn.modules.options import Activated, Fixed, Flag, Groups, Number, flag
 from oclbn.modules.parameters import Shapes, whole
 from oclbn.modules.recalibrating import Recalibration
 from oclbn.modules.running import RunningStatistics
@@ -76,7 +76,7 @@ class BatchNormND(RunningStatistics):
     _passing = (*Module._passing, "savemean", "saveinvvar", "scalegrad", "biasgrad", "residualgrad", "corrections")
     _passing = (*_passing, "_behind", "_used")
     scale, bias, mean, var = Tensor(), Tensor(), Tensor(), Tensor()
-    epsilon, guard, activation, groups = Number(0.0), Flag(), Activated(), Whole(1)
+    epsilon, guard, activation, groups = Number(0.0), Flag(), Activated(), Groups()
     maps, axis = Fixed[int](), Fixed[int]()
     affine = Fixed[bool]("make another module, or leave gradients out with backward(grad, updParamGrads=False)")
     _maps_argument: ClassVar[str] = "maps"
@@ -197,8 +197,6 @@ class BatchNormND(RunningStatistics):
         self._behind: dict[str, Any] | None = None  # what backward is told of what the last call has fused
         self.activation = activation
         self.groups, self.renorm = groups, renorm
-        if self.groups > 1 and self.axis == 0:
-            raise ModuleParameterError(f"{self}: groups is {self.groups}, of samples, and axis is 0, where they lie")
         self.corrections: tuple[Array, Array] | None = None  # r and d of the last call
         self._used: tuple[Array, Array] | None = None  # the running statistics of the last call, where it moved them
         draw = self._generator(seed)
@@ -450,20 +448,21 @@ class BatchNormND(RunningStatistics):
         groups = 1 if options is None else self._groups_of(data.shape, by_running)
         renormed = not by_running and self.renorm is not None and self.train
         if inside is not None and (groups > 1 or renormed):
-            wanted = f"renorm=None, not {self.renorm}" if renormed else f"groups=1, not {groups}"
+            one = "groups=1" if self.groups > 1 else "one sample"
+            wanted = f"renorm=None, not {self.renorm}" if renormed else f"{one}, not {groups}"
             raise ModuleParameterError(
                 f"{self}: a mask or lengths are given, which are of one batch and its statistics; wanted is {wanted}"
             )
-        self.corrections = None
         if by_running:
             y, self._used = self._infer(data, options if count else None, fused)
-            self.savemean = self.saveinvvar = None
+            self.savemean = self.saveinvvar = self.corrections = None
         elif renormed:
             y = self._renormed(data, options or {}, fused, groups)
         else:
             if groups > 1:
                 fused = {**fused, "groups": groups}
             y, self.savemean, self.saveinvvar = functional.batch_norm_train(data, **(options or {}), **fused)
+            self.corrections = None
         if count and moves:
             self._batches += groups
         return y

@@ -15,7 +15,7 @@ import pyopencl as cl
 from numpy.typing import DTypeLike
 
 from oclbn.device import driver_errors
-from oclbn.errors import ModuleStateError
+from oclbn.errors import ModuleParameterError, ModuleStateError
 from oclbn.modules.batchnormnd import BatchNormND
 from oclbn.modules.options import Fixed
 
@@ -51,6 +51,8 @@ class InstanceNorm(BatchNormND):
         super().__init__(
             self._nd, maps, epsilon, sscale=0.0, affine=affine, name=name, empty=empty, running=False, **options
         )
+        if self.axis == 0:
+            raise ModuleParameterError(f"{self}: axis is 0, where samples lie; another one is wanted for channels")
         self.blueprint = {
             "maps": self.maps,
             "epsilon": self.epsilon,

@@ -16,7 +16,7 @@ from oclbn.call import fusing, values
 from oclbn.elements import numbers_of, range_of
 from oclbn.errors import ModuleParameterError, ModuleStateError
 
-__all__ = ["Activated", "Choice", "Fixed", "Flag", "Name", "Number", "Option", "Whole", "flag"]
+__all__ = ["Activated", "Choice", "Fixed", "Flag", "Groups", "Name", "Number", "Option", "flag"]
 
 _T = TypeVar("_T")
 
@@ -71,14 +71,14 @@ class Number(Option[float]):
         return values.number(label, value, self._low, min(high, self._high), error=ModuleParameterError)
 
 
-class Whole(Option[int]):
-    """A whole number from `low` on."""
-
-    def __init__(self, low: int) -> None:
-        self._low = low
+class Groups(Option[int]):
+    """How many batches are made of samples, from 1 on; just 1 where channels lie on the samples' axis."""
 
     def _checked(self, module: object, value: Any) -> int:
-        return values.whole(f"{module}: {self._name}", value, self._low, error=ModuleParameterError)
+        number = values.whole(f"{module}: {self._name}", value, 1, error=ModuleParameterError)
+        if number > 1 and vars(module)["axis"] == 0:
+            raise ModuleParameterError(f"{module}: {self._name} is {number}, of samples, and axis is 0, where they lie")
+        return number
 
 
 class Choice(Option[str]):

@@ -334,13 +334,15 @@ def _prove_renorm_gradient(launch: Launch, context: cl.Context, device: cl.Devic
     dtype = _dtype(launch)
     host = make((1, _ONE_BY_ONE), 1, dtype)
     arrays = {"r": host.running_var, "d": host.running_mean, "dscale": host.scale, "dbias": host.bias}
-    arrays["scale_grad"] = host.dy[0]
+    arrays |= {"scale_grad": host.dy[0], "bias_grad": host.x[0]}
     numbers = {**_GATHER, "channels": _ONE_BY_ONE}
     memory = _ran([replace(launch, groups=_FEW_GROUPS)], arrays, numbers, context, device)
     r, d, scale, bias = (arrays[name].astype(np.float64) for name in ("r", "d", "dscale", "dbias"))
     wanted, size = r * scale + d * bias, np.abs(r * scale) + np.abs(d * bias)
     room = ELEMENT * float(np.finfo(dtype).eps) * size
-    return _judged({"dscale": (wanted, room), "scale_grad": _gathered(wanted, room, host.dy[0])}, memory)
+    gathered = {"scale_grad": _gathered(wanted, room, host.dy[0])}
+    gathered["bias_grad"] = _gathered(bias, np.zeros_like(bias), host.x[0])
+    return _judged({"dscale": (wanted, room), **gathered}, memory)
 
 
 def _prove_positions(launch: Launch, context: cl.Context, device: cl.Device) -> Verdict:

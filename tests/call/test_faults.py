@@ -33,6 +33,7 @@ from oclbn.functional import (
     moments,
     recording,
 )
+from oclbn.renorm import batch_renorm_backward
 from oclbn.truth.hostile import make
 from oclbn.tuning import using
 
@@ -41,6 +42,8 @@ pytestmark = pytest.mark.once(reason="the driver's errors are made up, and what 
 Tally = collections.Counter[str]
 SHAPE = (4, 5, 30, 31)
 FUNCTIONS = ["train", "infer", "backward", "constant", "moments", "accumulate", "empty batch", "bound", "masked"]
+FUNCTIONS += ["gradient of nothing", "in groups", "backward in groups", "renormed gradient"]
+FILLED_FIRST = ("constant", *FUNCTIONS[-3:])  # whose `out` is there before the last launch
 MASK = np.random.default_rng(0).random((4, 30, 31)) < 0.5
 VARIANTS = ["resident", "split", "serial"]
 
@@ -59,16 +62,17 @@ class Call:
             put(array) for array in (host.x, host.dy, host.scale, host.bias, host.running_mean, host.running_var)
         )
         self.skipped = cla.zeros(queue, 5, np.uint32)
-        self.into = put(host.bias)
+        self.into, self.into_bias = put(host.bias), put(host.scale)
         self.invstd = put(1 / np.sqrt(host.running_var + np.float32(1e-5)))
+        self.saved = [put(np.tile(array.get(), 2)) for array in (self.mean, self.invstd)]  # of two groups
         self.out = put(np.full_like(host.x, 7)) if out else None
         self.results: tuple[cla.Array, ...] = ()
 
     def __call__(self) -> None:
-        if self.name in ("train", "empty batch", "bound", "masked"):
+        if self.name in ("train", "empty batch", "bound", "masked", "in groups"):
             given = self.x, self.scale, self.bias, self.mean, self.var
             options: Any = {"skipped": self.skipped, "out": self.out}
-            options |= {"mask": MASK} if self.name == "masked" else {}
+            options |= {"masked": {"mask": MASK}, "in groups": {"groups": 2}}.get(self.name, {})
             bound = self.name == "bound"
             found: Any = bind(batch_norm_train, *given, **options)() if bound else batch_norm_train(*given, **options)
         elif self.name == "infer":
@@ -79,15 +83,22 @@ class Call:
             accumulate(self.into, self.bias, scale=0.5, momentum=0.25)
             found = ()
         else:
-            options = {"training": self.name == "backward", "grad_momentum": 0.5}
+            into = {"scale_grad": self.into, "bias_grad": self.into_bias, "grad_momentum": 0.5}
             arrays = self.x, self.dy, self.scale, self.mean, self.invstd
-            found = batch_norm_backward(*arrays, out=self.out, scale_grad=self.into, **options)
+            if self.name == "renormed gradient":
+                found = batch_renorm_backward(*arrays, self.var, self.bias, out=self.out, **into)
+            elif self.name == "backward in groups":
+                found = batch_norm_backward(*arrays[:3], *self.saved, out=self.out, groups=2, **into)
+            elif self.name == "gradient of nothing":
+                found = batch_norm_backward(*arrays, out=self.out, mask=np.zeros_like(MASK), **into)
+            else:
+                found = batch_norm_backward(*arrays, out=self.out, training=self.name == "backward", **into)
         self.results = found
 
     def state(self) -> list[bytes]:
-        """What the call must leave alone where it fails; constants' gradients may be in `out` before their sums are."""
-        kept = [self.mean, self.var, self.skipped, self.into, self.scale, self.bias, self.x, self.dy]
-        if self.out is not None and self.name != "constant":
+        """What the call must leave alone where it fails; some results are in `out` before all is done."""
+        kept = [self.mean, self.var, self.skipped, self.into, self.into_bias, self.scale, self.bias, self.x, self.dy]
+        if self.out is not None and self.name not in FILLED_FIRST:
             kept.append(self.out)
         return [array.get().tobytes() for array in kept]
 

@@ -135,6 +135,12 @@ def test_what_groups_are_not_for(queue: cl.CommandQueue) -> None:
         bn.groups = 0
     with pytest.raises(ModuleParameterError, match="groups is 2, of samples, and axis is 0, where they lie"):
         BatchNorm2D(C, queue=queue, groups=2, axis=0)
+    across = BatchNorm2D(C, queue=queue, axis=0)
+    with pytest.raises(ModuleParameterError, match="groups is 2, of samples, and axis is 0, where they lie"):
+        across.groups = 2
+    assert across.groups == 1
+    with pytest.raises(ModuleParameterError, match="axis is 0, where samples lie; another one is wanted for channels"):
+        InstanceNorm2D(C, queue=queue, axis=-4)
     bn.use_running = bn.update_running = True
     with pytest.raises(ModuleStateError, match="use_running and update_running are both True"):
         bn(x)
@@ -145,5 +151,7 @@ def test_what_groups_are_not_for(queue: cl.CommandQueue) -> None:
         ModuleStateError, match="each sample is a batch of its own; call the module with some at a time"
     ):
         norm.accumulate()
+    with pytest.raises(ModuleParameterError, match="of one batch and its statistics; wanted is one sample, not 4"):
+        norm(x, mask=np.ones((4, 2, 2), bool))
     with pytest.raises(ModuleShapeError, match="groups of samples are wanted, with two values per channel"):
         norm(put(queue, np.ones((4, C, 1, 1), np.float32)))

@@ -7,11 +7,12 @@ import pickle
 
 import numpy as np
 import pyopencl as cl
+import pyopencl.array as cla
 import pytest
 from calls import all_bits, put
 
 from oclbn import BatchNorm2D
-from oclbn.errors import ModuleParameterError, ModuleStateError
+from oclbn.errors import ModuleParameterError, ModuleStateError, ShapeError
 from oclbn.renorm import batch_renorm_backward, batch_renorm_train
 from oclbn.sync import DeviceGroup, SyncBatchNorm
 from oclbn.truth.hostile import make
@@ -37,6 +38,23 @@ def test_a_module_is_as_its_functions(queue: cl.CommandQueue) -> None:
     for other in (copy.deepcopy(bn), pickle.loads(pickle.dumps(bn))):
         assert other.renorm == (2.0, 0.5)
         assert other.corrections is None
+
+
+def test_a_call_that_is_refused_leaves_the_corrections_of_the_last_one(queue: cl.CommandQueue) -> None:
+    host = make((7, C, 4, 3), 1)
+    x, dy = put(queue, host.x), put(queue, host.dy)
+    bn = BatchNorm2D(C, queue=queue, seed=1, renorm=(2, 0.5), initFactor=0)
+    bn.mean, bn.var = host.running_mean, host.running_var
+    bn(x)
+    wanted, corrections = all_bits(bn.backward(dy)), bn.corrections
+    short = cla.Array(queue, x.shape, x.dtype, data=cl.Buffer(queue.context, cl.mem_flags.READ_WRITE, 4))
+    with pytest.raises(ShapeError, match="an array that lies within its buffer is wanted"):
+        bn(short)
+    bn.groups = 2
+    with pytest.raises(ModuleStateError, match="groups and renorm are both set"):
+        bn(x)
+    assert bn.corrections is corrections
+    assert all_bits(bn.backward(dy)) == wanted
 
 
 def test_evaluation_and_switches(queue: cl.CommandQueue) -> None:

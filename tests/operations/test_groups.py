@@ -202,6 +202,8 @@ def test_an_empty_batch_in_groups(queue: cl.CommandQueue) -> None:
         ((4, 3, 5), 5, {}, "groups is 5; x has 4 samples, so 1 to 4 are wanted"),
         ((4, 3, 5), 0, {}, "groups is 0; a whole number from 1 on is wanted"),
         ((4, 3, 5), 1.5, {}, "groups is 1.5; a whole number from 1 on is wanted"),
+        ((4, 3, 5), True, {}, "groups is True; a whole number from 1 on is wanted"),
+        ((4, 3, 5), np.ones(2), {}, "groups is a numpy.ndarray of shape (2,); a whole number from 1 on is wanted"),
         ((4, 3, 5), 2, {"axis": 0}, "groups is 2 and axis is 0; samples are on axis 0, so another one is wanted"),
         ((3, 3), 2, {}, "x has shape (3, 3) and groups is 2: one value per channel in a group has no variance"),
     ],
@@ -214,6 +216,20 @@ def test_bad_groups_change_nothing(
     with pytest.raises((ParameterError, ShapeError)) as caught:
         batch_norm_train(x, None, None, state, state.copy(), groups=groups, **options)
     assert told in str(caught.value)
+    assert (state.get() == 7.0).all()
+    with pytest.raises((ParameterError, ShapeError)):
+        batch_norm_backward(x, x, None, state, state, groups=groups, **options)
+
+
+def test_more_groups_than_a_driver_takes_turns_are_refused(queue: cl.CommandQueue) -> None:
+    x, state = put(queue, np.ones((70, 3, 5), np.float32)), put(queue, np.full(3, 7.0, np.float32))
+    saved = put(queue, np.ones((70, 3), np.float32))
+    told = "groups is 70; .* ends the loops of a work-item after 60 turns without a word, so 1 to .* are wanted"
+    with forced(queue, lanes=16, most_steps=60):
+        with pytest.raises(ParameterError, match=told):
+            batch_norm_train(x, None, None, state, state.copy(), groups=70)
+        with pytest.raises(ParameterError, match=told):
+            batch_norm_backward(x, x, None, saved, saved, groups=70)
     assert (state.get() == 7.0).all()
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pyopencl as cl
 import pytest
 from calls import all_bits, put
+from faults import NO_RESOURCES, counted, failing
 from forms import forced
 
 from oclbn import gpuarray
 from oclbn.activations import NONE, PLAIN, Activation
 from oclbn.device import limits
 from oclbn.elements import named
-from oclbn.errors import ArrayTypeError, OverlapError, ParameterError, ShapeError
+from oclbn.errors import ArrayTypeError, DeviceError, OverlapError, ParameterError, ShapeError, SizeError
 from oclbn.functional import batch_norm_backward, batch_norm_train, bind
 from oclbn.renorm import batch_renorm_backward, batch_renorm_train
 from oclbn.truth.cases import judge
@@ -170,16 +171,44 @@ def test_any_order_of_arrays_bound_and_gathered(queue: cl.CommandQueue) -> None:
         np.testing.assert_allclose(gpuarray.pack(found).get(), 2.0 * new.get() + 0.5 * host.scale, rtol=1e-5)
 
 
+def test_results_are_dense_where_parameters_have_gaps(queue: cl.CommandQueue) -> None:
+    """Of an x that kernels read as it lies, which is why nothing else is packed."""
+    host = make((6, 5, 4, 3), 1)
+    x, scale, mean, var = (put(queue, one) for one in (host.x, host.scale, host.running_mean, host.running_var))
+    wide = put(queue, np.repeat(host.scale, 2))[::2]
+    wanted = batch_renorm_train(x, scale, None, mean.copy(), var.copy())
+    found = batch_renorm_train(x, wide, None, mean, var)
+    for one, other in zip(found, wanted, strict=True):
+        assert all_bits(one) == all_bits(other)
+
+
+def test_gradients_that_have_gaps_are_as_they_were_where_a_copy_fails(queue: cl.CommandQueue) -> None:
+    host = make((6, 5, 4, 3), 1)
+    arrays = (host.x, host.dy, host.scale, host.running_mean, host.running_var, host.running_var, host.running_mean)
+    given = [put(queue, array) for array in arrays]
+
+    into = [put(queue, np.repeat(host.scale, 2))[::2] for _ in range(2)]
+    options: dict[str, Any] = {"scale_grad": into[0], "bias_grad": into[1], "grad_momentum": 0.5}
+    asked = counted(lambda: batch_renorm_backward(*given, **options))
+    before = [all_bits(gpuarray.pack(array)) for array in into]
+    for number in range(len(asked)):
+        with failing(NO_RESOURCES, number), pytest.raises((DeviceError, SizeError)):
+            batch_renorm_backward(*given, **options)
+        assert [all_bits(gpuarray.pack(array)) for array in into] == before, f"after {asked[number]}, number {number}"
+
+
 def test_nasty_channels(queue: cl.CommandQueue) -> None:
-    """Deviations of 0, without epsilon: of the batch, of what is running, and of both; a channel with a NaN."""
+    """Deviations of 0, without epsilon: of the batch, of what is running, and of both; a channel with a NaN; a running
+    variance that is infinite, as one of float16 becomes."""
     x = np.ones((4, 3, 5), np.float32)
     x[1, 2, 3] = np.nan
-    x = np.concatenate([x, x[:, :1], np.arange(20, dtype=np.float32).reshape(4, 1, 5)], axis=1)
-    mean, var = np.float32([1, 1, 1, 0, 9.5]), np.float32([0, 4, 1, 0, 0])
+    rising = np.arange(20, dtype=np.float32).reshape(4, 1, 5)
+    x = np.concatenate([x, x[:, :1], rising, rising], axis=1)
+    mean, var = np.float32([1, 1, 1, 0, 9.5, 7]), np.float32([0, 4, 1, 0, 0, np.inf])
     state = [put(queue, one) for one in (mean, var)]
     y, _, _, r, d = batch_renorm_train(put(queue, x), None, None, *state, epsilon=0.0, r_max=2.0)
-    assert r.get()[[0, 1, 3, 4]].tolist() == [1.0, 0.5, 1.0, 2.0]
-    assert d.get()[[0, 1, 3, 4]].tolist() == [0.0, 0.0, 5.0, 0.0]
+    assert r.get()[[0, 1, 3, 4, 5]].tolist() == [1.0, 0.5, 1.0, 2.0, 0.5]
+    assert d.get()[[0, 1, 3, 4, 5]].tolist() == [0.0, 0.0, 5.0, 0.0, 0.0]
     assert (y.get()[:, :2] == 0.0).all()
     assert np.isnan(y.get()[:, 2]).all()
     assert state[0].get()[2] == 1.0
@@ -197,6 +226,7 @@ def test_an_empty_batch(queue: cl.CommandQueue) -> None:
 
 def test_bad_input_changes_nothing(queue: cl.CommandQueue) -> None:
     x, one = put(queue, np.ones((4, 3), np.float32)), put(queue, np.full(3, 7.0, np.float32))
+    scale = one.copy()
     for options, error, told in (
         ({"r_max": 0.5}, ParameterError, "r_max is 0.5; a number from 1"),
         ({"d_max": -1}, ParameterError, "d_max is -1; a number from 0"),
@@ -212,6 +242,9 @@ def test_bad_input_changes_nothing(queue: cl.CommandQueue) -> None:
         batch_renorm_backward(x, x, None, one, one)
     with pytest.raises(ShapeError, match="d has 4 elements"):
         batch_renorm_backward(x, x, None, one, one, one, x[:, 0])
-    with pytest.raises(OverlapError):
-        batch_renorm_backward(x, x, None, one, one, one, one, scale_grad=one)
+    for other, told in ((one, "scale_grad overlaps "), (scale, "scale_grad overlaps scale")):
+        with pytest.raises(OverlapError, match=told):
+            batch_renorm_backward(x, x, scale, one, one, one, one, scale_grad=other)
+    with pytest.raises(OverlapError, match="bias_grad overlaps bias"):
+        batch_renorm_backward(x, x, None, one, one, one, one, bias=scale, bias_grad=scale)
     assert (one.get() == 7.0).all()
