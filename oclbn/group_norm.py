@@ -23,7 +23,7 @@ from pyopencl.array import Array
 from oclbn.call import arguments, overlap, packed, values
 from oclbn.call.calls import Call, Empty, Several
 from oclbn.call.copying import copying
-from oclbn.call.making import gathering_numbers, make
+from oclbn.call.making import all_gathered, gathering_numbers, make
 from oclbn.call.operating import operation
 from oclbn.call.results import model_of, per_channel_results, queue_of, result_like, temporary
 from oclbn.elements import numbers_of
@@ -317,6 +317,11 @@ def _backward(
     _checked(x, sight, given, saved, order)
     numbers = gathering_numbers(x, **numbers)
     gathered = {name: given.pop(f"{name}_grad") for name in _PARAMETERS}
+    for name, one in gathered.items():
+        if one is not None and not affine:
+            raise ParameterError(
+                f"{name}_grad is given and affine is {affine}, so that there is nothing to gather; None is wanted"
+            )
     shared = False
     writes = {f"{name}_grad": one for name, one in gathered.items() if one is not None}
     reads = {name: one for name, one in {"x": x, "dy": dy, **given, **saved}.items() if one is not None}
@@ -328,13 +333,17 @@ def _backward(
     dx = result_like(x, order) if out is None else out
     made = _parameter_results(x, sight, given["scale"]) if affine else []
     dscale, dbias = made or (None, None)
-    gathering = [
-        Empty(None, after=[accumulation(one, new, scale=numbers["grad_scale"], momentum=numbers["grad_momentum"])])
-        for name, new in zip(_PARAMETERS, made, strict=False)
-        if (one := gathered[name]) is not None
-    ]
+    options = {"scale": numbers["grad_scale"], "momentum": numbers["grad_momentum"]}
+    into = {f"{name}_grad": one for name, one in gathered.items() if one is not None}
+    new = dict(zip(_PARAMETERS, made, strict=False))
+    start = {name: accumulation(one, new[name.removesuffix("_grad")], **options) for name, one in into.items()}
+
+    def gathering(calls: list[Call[Any]]) -> Call[Any]:
+        main = Several((dx, dscale, dbias), calls)
+        return all_gathered(x, main, into, start) if into else main
+
     if not x.size:
-        return Several((dx, dscale, dbias), [Empty(None, made, 0.0), *gathering])
+        return gathering([Empty(None, made, 0.0)])
     vectors, calls = packed.vectors(x, {name: one for name, one in saved.items() if one is not None})
     source, slope, copies, after = _rows(x, sight, x, dx)
     wanted, more = _dense(x, sight, dy)
@@ -354,7 +363,7 @@ def _backward(
         fusion=fusion._replace(shared=True) if shared else fusion,
         groups=sight.batches,
     )
-    return Several((dx, dscale, dbias), [*calls, *before, main, *after, *gathering])
+    return gathering([*calls, *before, main, *after])
 
 
 def _spread(x: Array, sight: _Sight, given: Mapping[str, Array | None]) -> tuple[list[Array], list[Call[Any]]]:

@@ -144,7 +144,7 @@ def _under(wanted: Operation, result: Array, reads: Mapping[str, Array]) -> str:
     return ""
 
 
-def _gathered(
+def all_gathered(
     x: Array, main: Call[Any], into: Mapping[str, Array], start: Mapping[str, Callable[[], None]]
 ) -> Call[Any]:
     """A call, and what gathers its results in arrays, by their names: where one fails, all are as they were."""
@@ -183,7 +183,7 @@ def make(
     that are given. groups: batches that x is. selection: the positions that the call is of; None: all of them.
     """
     wanted = operation_of(operation, fusion)
-    if wanted.made == wanted.per_batch:
+    if wanted.per_batch and wanted.made == wanted.per_batch:
         like = model_of(queue_of(x).context, (groups, x.shape[axis]), numbers_of(x.dtype))
     names = wanted.made if not extra else wanted.made + wanted.extra
     if x.size == 0:
@@ -198,7 +198,7 @@ def make(
         into = {name: array for name in wanted.gathered if (array := given[name]) is not None and array.size}
         if not (into and gather):
             return main
-        return _gathered(x, main, into, {name: gather(into[name], results[wanted.gathered[name]]) for name in into})
+        return all_gathered(x, main, into, {name: gather(into[name], results[wanted.gathered[name]]) for name in into})
     if selection is not None:
         check_type("x", x.dtype, queue_of(x))
     strides, fresh = None, out is None

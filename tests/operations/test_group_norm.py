@@ -16,7 +16,7 @@ from oclbn import gpuarray
 from oclbn.device import limits
 from oclbn.elements import named
 from oclbn.errors import ArrayTypeError, DtypeError, OverlapError, ParameterError, ShapeError
-from oclbn.functional import bind
+from oclbn.functional import batch_norm_backward, batch_norm_train, bind
 from oclbn.group_norm import group_norm, group_norm_backward, layer_norm, layer_norm_backward
 from oclbn.truth.cases import judge
 from oclbn.truth.expectation import EPSILON, Expected, expected
@@ -244,6 +244,11 @@ def test_bad_input(queue: cl.CommandQueue) -> None:
         (lambda: group_norm_backward(x, x, 3), ArrayTypeError, "save_mean is None and is needed"),
         (lambda: group_norm_backward(x, x, 3, one, one, one[:3]), ShapeError, "save_invstd has 3 elements"),
         (lambda: group_norm_backward(x, x[:1], 3, one, saved, saved), ShapeError, "dy has shape"),
+        (
+            lambda: group_norm_backward(x, x, 3, one, saved, saved, affine=False, scale_grad=one),
+            ParameterError,
+            "scale_grad is given and affine is False, so that there is nothing to gather; None is wanted",
+        ),
         (lambda: layer_norm(x, 4), ParameterError, "axes is 4; a whole number from 1 to 3 is wanted"),
         (
             lambda: layer_norm(x, 2, one),
@@ -254,3 +259,85 @@ def test_bad_input(queue: cl.CommandQueue) -> None:
     ):
         with pytest.raises(error, match=told):
             call()
+
+
+# Of PyTorch 2.13.0 in float64 on a processor: functional.instance_norm, group_norm with 2 groups and layer_norm over
+# the last axis with epsilon 1e-5, and torch.autograd.grad of those with dy, on `torch_data`.
+TORCH = {
+    ("instance", "y"): """
+        1.4523806925050942 0.6242726971534888 0.8633466103414167 -0.3827418681898856 0.03559444476678797
+        -1.2848525765769023 1.186392790126413 1.7170911384510301 0.7895160714225569 2.1569953361756964
+        1.0817389616965902 1.6272657021277137 1.4027149756254744 0.550382428430282 0.9869025959442436
+        0.2336830350615024 -0.9750378549057336 -0.890645180155769 1.7675296173482424 0.9888460414852203
+        0.9366243411665376 1.5511671537570582 1.1233740428950785 2.191458803347864""",
+    ("instance", "dx"): """
+        0.044884096772320796 0.1105791788453814 -0.1554632756177021 -0.22241062790110802 0.1519516356441436
+        0.07045899225696448 -0.7109392186485776 0.304189203642975 0.40675001500560265 -0.18110543694230508
+        -0.17578926856977123 0.3568947055120764 0.036288642504926756 0.03457134641268016 -0.07085998891760695
+        0.05506336727075328 0.7321706534438609 -0.7872340207146139 -0.028939860204839546 0.45970328592790854
+        -0.430763425723069 2.98127074338796 -1.7861953868240068 -1.1950753565639536""",
+    ("instance", "dscale"): """
+        -0.7739304476439041 5.348524703294434 -0.7044533579771275 -3.63052455527477""",
+    ("instance", "dbias"): """
+        -1.7309999999999999 0.0970000000000002 1.0699999999999998 -3.4509999999999996""",
+    ("group", "y"): """
+        1.1714374099430815 0.7628220193956529 0.8807888557930112 -0.3979750792511867 0.1519224133302491
+        -1.583787549287132 1.5009428340289832 1.8545263385576671 1.2365194351091173 2.267193584974078
+        1.6662424063894343 1.9711324264744934 1.561499451637433 0.9827186013376568 1.2791398920159678
+        0.17662465629930413 -0.21879122101920176 -0.19118335571092773 1.317412006522023 0.7423793813027444
+        0.7038153453342384 1.239021160185242 1.0875456862731576 1.4657393531647671""",
+    ("group", "dx"): """
+        0.5159735928720315 0.047438422598231805 0.06078853665579487 -0.4883840144307924 0.03494083781960439
+        -0.1707573755148704 -0.4586336310408363 0.04401877641395732 0.4159293807301502 -0.2808285763158458
+        0.08225046990077649 0.19726358031179805 0.12232457316869427 0.017134545157616587 -0.0011835543189665232
+        0.4328750313693932 -0.06206037064491216 -0.5090902247318255 -0.3231047591443633 0.542704400063833
+        -0.08101163985731896 1.126676005268274 0.14668988251529091 -1.4119538888457157""",
+    ("group", "dscale"): """
+        -0.5143524519308555 6.040475256286842 0.8912452292390112 -1.5690743173872055""",
+    ("group", "dbias"): """
+        -1.7309999999999999 0.0970000000000002 1.0699999999999998 -3.4509999999999996""",
+    ("layer", "y"): """
+        0.7903483700775954 1.3768687006212228 0.36972634613639593 2.570784980441222 1.4114583088081814
+        -1.472982353003379 2.381660998562106 -1.304253095514342 1.2764943938143558 3.5699429788919734
+        -1.2477223453837643 0.015158257936450346 0.9443406359198648 1.6242312381572461 -0.019759045261020517
+        3.7779038018717985 -0.7253595298823589 -0.6881447597656599 0.7315382707401227 0.9283930570255751
+        0.8518160466850218 2.0809028676625636 -1.1372328930005329 1.4249984220332728""",
+    ("layer", "dx"): """
+        -0.15198875591464578 -0.3744597525013553 0.5264485084160012 -0.4549727095517532 0.31083871521168477
+        0.14413399434006813 2.0568744994850006 -0.8800755896136628 -1.1767989098713378 -0.4464589240992501
+        -0.43335578389752427 0.8798147079967732 -0.12230452917816059 -0.1165163184335346 0.23882084761169514
+        0.11179729662227356 1.4866772772154455 -1.5984745738377182 0.08432688348852624 -1.339573119507316
+        1.25524623601879 7.47033211527884 -4.4758077451291065 -2.994524370149737""",
+    ("layer", "dscale"): """
+        -0.049238295242056695 0.5592560856775587 -0.27040144803686794""",
+    ("layer", "dbias"): """
+        1.717 -1.2429999999999999 -4.489""",
+}
+
+
+def torch_data() -> dict[str, Host]:
+    rng, long = np.random.default_rng(12), (2, 4, 3)
+    shapes = {"x": long, "dy": long, "scale": (4,), "bias": (4,), "row_scale": (3,), "row_bias": (3,)}
+    return {name: rng.standard_normal(shape).round(3) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", ["instance", "group", "layer"])
+def test_as_pytorch_has_it(queue: cl.CommandQueue, kind: str, dtype: str) -> None:
+    if dtype == "float64" and not limits(queue.device).fp64:
+        pytest.skip("needs fp64")
+    given = {name: put(queue, one.astype(dtype)) for name, one in torch_data().items()}
+    x, dy, scale, bias = (given[name] for name in ("x", "dy", "scale", "bias"))
+    if kind == "instance":
+        y, *saved = batch_norm_train(x, scale, bias, groups=2)
+        made: Any = batch_norm_backward(x, dy, scale, *saved, groups=2)
+    elif kind == "group":
+        y, *saved = group_norm(x, 2, scale, bias)
+        made = group_norm_backward(x, dy, 2, scale, *saved)
+    else:
+        y, *saved = layer_norm(x, 1, given["row_scale"], given["row_bias"])
+        made = layer_norm_backward(x, dy, 1, given["row_scale"], *saved)
+    room = 1e-13 if dtype == "float64" else 2e-5
+    for name, found in zip(("y", "dx", "dscale", "dbias"), (y, *made), strict=True):
+        exact = [float(word) for word in TORCH[kind, name].split()]
+        np.testing.assert_allclose(found.get().ravel(), exact, rtol=room, atol=room)
