@@ -33,6 +33,7 @@ from oclbn.functional import (
     moments,
     recording,
 )
+from oclbn.group_norm import group_norm_backward
 from oclbn.renorm import batch_renorm_backward
 from oclbn.truth.hostile import make
 from oclbn.tuning import using
@@ -42,8 +43,8 @@ pytestmark = pytest.mark.once(reason="the driver's errors are made up, and what 
 Tally = collections.Counter[str]
 SHAPE = (4, 5, 30, 31)
 FUNCTIONS = ["train", "infer", "backward", "constant", "moments", "accumulate", "empty batch", "bound", "masked"]
-FUNCTIONS += ["gradient of nothing", "in groups", "backward in groups", "renormed gradient"]
-FILLED_FIRST = ("constant", *FUNCTIONS[-3:])  # whose `out` is there before the last launch
+FUNCTIONS += ["gradient of nothing", "in groups", "backward in groups", "renormed gradient", "gradient of groups"]
+FILLED_FIRST = ("constant", *FUNCTIONS[-4:])  # whose `out` is there before the last launch
 MASK = np.random.default_rng(0).random((4, 30, 31)) < 0.5
 VARIANTS = ["resident", "split", "serial"]
 
@@ -65,6 +66,7 @@ class Call:
         self.into, self.into_bias = put(host.bias), put(host.scale)
         self.invstd = put(1 / np.sqrt(host.running_var + np.float32(1e-5)))
         self.saved = [put(np.tile(array.get(), 2)) for array in (self.mean, self.invstd)]  # of two groups
+        self.of_samples = [put(np.tile(array.get(), 4)) for array in (self.mean, self.invstd)]
         self.out = put(np.full_like(host.x, 7)) if out else None
         self.results: tuple[cla.Array, ...] = ()
 
@@ -87,6 +89,8 @@ class Call:
             arrays = self.x, self.dy, self.scale, self.mean, self.invstd
             if self.name == "renormed gradient":
                 found = batch_renorm_backward(*arrays, self.var, self.bias, out=self.out, **into)
+            elif self.name == "gradient of groups":
+                found = group_norm_backward(self.x, self.dy, 5, self.scale, *self.of_samples, out=self.out, **into)
             elif self.name == "backward in groups":
                 found = batch_norm_backward(*arrays[:3], *self.saved, out=self.out, groups=2, **into)
             elif self.name == "gradient of nothing":
