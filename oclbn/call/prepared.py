@@ -201,7 +201,7 @@ def _make(request: Request, queue: cl.CommandQueue, tuning: Tuning) -> Prepared:
 
     problem = request.problem(layout)
     planned, failures = proving.proven_plan(request.operation, problem, limits(device), tuning, most, context, device)
-    if tuning.most_steps and request.groups > 1:
+    if tuning.most_steps and request.groups > 1 and request.described.after:
         _bring_together(planned, request.groups, tuning.most_steps, device)
     constants = {**planned.numbers, **request.constants(layout)}
     return Prepared(planned, context, tuning, constants, failures)
