@@ -205,6 +205,8 @@ def batch_norm_train(
                 f"x has shape {x.shape} and groups is {groups}: one value per channel in a group has no variance; "
                 "training wants at least two"
             )
+        if all(given[name] is None for name in ("running_mean", "running_var", "skipped", "entered")):
+            fusion = fusion._replace(apart=True)
     options: dict[str, Any] = {"out": out, "order": order, "like": scale, "fusion": fusion, "groups": groups}
     return make(operation, x, axis, given, numbers, selection=selection, **options)
 

@@ -142,7 +142,7 @@ def test_what_groups_are_not_for(queue: cl.CommandQueue) -> None:
     with pytest.raises(ModuleParameterError, match="axis is 0, where samples lie; another one is wanted for channels"):
         InstanceNorm2D(C, queue=queue, axis=-4)
     bn.use_running = bn.update_running = True
-    with pytest.raises(ModuleStateError, match="use_running and update_running are both True"):
+    with pytest.raises(ModuleStateError, match="moves them, does so by whole batches; groups=1 is wanted"):
         bn(x)
     norm = InstanceNorm2D(C, queue=queue)
     with pytest.raises(ModuleStateError, match="groups stays as the module was made; each sample is a group"):

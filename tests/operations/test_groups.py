@@ -17,7 +17,7 @@ from oclbn.activations import Activation
 from oclbn.device import limits
 from oclbn.elements import named
 from oclbn.errors import ParameterError, ShapeError
-from oclbn.functional import batch_norm_backward, batch_norm_train, bind, explain, prepare
+from oclbn.functional import batch_norm_backward, batch_norm_train, bind, explain, prepare, recording
 from oclbn.truth.cases import ORDINARY, TAKES, judge, run, with_residual
 from oclbn.truth.expectation import expected
 from oclbn.truth.hostile import MAKERS, Data, Offset, Spoiled, make
@@ -184,6 +184,14 @@ def test_results_go_where_they_are_wanted(queue: cl.CommandQueue) -> None:
     assert all_bits(dx) == all_bits(wanted[0])
     for found, new in zip(gathered, (dscale, dbias), strict=True):
         np.testing.assert_allclose(found.get(), 2.0 * new.get() + 0.5 * host.scale, rtol=1e-5)
+
+
+def test_nothing_is_moved_where_there_is_nothing_to_move(queue: cl.CommandQueue) -> None:
+    x, state = put(queue, make((4, 3, 5), 1).x), put(queue, np.ones(3, np.float32))
+    for given, moved in (((None, None), False), ((state, None), True)):
+        with recording() as launches:
+            batch_norm_train(x, None, None, *given, groups=2)
+        assert ("batches_moved" in [name for name, _ in launches]) == moved
 
 
 def test_an_empty_batch_in_groups(queue: cl.CommandQueue) -> None:
