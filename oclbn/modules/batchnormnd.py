@@ -492,8 +492,8 @@ class BatchNormND(RunningStatistics):
             return 1
         if by_running:
             raise ModuleStateError(
-                f"{self}: a call that normalises with the running statistics, and moves them, does so by whole batches; "
-                "groups=1 is wanted"
+                f"{self}: a call that normalises with the running statistics, and moves them, does so by whole "
+                "batches; groups=1 is wanted"
             )
         values = math.prod(shape) // self.maps
         if values and (samples < groups or samples // groups * (values // samples) == 1):
