@@ -7,8 +7,8 @@ axes (layer normalization). scale and bias have a value for each channel, or for
 
 Sources: Y. Wu, K. He, "Group Normalization", 2018 (arXiv:1803.08494); J. Ba, J. Kiros, G. Hinton, "Layer
 Normalization", 2016 (arXiv:1607.06450). Arrays, order in memory and in time, and errors: as in oclbn.functional, whose
-`bind` takes these functions as well. Results that are rounded to 16 bits apart, everything is computed as float32, and
-as float64 for that.
+`bind` takes these functions as well. Results of x's shape have x's dtype, statistics and parameters are float32, and
+float64 where x is.
 """
 
 from __future__ import annotations
