@@ -138,7 +138,8 @@ def run(
     if "save_mean" in arrays:
         statistics = arrays["save_mean"], arrays["save_invstd"]
     elif training:
-        statistics = functional.batch_norm_train(x, scale, epsilon=epsilon, **{**into, "out": None})[1:]
+        own = {**into, "out": None}
+        statistics = functional.batch_norm_train(x, scale, None, None, None, epsilon=epsilon, **own)[1:]
     else:
         statistics, into = running, {**into, "epsilon": epsilon}
     if operation.startswith("double"):
