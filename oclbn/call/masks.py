@@ -92,6 +92,8 @@ def behind(x: Array, axis: int, mask: Any, lengths: Any, outside: Any = "zero") 
 
 def groups_of(groups: Any, x: Array, axis: int, selection: Selection | None) -> int:
     """Of how many batches a call is; ParameterError where a mask is to part them as well."""
+    if type(groups) is int and groups == 1:  # nearly all calls
+        return 1
     number = arguments.groups_of(groups, x, axis)
     if number > 1 and selection is not None:
         raise ParameterError(f"groups is {number} and a mask or lengths are given, which are of one batch; 1 is wanted")
