@@ -50,6 +50,7 @@ class _Sight:
     own: int
     after: tuple[int, ...]
     axis: int  # of the tensor: the one that is split; -1: the tensor is rows, without gaps
+    parameter_shape: tuple[int, ...]  # of scale and bias; those of rows are the same for all
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,8 +63,8 @@ class _Sight:
 
     @property
     def parameters(self) -> int:
-        """How many values scale and bias have: of rows those of one, which are the same for all."""
-        return self.own * (1 if self.in_rows else self.channels)
+        """How many values scale and bias have."""
+        return math.prod(self.parameter_shape)
 
     @property
     def in_rows(self) -> bool:
@@ -242,15 +243,16 @@ def _in_groups(x: Array, axis: int, groups: Any) -> _Sight:
         raise ParameterError("axis is 0; samples are on axis 0, so another one is wanted")
     if channels % groups:
         raise ParameterError(f"groups is {groups}; a divisor of {channels} is wanted, x's channels on axis {axis}")
-    sight = _Sight(x.shape[:axis], groups, channels // groups, x.shape[axis + 1 :], axis)
+    sight = _Sight(x.shape[:axis], groups, channels // groups, x.shape[axis + 1 :], axis, (channels,))
     return _wants_two(x, sight, x.size // max(1, x.shape[0] * groups))
 
 
 def _in_rows(x: Array, axes: Any) -> _Sight:
     rank = len(x.shape)
     axes = values.whole("axes", axes, 1, rank)
-    own = math.prod(map(int, x.shape[rank - axes :]))
-    sight = _Sight((1,), math.prod(map(int, x.shape[: rank - axes])), own, (), -1)
+    leading, last = x.shape[: rank - axes], x.shape[rank - axes :]
+    own = math.prod(map(int, last))
+    sight = _Sight((1,), math.prod(map(int, leading)), own, (), -1, last)
     return _wants_two(x, sight, own)
 
 
@@ -331,7 +333,10 @@ def _backward(
             del reads["dy"]
     overlap.exclusive(writes, reads)
     dx = result_like(x, order) if out is None else out
-    made = _parameter_results(x, sight, given["scale"]) if affine else []
+    like = packed.dense_model(x, given["scale"])
+    if like is None:
+        like = model_of(queue_of(x).context, sight.parameter_shape, numbers_of(x.dtype))
+    made = per_channel_results(x, 0, like) if affine else []
     dscale, dbias = made or (None, None)
     options = {"scale": numbers["grad_scale"], "momentum": numbers["grad_momentum"]}
     into = {f"{name}_grad": one for name, one in gathered.items() if one is not None}
@@ -401,22 +406,6 @@ def _dense(x: Array, sight: _Sight, array: Array) -> tuple[Array, list[Call[Any]
         return array, []
     made = temporary(x, array.shape, array.dtype)
     return made, [copying(x, array, made)]
-
-
-def _parameter_results(x: Array, sight: _Sight, scale: Array | None) -> list[Array]:
-    """New arrays for dscale and dbias, of scale's shape."""
-    axis = max(sight.axis, 0)
-    like = packed.dense_model(x, scale)
-    if scale is None:
-        shape = x.shape[axis : axis + 1]
-        if sight.in_rows:
-            shape, own = (), 1
-            for length in reversed(x.shape):
-                if own == sight.own and shape:
-                    break
-                shape, own = (length, *shape), own * length
-        like = model_of(queue_of(x).context, shape, numbers_of(x.dtype))
-    return per_channel_results(x, axis, like)
 
 
 def _parameter_sums(
