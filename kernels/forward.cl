@@ -37,11 +37,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_resident(
             GROUP_MOMENTS(&set[u], scratch, &g);
             train_finish(&set[u], &g, u, TRAIN_PASSED, &out.mean[u], &out.gain[u], &out.shift[u]);
         }
-        out.g = g;
-        PLACE(out, x, x);
-        PLACE(out, to, y);
-        PLACE_AUX(out);
-        TAKE_SLOPE(out);
+        TAKE_OUTPUT(out)
         more = chain_goes_on(&g, done + 1, chain, channels);
     }
     region_output(&out);
@@ -65,11 +61,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void train_apply(
         moments_merged(&set, MOMENTS_PASSED, &g, u, channels);
         train_finish(&set, &g, u, TRAIN_PASSED, &out.mean[u], &out.gain[u], &out.shift[u]);
     }
-    out.g = g;
-    PLACE(out, x, x);
-    PLACE(out, to, y);
-    PLACE_AUX(out);
-    TAKE_SLOPE(out);
+    TAKE_OUTPUT(out)
     region_output(&out);
 }
 
@@ -94,10 +86,6 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void infer(
         out.gain[u] = gain_of(channel_load(scale, scale_start, &g, u, 1), root, step);
         out.shift[u] = channel_load(bias, bias_start, &g, u, 0);
     }
-    out.g = g;
-    PLACE(out, x, x);
-    PLACE(out, to, y);
-    PLACE_AUX(out);
-    TAKE_SLOPE(out);
+    TAKE_OUTPUT(out)
     region_output(&out);
 }

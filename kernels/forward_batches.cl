@@ -19,12 +19,6 @@
     __global ACC *save_invstd,                              /* [batches][channels] */                                  \
     __global ACC *ARRAY_ARGUMENTS(batch_m2)                 /* [batches][channels] */
 
-#if AUX == 2
-#define PLACE_OFFSETS(out) PLACE(out, offsets, offsets)
-#else
-#define PLACE_OFFSETS(out)
-#endif
-
 static void batch_saved(const MomentsC *set, const Region *g, const int u, BATCHES_ARRAY_ARGUMENTS, const ACC epsilon, CH *mean,
                         CH *gain, CH *shift)
 {
@@ -59,12 +53,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void batches_residen
             GROUP_MOMENTS(&set[u], scratch, &g);
             batch_saved(&set[u], &g, u, BATCHES_PASSED, &out.mean[u], &out.gain[u], &out.shift[u]);
         }
-        out.g = g;
-        PLACE(out, x, x);
-        PLACE(out, to, y);
-        PLACE_AUX(out);
-        PLACE_OFFSETS(out);
-        TAKE_SLOPE(out);
+        TAKE_OUTPUT(out)
         more = chain_goes_on(&g, done + 1, chain, channels, batches);
     }
     region_output(&out);
@@ -89,11 +78,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void batches_partial
     region_moments(BEGIN(x), x_row, x_channel, &g, 0, set);
     EACH_BLOCK(u, &g) {
         GROUP_MOMENTS(&set[u], scratch, &g);
-        if (!g.leader) continue;
-        channel_save(partial, partial_start + (which * 4 + 0) * channels, &g, u, set[u].mean);
-        channel_save(partial, partial_start + (which * 4 + 1) * channels, &g, u, set[u].rest);
-        channel_save(partial, partial_start + (which * 4 + 2) * channels, &g, u, set[u].m2);
-        channel_save(partial, partial_start + (which * 4 + 3) * channels, &g, u, set[u].m2_rest);
+        if (g.leader) moments_write(partial, partial_start, which, &g, u, channels, &set[u]);
     }
 }
 
@@ -120,12 +105,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void batches_apply(
                        first + 3L * channels, counts, counts_start + (long)g.batch * slices, g.filled, &g, u, channels);
         batch_saved(&set, &g, u, BATCHES_PASSED, &out.mean[u], &out.gain[u], &out.shift[u]);
     }
-    out.g = g;
-    PLACE(out, x, x);
-    PLACE(out, to, y);
-    PLACE_AUX(out);
-    PLACE_OFFSETS(out);
-    TAKE_SLOPE(out);
+    TAKE_OUTPUT(out)
     region_output(&out);
 }
 

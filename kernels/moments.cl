@@ -26,11 +26,7 @@ __kernel __attribute__((reqd_work_group_size(LANES, 1, 1))) void moments_partial
     region_moments(BEGIN(x), x_row, x_channel, &g, 0, set);
     EACH_BLOCK(u, &g) {
         GROUP_MOMENTS(&set[u], scratch, &g);
-        if (!g.leader) continue;
-        channel_save(partial, partial_start + (slice * 4L + 0) * channels, &g, u, set[u].mean);
-        channel_save(partial, partial_start + (slice * 4L + 1) * channels, &g, u, set[u].rest);
-        channel_save(partial, partial_start + (slice * 4L + 2) * channels, &g, u, set[u].m2);
-        channel_save(partial, partial_start + (slice * 4L + 3) * channels, &g, u, set[u].m2_rest);
+        if (g.leader) moments_write(partial, partial_start, slice, &g, u, channels, &set[u]);
     }
 }
 

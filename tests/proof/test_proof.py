@@ -104,9 +104,9 @@ INJECTIONS = [
     pytest.param(
         Injection(
             "forward.cl",
-            "        out.g = g;\n        PLACE(out, x, x);\n        PLACE(out, to, y);\n",
+            "        TAKE_OUTPUT(out)\n",
             "        if (INJECTED && g.channel + g.left == channels) out.shift[g.blocks - 1] += (CH)1;\n"
-            "        out.g = g;\n        PLACE(out, x, x);\n        PLACE(out, to, y);\n",
+            "        TAKE_OUTPUT(out)\n",
             "VEC > 2",
             {**WIDE, "variant": "resident"},
         ),
