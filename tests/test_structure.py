@@ -55,6 +55,8 @@ WALLS = {
         "renorm",
     },
     "sync": {"errors", "activations", "elements", "call", "device", "gpuarray", "modules", "plan", "steps"},
+    "conventions": {"errors"},
+    "weights": {"errors", "call", "conventions", "files", "modules"},
     "__init__": {"functional", "gpuarray", "modules", "names", "version"},
 }
 LIBRARY = {*WALLS}
