@@ -76,7 +76,13 @@ def read(path: Path_, *, format: str | None = None) -> Content:
     source = Path(path)
     whole.check_source(source)
     found = known.of_file(source) if format is None else known.by_name(format)
-    return found.codec().read(source)
+    codec = found.codec()
+    try:
+        return codec.read(source)
+    except WeightsError as error:
+        if str(source) in str(error):
+            raise
+        raise WeightsError(f"{source}: {error}") from error
 
 
 def write(
@@ -110,9 +116,7 @@ def write(
             if target.with_name(name).exists():
                 raise FileExistsError(f"{target.with_name(name)} is there already; overwrite=True replaces it")
     _check_back(found, target, given, written, model)
-    for name, content in reversed(
-        list(written.files.items())
-    ):  # the file that was asked for last: with it all is there
+    for name, content in reversed(list(written.files.items())):  # the one that was asked for last: then all is there
         with whole.replacing(target.with_name(name)) as file:
             file.write(content)
     return Report(tuple(map(target.with_name, written.files)), found.name, len(given), written.notes)

@@ -83,7 +83,7 @@ class Layer:
         """With a scale of ones and a bias of zeros where it has none, for a format that wants all; as check_running."""
         self.check_running(where)
         assert self.mean is not None
-        made: dict[str, Host] = {}
+        made: dict[str, Any] = {}
         if self.scale is None:
             made["scale"] = np.ones_like(self.mean)
         if self.bias is None:
@@ -153,7 +153,7 @@ def fitted(layer: Layer, allowed: Sequence[np.dtype[Any]], title: str) -> tuple[
 
     title: what the format is called in the notes that tell of values which have changed.
     """
-    made: dict[str, Host] = {}
+    made: dict[str, Any] = {}
     notes: list[Note] = []
     for name, array in layer.arrays.items():
         if array.dtype in allowed:

@@ -26,8 +26,6 @@ from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, matc
 INDEX = ".safetensors.index.json"
 _MOST_HEADER = 100_000_000  # bytes, the library's own bound
 _TYPES = {"F64": "f8", "F32": "f4", "F16": "f2"}
-_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_COUNTER = ("I64", [])
 
 
 @dataclass(frozen=True)
