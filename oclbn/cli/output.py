@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sys
 import textwrap
+from collections.abc import Mapping
 from typing import IO, Any, NoReturn, cast
 
 import click
 from rich.console import Console
+
+from oclbn.cli import records
 
 CLOSED = 141  # the status of a program that its reader has left, as shells report it: 128 + SIGPIPE
 _PRINTERS = ("click.utils", "rich.console", __name__)
@@ -61,6 +65,19 @@ def say(text: str, *, file: IO[Any] | None = None, colour: str | None = None) ->
             text, screen.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
     click.echo(click.style(text, fg=colour) if colour else text, file=file, err=True)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """What a command found, as one JSON document: all that it prints on standard output with `types.as_json`.
+
+    Before the document's own keys stand `schema`, `command` and `versions`. Values may be what records.plain takes:
+    numbers, texts, lists, mappings, arrays, dataclasses, paths, devices; NaN and infinities become null. Keys have
+    their unit in their name: `seconds`, `bytes`, `bytes_per_second`. Print first, then leave with the exit status that
+    the command has without it, too.
+    """
+    command = click.get_current_context().info_name
+    head = {"schema": records.SCHEMA, "command": command, "versions": records.versions()}
+    click.echo(json.dumps(records.plain({**head, **document}), indent=1, allow_nan=False))
 
 
 def mute() -> None:
