@@ -1,4 +1,4 @@
-"""Standard output of the commands: how wide it is, and what happens where nobody takes it."""
+"""Standard output of the commands, and standard error: how wide they are, what they take, and where nobody reads."""
 
 from __future__ import annotations
 
@@ -44,16 +44,32 @@ class _Trimmed:
         return getattr(self._file, name)
 
 
+def is_plain() -> bool:
+    """Whether no escape sequence is wanted, on terminals too: NO_COLOR holds something (no-color.org), TERM is dumb."""
+    return bool(os.environ.get("NO_COLOR")) or is_dumb()
+
+
+def is_dumb() -> bool:
+    """Whether TERM says that the terminal knows no escape sequences."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+
 def console(*, quiet: bool = False) -> StandardOutput:
     """Standard output for texts and tables. A file or a pipe takes them as they are, without COLUMNS at any width.
     quiet: it takes nothing.
     """
-    made = StandardOutput(highlight=False, quiet=quiet)
-    if not made.is_terminal:
+    made = StandardOutput(highlight=False, quiet=quiet, color_system=None if is_plain() else "auto")
+    if not sys.stdout.isatty():  # which rich would not say where FORCE_COLOR is set
         made.file = cast("IO[str]", _Trimmed(sys.stdout))
         if not os.environ.get("COLUMNS"):
             made.width = _WIDE
     return made
+
+
+def errors() -> Console:
+    """Standard error, for what is redrawn there while a command works."""
+    there = sys.stderr.isatty()  # whatever FORCE_COLOR says, a log gets no bar
+    return Console(stderr=True, force_terminal=there, color_system=None if is_plain() else "auto")
 
 
 def say(text: str, *, file: IO[Any] | None = None, colour: str | None = None) -> None:
@@ -64,7 +80,7 @@ def say(text: str, *, file: IO[Any] | None = None, colour: str | None = None) ->
         text = textwrap.fill(
             text, screen.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
-    click.echo(click.style(text, fg=colour) if colour else text, file=file, err=True)
+    click.echo(click.style(text, fg=colour) if colour and not is_plain() else text, file=file, err=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
