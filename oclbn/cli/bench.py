@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 import sys
@@ -22,7 +21,7 @@ from rich.progress import Progress, TaskID, TaskProgressColumn
 from oclbn import device
 from oclbn.activations import NAMES
 from oclbn.activations import PLAIN as PLAIN_ACTIVATIONS
-from oclbn.cli import bench_report, builds, output, plot
+from oclbn.cli import bench_report, builds, output, plot, types
 from oclbn.cli.bench_report import Report, Shown, ShownPacked, ShownProfile
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import Left, above, expect, progress
@@ -129,7 +128,7 @@ class _Bench(Once):
     is_flag=True,
     help="Time calls on tensors whose rows run backwards, which have to be packed, beside plain calls and the copies.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in the end, and nothing else.")
+@types.as_json
 @click.option("--plot", "picture", type=_Picture(), metavar="FILE", help="Draw it as well: .png, .svg or .pdf.")
 @overwriting
 def command(
@@ -209,7 +208,7 @@ def command(
         except KeyboardInterrupt:
             report.complete = False
     if shown is None:
-        click.echo(json.dumps(report.as_json(), indent=1))
+        output.print_json(report.as_json())
     else:
         shown.end()
         _show_built(console, built)
@@ -331,7 +330,7 @@ def _one_by_one(
         except KeyboardInterrupt:
             complete = False
     if shown is None:
-        click.echo(json.dumps(bench_report.listed_as_json(info, what, found, skipped, complete=complete), indent=1))
+        output.print_json(bench_report.listed_as_json(info, what, found, skipped, complete=complete))
     else:
         shown.end(found, skipped)
         _show_built(console, built)
@@ -417,5 +416,5 @@ def _ticks() -> list[int]:
 @contextlib.contextmanager
 def _progress(total: float, expected: float) -> Iterator[tuple[Progress, TaskID]]:
     """A bar on standard error, none where that is no terminal; parts weigh the seconds that they should take."""
-    with progress(Console(stderr=True), TaskProgressColumn, Left) as bar:
+    with progress(output.errors(), TaskProgressColumn, Left) as bar:
         yield bar, bar.add_task("", total=total, expected=expected)

@@ -5,6 +5,7 @@ One line, in which a narrow terminal cuts the end of the text and not the number
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ _BAR = 20  # characters, at most
 _LEAST_BAR = 6
 _ECHO = len("^C") + 1
 _LONG = 5.0  # seconds; below, nobody wants to be told
+_REDRAWN = 0.25  # seconds
 _KNOWN = 0.05  # of the work, after which its own pace says more than what was expected before
 
 
@@ -37,6 +39,60 @@ class _Bar(Progress):
         made = super().make_tasks_table(tasks)
         made.width = max(1, self._screen.width - _ECHO)
         return made
+
+
+class _Line:
+    """What stands for rich's Live where no escape sequence is wanted: one line, written over from its beginning."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._lock = bar, threading.Lock()
+        self._stopped, self._thread = threading.Event(), threading.Thread()
+        self.is_started = False
+
+    def start(self, refresh: bool = False) -> None:
+        """Show it, and again in every fraction of a second."""
+        if self.is_started:
+            return
+        self.is_started, self._stopped = True, threading.Event()
+        self.refresh()
+        self._thread = threading.Thread(target=self._redraw, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write blanks over it, and leave the cursor where it began."""
+        if not self.is_started:
+            return
+        self.is_started = False
+        self._stopped.set()
+        self._thread.join()
+        with self._lock:
+            self._write(f"\r{' ' * len(self._text())}\r")
+
+    def refresh(self) -> None:
+        """Show it as it is now."""
+        with self._lock:
+            self._write(f"\r{self._text()}")
+
+    def _redraw(self) -> None:
+        while not self._stopped.wait(_REDRAWN):
+            self.refresh()
+
+    def _text(self) -> str:
+        screen = self._bar.console
+        lines = screen.render_lines(self._bar.get_renderable(), screen.options.update(width=screen.width - _ECHO))
+        return "".join(segment.text for segment in lines[-1])
+
+    def _write(self, text: str) -> None:
+        self._bar.console.file.write(text)
+        self._bar.console.file.flush()
+
+
+class _PlainBar(_Bar):
+    """The bar in letters alone."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console, **options: Any) -> None:
+        super().__init__(*columns, console=console, **options)
+        self.live = _Line(self)  # type: ignore[assignment]  # what Progress asks of it, it has
 
 
 class Elapsed(ProgressColumn):
@@ -61,22 +117,23 @@ class Left(ProgressColumn):
         return Text(f"about {clock(left)} left", style="progress.remaining")
 
 
-def progress(console: Console, *numbers: Callable[..., ProgressColumn]) -> Progress:
-    """A text, a bar, and columns of `numbers` (rich's classes); nothing where the console is no terminal.
+def progress(console: Console, *numbers: Callable[..., ProgressColumn], silent: bool = False) -> Progress:
+    """A text, a bar, and columns of `numbers` (rich's classes); nothing where `silent`, on a dumb terminal or on none.
 
-    A pipe gets no bar: it would be redrawn as line after line. What a command prints while the bar stands goes through
-    `above`, or the two would be mixed up on a terminal that shows both.
+    A pipe gets no bar: it would be redrawn as line after line. With NO_COLOR it is one without escape sequences. What
+    a command prints while the bar stands goes through `above`, or the two would be mixed up on a terminal that shows
+    both.
     """
     cut = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     width = max(_LEAST_BAR, min(_BAR, console.width // 8))
     columns = [TextColumn("{task.description}", markup=False, table_column=cut), BarColumn(bar_width=width)]
     columns += [make(table_column=Column(no_wrap=True)) for make in numbers]
-    return _Bar(
+    return (_PlainBar if output.is_plain() else _Bar)(
         *columns,
         console=console,
         transient=True,
         expand=True,
-        disable=not console.is_terminal,
+        disable=silent or not console.is_terminal or output.is_dumb(),
         redirect_stdout=False,  # which would send to the terminal what belongs into a file
     )
 

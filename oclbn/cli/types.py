@@ -79,6 +79,9 @@ def check_free(path: Path, option: str, *, overwrite: bool) -> None:
         raise click.BadParameter(f"{path} is there already: give another name, or --overwrite", param_hint=option)
 
 
+as_json = click.option(  # its command prints by output.print_json alone; notes and progress go to standard error
+    "--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else."
+)
 overwriting = click.option("--overwrite", is_flag=True, help="Replace files that are there already.")
 
 
