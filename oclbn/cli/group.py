@@ -23,6 +23,8 @@ SUBCOMMANDS = (
     "check",
     "bench",
     "tune",
+    "inspect",
+    "convert",
 )  # each the name of a module beside this one, which exports a click command `command`
 
 

@@ -51,7 +51,7 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
             group = groups[target.name]
             for role, array in layer.arrays.items():
                 if role not in group.arrays:
-                    notes.append(Note(layer.name, f"{into.name} has no place for its {role}", lost=True))
+                    notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
                     continue
                 old = arrays[group.arrays[role]]
                 fit, more = fitted(Layer(layer.name, scale=array), [_kept(old).dtype], f"that array of {into.name}")

@@ -35,7 +35,6 @@ KNOWN = (
     Names("keras", "gamma", "beta", "moving_mean", "moving_variance"),
     Names("chainer", "gamma", "beta", "avg_mean", "avg_var", "N"),
     Names("paddle", "weight", "bias", "_mean", "_variance"),
-    Names("flax", "scale", "bias", "mean", "var"),
 )
 
 
