@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from oclbn.cli import output
+from oclbn.cli import completing, output
 from oclbn.cli.failures import Failure, Interrupted, Left
 from oclbn.cli.types import as_option
 from oclbn.errors import OclbnError
@@ -103,6 +103,7 @@ def first_sentence(command: click.Command) -> str:
     return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
 
+completing.register()
 _AS_JSON = f"{__name__}.as_json"
 
 
@@ -117,8 +118,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     from oclbn.cli import versions
 
     if as_json:
-        with ctx:
-            output.print_json(versions.document())
+        output.print_json(versions.document())
     for line in () if as_json else versions.lines():  # one by one: devices take their time
         click.echo(line)
     ctx.exit()
