@@ -73,6 +73,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 FORMATS = (
     Format("safetensors", "safetensors (PyTorch)", (".safetensors",), FLOATS, "safetensors", keeps=("batches",)),
+    Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
 )
 
