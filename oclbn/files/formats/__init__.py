@@ -81,6 +81,7 @@ FORMATS = (
         keeps=("batches",),
         ordered=False,
     ),
+    Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
 )
 
