@@ -74,6 +74,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 FORMATS = (
     Format("safetensors", "safetensors (PyTorch)", (".safetensors",), FLOATS, "safetensors", keeps=("batches",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
+    Format("flax", "Flax", (".msgpack",), FLOATS),
 )
 
 
