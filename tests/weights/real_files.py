@@ -1,13 +1,14 @@
 """Files that frameworks have written, and what these compute from them: real/NAME.json.
 
-Each holds {"made by": packages and versions, "files": {NAME: base64}, "layers": {NAME: {"epsilon": number, "x": (N, C),
-"y": the framework's own evaluation of x}}}; the first of files is the one to read.
+Each holds {"made by": packages and versions, "files": {NAME: base64 of zlib}, "layers": {NAME: {"epsilon": number,
+"x": (N, C), "y": the framework's own evaluation of x}}}; the first of files is the one to read.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def described(name: str) -> dict[str, Any]:
 
 def contents(name: str) -> dict[str, bytes]:
     """The files by name."""
-    return {key: base64.b64decode(value) for key, value in described(name)["files"].items()}
+    return {key: zlib.decompress(base64.b64decode(value)) for key, value in described(name)["files"].items()}
 
 
 def unpacked(name: str, folder: Path) -> Path:
