@@ -83,6 +83,8 @@ FORMATS = (
     ),
     Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
+    Format("flax", "Flax", (".msgpack",), FLOATS),
+    Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )
 
 
