@@ -81,6 +81,7 @@ FORMATS = (
         keeps=("batches",),
         ordered=False,
     ),
+    Format("mxnet", "MXNet's .params", (".params",), FLOATS),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
 )
 
