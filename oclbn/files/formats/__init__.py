@@ -82,6 +82,7 @@ FORMATS = (
         ordered=False,
     ),
     Format("mxnet", "MXNet's .params", (".params",), FLOATS),
+    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
 )
 
