@@ -82,6 +82,8 @@ FORMATS = (
         ordered=False,
     ),
     Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
+    Format("mxnet", "MXNet's .params", (".params",), FLOATS),
+    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
     Format("flax", "Flax", (".msgpack",), FLOATS),
     Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,30 @@ class Cursor:
         kind = np.dtype(dtype)
         taken = self.take(count * kind.itemsize, what)
         return np.frombuffer(taken, kind).astype(kind.newbyteorder("="))
+
+
+class FileCursor(Cursor):
+    """The same of a file that stays on disk: what is skipped is never read."""
+
+    def __init__(self, file: BinaryIO, size: int, source: str) -> None:
+        super().__init__(b"", source)
+        self.file, self.size = file, size
+
+    def __len__(self) -> int:
+        return self.size - self.place
+
+    def take(self, count: int, what: str) -> memoryview:
+        self.skip(count, what)
+        self.file.seek(self.place - count)
+        if len(taken := self.file.read(count)) < count:
+            raise self.wrong(f"{what} is cut off: somebody has made the file shorter")
+        return memoryview(taken)
+
+    def skip(self, count: int, what: str) -> None:
+        """Go past the next bytes."""
+        if not 0 <= count <= len(self):
+            raise self.wrong(f"{what} would take {count:,} bytes, and {len(self):,} are left")
+        self.place += count
 
 
 def text_of(path: Path) -> str:
