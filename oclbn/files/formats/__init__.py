@@ -85,7 +85,7 @@ FORMATS = (
     Format("mxnet", "MXNet's .params", (".params",), FLOATS),
     Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
-    Format("flax", "Flax", (".msgpack",), FLOATS),
+    Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
     Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )
 
