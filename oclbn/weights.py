@@ -226,10 +226,13 @@ def _options(layer: Layer) -> dict[str, Any]:
     from oclbn import conventions
 
     convention = conventions.named(layer.convention)
-    return convention.options(
-        **({} if layer.epsilon is None else {"epsilon": layer.epsilon}),
-        **({} if layer.factor is None else {"momentum": convention.momentum_for(layer.factor)}),
-    ) | ({"initFactor": 1.0, "minFactor": 0.0} if layer.cumulative else {})
+    if convention.followed and layer.factor is not None:
+        options = convention.options(convention.momentum_for(layer.factor))
+    else:
+        options = convention.options(evaluation=not convention.followed)
+    if layer.epsilon is not None:
+        options["epsilon"] = layer.epsilon
+    return options | ({"initFactor": 1.0, "minFactor": 0.0} if layer.cumulative else {})
 
 
 def _fill(module: BatchNormND, layer: Layer) -> None:

@@ -63,7 +63,8 @@ LIBRARY = {*WALLS}
 WALLS["tools"] = {*WALLS}
 WALLS["cli"] = {*WALLS}
 WALLS["__main__"] = {"cli"}
-WITHOUT_OPENCL = {"errors", "version", "names", "activations", "elements", "plan", "truth", "files", "tuning"}
+WITHOUT_OPENCL = {"errors", "version", "names", "activations", "elements", "conventions", "plan", "truth"}
+WITHOUT_OPENCL |= {"files", "tuning"}
 
 
 def room_of(module: str) -> str:
