@@ -13,6 +13,7 @@ OclbnError
  │    └── DeviceNotFoundError (LookupError) no device, or several, fit the selection
  ├── BuildError            (RuntimeError) a kernel did not compile
  ├── MissingExtraError     (ImportError)  an optional package is not installed
+ ├── DerivativeError       (NotImplementedError) a derivative of oclbn.torch's that is not there
  ├── GroupError            (RuntimeError) members of a group do not exchange the same, or one has failed
  │    └── GroupTimeoutError (TimeoutError) a member of a group has not answered in time
  └── ModuleError                          raised by the modules, always as one of
@@ -93,6 +94,10 @@ class BuildError(OclbnError, RuntimeError):
 
 class MissingExtraError(OclbnError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class DerivativeError(OclbnError, NotImplementedError):
+    """A derivative that a function of oclbn.torch's has not: the third, or behind an activation the second."""
 
 
 class GroupError(OclbnError, RuntimeError):
