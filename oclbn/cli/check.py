@@ -11,6 +11,7 @@ from rich.console import Console
 from oclbn import device
 from oclbn.cli import check_report, check_run, output, remedy, types
 from oclbn.cli.devices import as_size
+from oclbn.cli.failures import FAILED
 from oclbn.cli.progress import expect, expect_compiling
 from oclbn.cli.types import SELECTIONS, DeviceType, Once, Seconds, Target, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
@@ -82,7 +83,7 @@ def command(
     if not all(checked.good for checked in found):
         if not as_json:
             _print_remedy(console, found, script=script is None)
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(FAILED)
 
 
 def _expect(infos: list[DeviceInfo], *, quick: bool) -> None:

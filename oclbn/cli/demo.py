@@ -17,7 +17,7 @@ from rich.text import Text
 from oclbn import device
 from oclbn.cli import builds, demo_report, plot, remedy, types
 from oclbn.cli import output as screen
-from oclbn.cli.failures import Failure
+from oclbn.cli.failures import FAILED, Failure
 from oclbn.cli.progress import Elapsed, expect_compiling, progress
 from oclbn.cli.types import SELECTIONS, DeviceType, Once, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
@@ -132,7 +132,7 @@ def command(
         note(line)
     if as_json:
         screen.print_json(demo_report.as_json(info, outcomes, status))
-    if status == demo_report.FAILED and not as_json:
+    if status == FAILED and not as_json:
         remedy.print_lines(console, _remedy(info))
     if status:
         raise click.exceptions.Exit(status)

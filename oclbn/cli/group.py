@@ -6,14 +6,13 @@ import contextlib
 import difflib
 import importlib
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from oclbn.cli import completing, output
-from oclbn.cli.failures import Failure, Interrupted, Left
+from oclbn.cli.failures import STATUSES, Failure, Interrupted, Left
 from oclbn.cli.types import as_option
 from oclbn.errors import OclbnError
 
@@ -64,32 +63,37 @@ class LazyGroup(click.Group):
         raise click.UsageError(f"No such command {name!r}; {hint}", ctx=ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands with the first sentence of each; click would cut it after 45 letters."""
+        """The commands with the first sentence of each, in the order of SUBCOMMANDS."""
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         with formatter.section("Commands"):
-            formatter.write_dl([(name, first_sentence(command)) for name, command in commands.items() if command])
+            formatter.write_dl([(name, command.get_short_help_str()) for name, command in commands.items() if command])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The exit statuses, and what else there is to know."""
+        with formatter.section("Exit status"):
+            formatter.write_dl([(str(status), meaning) for status, meaning in STATUSES.items()])
+        super().format_epilog(ctx, formatter)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        with _written():  # --help and --version print while the line is being parsed
+        with _ended():  # --help and --version print while the line is being parsed
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with _written():
-                return super().invoke(ctx)
-        except OclbnError as error:
-            raise Failure(as_option(str(error))) from error
-        except KeyboardInterrupt:
-            raise Interrupted from None
+        with _ended():
+            return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _written() -> Iterator[None]:
-    """Turn what keeps standard output from being written into what the user sees of it."""
+def _ended() -> Iterator[None]:
+    """Turn what ends a command into what the user sees of it: our errors, Ctrl-C, an output that cannot be written."""
     try:
         yield
+    except OclbnError as error:
+        raise Failure(as_option(str(error))) from error
+    except KeyboardInterrupt:
+        raise Interrupted from None
     except OSError as error:
         if not output.is_ours(error):
             raise
@@ -97,12 +101,6 @@ def _written() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             raise Left from error
         raise Failure(f"the output cannot be written: {error.strerror or os.strerror(error.errno or 0)}") from error
-
-
-def first_sentence(command: click.Command) -> str:
-    """How a command's help begins, on one line."""
-    paragraph = " ".join((command.help or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
 
 completing.register()

@@ -154,6 +154,11 @@ def together(given: Sequence[Sequence[str]]) -> tuple[str, ...]:
 class Once(click.Command):
     """A command that refuses to be given a single value twice; click would forget the first without a word."""
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence of its help, on one line; click would cut it after so many letters."""
+        paragraph = " ".join((self.help or "").partition("\n\n")[0].split())
+        return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(list(args))
