@@ -75,6 +75,7 @@ FORMATS = (
     Format("safetensors", "safetensors (PyTorch)", (".safetensors",), FLOATS, "safetensors", keeps=("batches",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
     Format("flax", "Flax", (".msgpack",), FLOATS),
+    Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
     Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )
 
