@@ -86,6 +86,7 @@ FORMATS = (
     Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
     Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
+    Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
     Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )
 

@@ -69,10 +69,10 @@ class FileCursor(Cursor):
         self.place += count
 
 
-def text_of(path: Path) -> str:
+def text_of(path: Path, most: int = MOST_TEXT) -> str:
     """A file as UTF-8 text. WeightsError: it is none, or is far too long for a description of a network."""
-    if (size := path.stat().st_size) > MOST_TEXT:
-        raise WeightsError(f"{path} has {size:,} bytes; a description of a network has less than {MOST_TEXT:,}")
+    if (size := path.stat().st_size) > most:
+        raise WeightsError(f"{path} has {size:,} bytes; a description of a network has less than {most:,}")
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:

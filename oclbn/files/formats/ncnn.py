@@ -27,6 +27,7 @@ _ROLES = ("scale", "mean", "var", "bias")  # the order of the blobs
 _FLOAT = np.dtype(np.float32)
 _LEAST = np.float32(1e-4) ** 2  # the variance that ncnn computes with where variance and epsilon are 0
 _EPSILON = 1e-5
+_MOST_TEXT = 1 << 24  # bytes; the largest networks have some hundred thousand
 _LONGEST_NAME = 255  # bytes
 _HALF, _BYTE, _SCALED = 0x01306B47, 0x000D4B38, 0x0002C056  # what a flag says of the elements after it
 
@@ -142,7 +143,7 @@ def _fitted(layer: Layer, title: str, epsilon: float | None = None) -> tuple[Lay
 def _replaced(layers: Sequence[Layer], into: Path) -> tuple[bytes, bytes, list[Note]]:
     """The text and the weights of a model with other values in the place of its own."""
     nodes = {node.name: (node, begin) for node, begin, _ in _found(into)}
-    lines = cursor.text_of(into).split("\n")
+    lines = cursor.text_of(into, _MOST_TEXT).split("\n")
     image = bytearray(_companion(into).read_bytes())
     notes: list[Note] = []
     for layer, there in matched(layers, read(into).layers, into):
@@ -235,7 +236,7 @@ def _nodes(path: Path) -> Iterator[_Node]:
     with path.open("rb") as file:
         if file.read(4) == _BINARY:
             raise WeightsError(f"{path} is ncnn's binary form of a network, which is not read: name its .param of text")
-    lines = cursor.text_of(path).split("\n")
+    lines = cursor.text_of(path, _MOST_TEXT).split("\n")
     filled = [number for number, line in enumerate(lines) if line.strip()]
     first, counts = [*(lines[number].split() for number in filled[:2]), [], []][:2]
     if first != [_MAGIC.decode()] or len(counts) != 2 or not counts[0].isdecimal():
@@ -399,82 +400,11 @@ _BLOBS: dict[str, Callable[[_Node], list[_Blob]]] = {
     "Scale": _scale,
 }
 _WITHOUT = frozenset(
-    [
-        "AbsVal",
-        "ArgMax",
-        "BNLL",
-        "BinaryOp",
-        "CELU",
-        "Cast",
-        "Clip",
-        "Concat",
-        "CopyTo",
-        "Crop",
-        "CumulativeSum",
-        "DeepCopy",
-        "DetectionOutput",
-        "Diag",
-        "Dropout",
-        "ELU",
-        "Einsum",
-        "Eltwise",
-        "Erf",
-        "Exp",
-        "ExpandDims",
-        "Flatten",
-        "Flip",
-        "Fold",
-        "GELU",
-        "GLU",
-        "GridSample",
-        "HardSigmoid",
-        "HardSwish",
-        "Input",
-        "Interp",
-        "InverseSpectrogram",
-        "LRN",
-        "Log",
-        "MVN",
-        "MatMul",
-        "Mish",
-        "Noop",
-        "PSROIPooling",
-        "Packing",
-        "Permute",
-        "PixelShuffle",
-        "Pooling",
-        "Pooling1D",
-        "Pooling3D",
-        "Power",
-        "PriorBox",
-        "Proposal",
-        "ROIAlign",
-        "ROIPooling",
-        "ReLU",
-        "Reduction",
-        "Reorg",
-        "Reshape",
-        "RotaryEmbed",
-        "SDPA",
-        "SELU",
-        "SPP",
-        "Shrink",
-        "ShuffleChannel",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "Softplus",
-        "Spectrogram",
-        "Split",
-        "Squeeze",
-        "StatisticsPooling",
-        "Swish",
-        "TanH",
-        "Threshold",
-        "Tile",
-        "UnaryOp",
-        "Unfold",
-        "YoloDetectionOutput",
-        "Yolov3DetectionOutput",
-    ]
+    "AbsVal ArgMax BNLL BinaryOp CELU Cast Clip Concat CopyTo Crop CumulativeSum DeepCopy DetectionOutput Diag "  # noqa: SIM905
+    "Dropout "
+    "ELU Einsum Eltwise Erf Exp ExpandDims Flatten Flip Fold GELU GLU GridSample HardSigmoid HardSwish Input Interp "
+    "InverseSpectrogram LRN Log MVN MatMul Mish Noop PSROIPooling Packing Permute PixelShuffle Pooling Pooling1D "
+    "Pooling3D Power PriorBox Proposal ROIAlign ROIPooling ReLU Reduction Reorg Reshape RotaryEmbed SDPA SELU SPP "
+    "Shrink ShuffleChannel Sigmoid Slice Softmax Softplus Spectrogram Split Squeeze StatisticsPooling Swish TanH "
+    "Threshold Tile UnaryOp Unfold YoloDetectionOutput Yolov3DetectionOutput".split()
 )
