@@ -19,7 +19,7 @@ from oclbn.cli import builds, demo_report, plot, remedy, types
 from oclbn.cli import output as screen
 from oclbn.cli.failures import Failure
 from oclbn.cli.progress import Elapsed, expect_compiling, progress
-from oclbn.cli.types import SELECTIONS, Once, check_ending, check_free, overwriting
+from oclbn.cli.types import SELECTIONS, DeviceType, Once, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
 from oclbn.errors import BuildError, DeviceError, OclbnError
 from oclbn.files import whole
@@ -33,7 +33,7 @@ DIGITS = "scikit-learn's handwritten digits"
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"The device: {SELECTIONS}")
 @click.option(
     "--input",
     "source",

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from oclbn.cli import output
+from oclbn.cli import completing, output
 from oclbn.cli.failures import Failure, Interrupted, Left
 from oclbn.cli.types import as_option
 from oclbn.errors import OclbnError
@@ -105,24 +105,46 @@ def first_sentence(command: click.Command) -> str:
     return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
 
+completing.register()
+_AS_JSON = f"{__name__}.as_json"
+
+
 def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-    if not asked or ctx.resilient_parsing:
+    if ctx.resilient_parsing:
+        return
+    as_json = ctx.meta.get(_AS_JSON, False)
+    if as_json and not asked:
+        raise click.UsageError("--json stands behind the command, or beside --version", ctx=ctx)
+    if not asked:
         return
     from oclbn.cli import versions
 
-    for line in versions.lines():  # one by one: a driver that hangs when it is asked leaves what stands before it
+    if as_json:
+        output.print_json(versions.document())
+    for line in () if as_json else versions.lines():  # one by one: devices take their time
         click.echo(line)
     ctx.exit()
 
 
+def _note_json(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    ctx.meta[_AS_JSON] = asked
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+@click.option(
+    "--json",
+    is_flag=True,
+    is_eager=True,  # before --version, wherever it stands
+    expose_value=False,
+    callback=_note_json,
+    help="With --version: print it as one JSON document.",
+)
 @click.option(
     "--version",
     is_flag=True,
-    is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Print the versions of oclbn, Python, pyopencl, NumPy, platforms and drivers, as a bug report wants them.",
+    help="Print the versions of oclbn, Python, all packages that take part, platforms and drivers, for a bug report.",
 )
 def oclbn() -> None:
     """Show what batch normalization does on an OpenCL device: whether it works, how exact and how fast it is.
