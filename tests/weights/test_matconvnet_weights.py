@@ -267,7 +267,9 @@ def head() -> bytes:
         pytest.param(lambda: head() + struct.pack("<II", 14, 2**32 - 8), "would take", id="size"),
         pytest.param(lambda: head() + mat5._matrix(1, (-1, 1), "layers", b""), "matrix is", id="negative"),
         pytest.param(
-            lambda: head() + _packed(mat5._matrix(1, (1, 10**6), "layers", bytes(7 * 10**7))), "unpack to far", id="bomb"
+            lambda: head() + _packed(mat5._matrix(1, (1, 10**6), "layers", bytes(7 * 10**7))),
+            "unpack to far",
+            id="bomb",
         ),
         pytest.param(
             lambda: head() + mat5._matrix(1, (1, 250_000), "layers", struct.pack("<II", 14, 0) * 250_000),
