@@ -27,11 +27,15 @@ class Cursor:
     def wrong(self, text: str) -> WeightsError:
         return WeightsError(f"{self.source} is damaged: {text}, at byte {self.place:,}")
 
-    def take(self, count: int, what: str) -> memoryview:
-        """The next bytes."""
+    def skip(self, count: int, what: str) -> None:
+        """Go past the next bytes."""
         if not 0 <= count <= len(self):
             raise self.wrong(f"{what} would take {count:,} bytes, and {len(self):,} are left")
         self.place += count
+
+    def take(self, count: int, what: str) -> memoryview:
+        """The next bytes."""
+        self.skip(count, what)
         return self.content[self.place - count : self.place]
 
     def numbers(self, layout: str, what: str) -> tuple[Any, ...]:
@@ -61,12 +65,6 @@ class FileCursor(Cursor):
         if len(taken := self.file.read(count)) < count:
             raise self.wrong(f"{what} is cut off: somebody has made the file shorter")
         return memoryview(taken)
-
-    def skip(self, count: int, what: str) -> None:
-        """Go past the next bytes."""
-        if not 0 <= count <= len(self):
-            raise self.wrong(f"{what} would take {count:,} bytes, and {len(self):,} are left")
-        self.place += count
 
 
 def text_of(path: Path, most: int = MOST_TEXT) -> str:

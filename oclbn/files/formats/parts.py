@@ -33,7 +33,7 @@ KNOWN = (
     Names("mxnet", "gamma", "beta", "running_mean", "running_var"),
     Names("mxnet", "gamma", "beta", "moving_mean", "moving_var"),
     Names("keras", "gamma", "beta", "moving_mean", "moving_variance"),
-    Names("chainer", "gamma", "beta", "avg_mean", "avg_var", "N"),
+    Names("chainer", "gamma", "beta", "avg_mean", "avg_var"),  # its N counts batches of fine-tuning alone
     Names("paddle", "weight", "bias", "_mean", "_variance"),
 )
 
