@@ -15,6 +15,7 @@ from typing import Any
 import click
 import numpy as np
 import pyopencl as cl
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import Progress, TaskID, TaskProgressColumn
 
@@ -25,7 +26,18 @@ from oclbn.cli import bench_report, builds, output, plot, types
 from oclbn.cli.bench_report import Report, Shown, ShownPacked, ShownProfile
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import Left, above, expect, progress
-from oclbn.cli.types import SELECTIONS, Names, Once, ShapeType, Target, check_free, overwriting, together, trainable
+from oclbn.cli.types import (
+    SELECTIONS,
+    DeviceType,
+    Names,
+    Once,
+    ShapeType,
+    Target,
+    check_free,
+    overwriting,
+    together,
+    trainable,
+)
 from oclbn.elements import named
 from oclbn.errors import ShapeError, SizeError
 from oclbn.files import whole
@@ -67,7 +79,7 @@ class _Bench(Once):
     epilog="A library that does not do something leaves a dash and a line that says why; so does one that is not "
     "installed, which is told first. Where none of them is there, nothing is timed (status 2).",
 )
-@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"The device: {SELECTIONS}")
 @click.option(
     "--suite",
     "suites",
@@ -102,6 +114,7 @@ class _Bench(Once):
     envvar="OCLBN_PEER_PYTHON",
     default=sys.executable,
     metavar="PATH",
+    shell_complete=lambda ctx, param, incomplete: [CompletionItem(incomplete, type="file")],
     help="The Python that has these libraries, if it is another one; also OCLBN_PEER_PYTHON.",
 )
 @click.option(

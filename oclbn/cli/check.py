@@ -11,8 +11,9 @@ from rich.console import Console
 from oclbn import device
 from oclbn.cli import check_report, check_run, output, remedy, types
 from oclbn.cli.devices import as_size
+from oclbn.cli.failures import FAILED
 from oclbn.cli.progress import expect, expect_compiling
-from oclbn.cli.types import SELECTIONS, Once, Seconds, Target, check_ending, check_free, overwriting
+from oclbn.cli.types import SELECTIONS, DeviceType, Once, Seconds, Target, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
 from oclbn.files import whole
 from oclbn.tools.check import repro as check_repro
@@ -24,7 +25,7 @@ _LONGEST = 1e6  # seconds that the system's clocks can wait
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"The device: {SELECTIONS}")
 @click.option("--all", "every", is_flag=True, help="Every device, simulators too, one after the other.")
 @click.option(
     "--quick",
@@ -82,7 +83,7 @@ def command(
     if not all(checked.good for checked in found):
         if not as_json:
             _print_remedy(console, found, script=script is None)
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(FAILED)
 
 
 def _expect(infos: list[DeviceInfo], *, quick: bool) -> None:

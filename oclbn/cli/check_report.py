@@ -104,7 +104,7 @@ def _as_dict(checked: Checked) -> dict[str, Any]:
         "good": checked.good,
         "planned": checked.planned,
         "operations": {operation: _operation_as_dict(checked, operation) for operation in OPERATIONS},
-        "faults": [{"check": str(outcome.check), "fault": outcome.fault} for outcome in checked.faults],
+        "faults": [{"check": named(outcome.check), "fault": outcome.fault} for outcome in checked.faults],
     }
 
 
@@ -120,7 +120,7 @@ def _operation_as_dict(checked: Checked, operation: str) -> dict[str, Any]:
         "compared": _count(outcomes, NumberCheck),
         "failed": sum(bool(outcome.fault) for outcome in outcomes),
         "worst_in_tolerances": worst.told["units"] if worst else None,
-        "worst_at": f"{worst.told['of']} of {worst.check}" if worst else None,
+        "worst_at": f"{worst.told['of']} of {named(worst.check)}" if worst else None,
         "speeds": speeds,
     }
 

@@ -17,9 +17,9 @@ from rich.text import Text
 from oclbn import device
 from oclbn.cli import builds, demo_report, plot, remedy, types
 from oclbn.cli import output as screen
-from oclbn.cli.failures import Failure
+from oclbn.cli.failures import FAILED, Failure
 from oclbn.cli.progress import Elapsed, expect_compiling, progress
-from oclbn.cli.types import SELECTIONS, Once, check_ending, check_free, overwriting
+from oclbn.cli.types import SELECTIONS, DeviceType, Once, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
 from oclbn.errors import BuildError, DeviceError, OclbnError
 from oclbn.files import whole
@@ -33,7 +33,7 @@ DIGITS = "scikit-learn's handwritten digits"
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"The device: {SELECTIONS}")
 @click.option(
     "--input",
     "source",
@@ -132,7 +132,7 @@ def command(
         note(line)
     if as_json:
         screen.print_json(demo_report.as_json(info, outcomes, status))
-    if status == demo_report.FAILED and not as_json:
+    if status == FAILED and not as_json:
         remedy.print_lines(console, _remedy(info))
     if status:
         raise click.exceptions.Exit(status)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn.cli import tables
+from oclbn.cli.failures import FAILED, UNFIT
 from oclbn.cli.plot import evenly
 from oclbn.device import DeviceInfo
 from oclbn.plan.words import in_brief
@@ -43,7 +44,6 @@ _KERNELS = (
 Rows = list[tuple[str, list[str], str]]  # what a row is of, its numbers, its style
 # A table, or what makes one with as many of its spare columns as there is room for, and the remarks below it.
 Section = tuple[RenderableType | Callable[[Collection[str]], Table], list[str]]
-FAILED, UNFIT = 1, 3  # exit statuses: a result is wrong; the data are such that none can be right
 _FAR_OFF = 1000.0  # from here on, how far off a result is says nothing more
 _SQUARED_IN_FLOAT64 = 1e150
 _SPARED = {

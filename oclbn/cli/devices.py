@@ -15,7 +15,7 @@ from rich.text import Text
 
 from oclbn import device
 from oclbn.cli import output, records, tables, types
-from oclbn.cli.types import SELECTIONS, Once, as_option
+from oclbn.cli.types import SELECTIONS, DeviceType, Once, as_option
 from oclbn.device import DeviceInfo
 from oclbn.device.selection import WITHOUT_DEVICES
 from oclbn.errors import DeviceNotFoundError
@@ -30,7 +30,7 @@ RANKING = "first in the ranking GPU, accelerator, processor, software rasteriser
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help=f"Only this one: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"Only this one: {SELECTIONS}")
 @types.as_json
 def command(spec: str | None, as_json: bool) -> None:
     """List the OpenCL devices and mark the default one.

@@ -41,58 +41,49 @@ class _Bar(Progress):
         return made
 
 
-class _Line:
-    """What stands for rich's Live where no escape sequence is wanted: one line, written over from its beginning."""
+class _PlainBar(_Bar):
+    """The bar without escape sequences: its line is written over from its beginning, and in the end with blanks."""
 
-    def __init__(self, bar: Progress) -> None:
-        self._bar, self._lock = bar, threading.Lock()
-        self._stopped, self._thread = threading.Event(), threading.Thread()
-        self.is_started = False
+    def __init__(self, *columns: ProgressColumn, console: Console, **options: Any) -> None:
+        self._writing, self._over, self._thread = threading.Lock(), threading.Event(), threading.Thread()
+        self._over.set()
+        super().__init__(*columns, console=console, **options)
 
-    def start(self, refresh: bool = False) -> None:
+    def start(self) -> None:
         """Show it, and again in every fraction of a second."""
-        if self.is_started:
+        if self.disable or not self._over.is_set():
             return
-        self.is_started, self._stopped = True, threading.Event()
+        self._over.clear()
         self.refresh()
         self._thread = threading.Thread(target=self._redraw, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Write blanks over it, and leave the cursor where it began."""
-        if not self.is_started:
+        """Take it away."""
+        if self._over.is_set():
             return
-        self.is_started = False
-        self._stopped.set()
+        self._over.set()
         self._thread.join()
-        with self._lock:
-            self._write(f"\r{' ' * len(self._text())}\r")
+        self._write(" " * len(self._text()), "\r")
 
     def refresh(self) -> None:
-        """Show it as it is now."""
-        with self._lock:
-            self._write(f"\r{self._text()}")
+        """Show it as it is now, if it is shown."""
+        if not self._over.is_set():
+            self._write(self._text())
 
     def _redraw(self) -> None:
-        while not self._stopped.wait(_REDRAWN):
+        while not self._over.wait(_REDRAWN):
             self.refresh()
 
     def _text(self) -> str:
-        screen = self._bar.console
-        lines = screen.render_lines(self._bar.get_renderable(), screen.options.update(width=screen.width - _ECHO))
-        return "".join(segment.text for segment in lines[-1])
+        room = self._screen.options.update(width=max(1, self._screen.width - _ECHO))
+        lines = self._screen.render_lines(self.get_renderable(), room)
+        return "".join(segment.text for segment in (lines or [[]])[-1])
 
-    def _write(self, text: str) -> None:
-        self._bar.console.file.write(text)
-        self._bar.console.file.flush()
-
-
-class _PlainBar(_Bar):
-    """The bar in letters alone."""
-
-    def __init__(self, *columns: ProgressColumn, console: Console, **options: Any) -> None:
-        super().__init__(*columns, console=console, **options)
-        self.live = _Line(self)  # type: ignore[assignment]  # what Progress asks of it, it has
+    def _write(self, text: str, end: str = "") -> None:
+        with self._writing:
+            self._screen.file.write(f"\r{text}{end}")
+            self._screen.file.flush()
 
 
 class Elapsed(ProgressColumn):

@@ -13,7 +13,7 @@ from oclbn.cli import tune_report, tune_run, types
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import expect
 from oclbn.cli.tune_run import Shapes, Tuned
-from oclbn.cli.types import SELECTIONS, Names, Once, Seconds, ShapeType, check_ending, together, trainable
+from oclbn.cli.types import SELECTIONS, DeviceType, Names, Once, Seconds, ShapeType, check_ending, together, trainable
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError, ParameterError
 from oclbn.files import whole
@@ -28,7 +28,7 @@ _BESIDE = 15.0  # seconds of the check before the search and the last timing, on
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"The device: {SELECTIONS}")
 @click.option("--all", "every", is_flag=True, help="Every device that is no simulator, one after the other.")
 @click.option("--seconds", type=Seconds(min=0), help=f"Stop looking after so long.  [default: {SECONDS:g}]")
 @click.option("--quick", is_flag=True, help=f"Fewer and smaller shapes, and {QUICK_SECONDS:g} seconds.")

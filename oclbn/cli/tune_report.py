@@ -132,7 +132,6 @@ def print_tuned(console: Console, tuned: Tuned, entry: Choices, written: Path | 
 
 def as_dict(tuned: Tuned, entry: Choices, written: Path | None) -> dict[str, Any]:
     """All of it for JSON."""
-    seconds = {key: f"{key}_seconds" for key in ("copy", "before", "after")}
     return {
         **records.of_device(tuned.info),
         "before": tuned.before,
@@ -141,8 +140,19 @@ def as_dict(tuned: Tuned, entry: Choices, written: Path | None) -> dict[str, Any
         "gain": tuned.gain if tuned.worthwhile else 1.0,
         "complete": tuned.found.complete,
         "tried": tuned.tried,
-        "rows": [{seconds.get(key, key): value for key, value in row.items()} for row in tuned.rows],
+        "rows": [_row_as_dict(row) for row in tuned.rows],
         "written": written,
+    }
+
+
+def _row_as_dict(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "case": row["case"],
+        "operation": row["operation"],
+        "copy_seconds": row["copy"],
+        "before_seconds": row["before"],
+        "after_seconds": row["after"],
+        "plan": in_words(row["plan"]),
     }
 
 

@@ -69,6 +69,7 @@ class Format:
         return cast(Codec, importlib.import_module(f"{__name__}.{self.name}"))
 
 
+DOUBLES = ("float32", "float64")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 FORMATS = (
@@ -81,7 +82,16 @@ FORMATS = (
         keeps=("batches",),
         ordered=False,
     ),
+    Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
+    Format("mxnet", "MXNet's .params", (".params",), FLOATS),
+    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
+    Format(
+        "matconvnet", "MatConvNet's .mat", (".mat",), ("float32", "float64"), keeps=("epsilon", "factor"), derived=True
+    ),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
+    Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
+    Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
+    Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )
 
 
