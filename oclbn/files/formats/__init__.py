@@ -75,6 +75,15 @@ FORMATS = (
     Format("safetensors", "safetensors (PyTorch)", (".safetensors",), FLOATS, "safetensors", keeps=("batches",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
     Format("flax", "Flax", (".msgpack",), FLOATS),
+    Format(
+        "caffe",
+        "Caffe",
+        (".caffemodel",),
+        ("float32", "float64"),
+        companions=(".prototxt",),
+        keeps=("epsilon", "factor", "cumulative"),
+        derived=True,
+    ),
     Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
     Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )

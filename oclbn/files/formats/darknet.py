@@ -118,7 +118,7 @@ def _replaced(layers: Sequence[Layer], into: Path) -> tuple[bytes, list[Note]]:
             place = places[there.name].get(role)
             if place is not None:
                 image[place : place + array.nbytes] = array.tobytes()
-            elif role != "bias" or array.any():
+            else:
                 notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
     return bytes(image), notes
 
