@@ -174,6 +174,12 @@ def fitted(layer: Layer, allowed: Sequence[np.dtype[Any]], title: str) -> tuple[
     return replace(layer, **made) if made else layer, notes
 
 
+def as_float64(array: Host) -> NDArray[np.float64]:
+    """The same numbers; NaN may be one that signals, of which NumPy would warn."""
+    with np.errstate(invalid="ignore"):
+        return array.astype(np.float64)
+
+
 def same_bits(one: Host, other: Host) -> bool:
     """Whether two arrays have the same type, shape and bits, NaN and zeros' signs among them."""
     if one.dtype != other.dtype or one.shape != other.shape:

@@ -37,11 +37,20 @@ def unpacked(name: str, folder: Path) -> Path:
     return folder / next(iter(found))
 
 
-def evaluated(layer: Layer, x: np.ndarray[Any, Any], epsilon: float) -> np.ndarray[Any, Any]:
-    """What the layer makes of x (N, C), in float64."""
-    wide = {role: array.astype(np.float64) for role, array in layer.arrays.items()}
-    y = (np.asarray(x, np.float64) - wide["mean"]) / np.sqrt(wide["var"] + epsilon)
-    return y * wide.get("scale", 1.0) + wide.get("bias", 0.0)
+def real(name: str, folder: Path) -> dict[str, Any]:
+    """What is kept under a name, after its files were laid into a folder."""
+    unpacked(name, folder)
+    return described(name)
+
+
+def evaluated(layer: Layer, x: Any, epsilon: float = 1e-5) -> np.ndarray[Any, Any]:
+    """What a layer makes of x, of shape (N, C, ...), in float64. epsilon: where its file does not say."""
+    x = np.asarray(x, np.float64)
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    wide = {role: array.astype(np.float64).reshape(shape) for role, array in layer.arrays.items()}
+    centred = (x - wide["mean"]) / np.sqrt(wide["var"] + (epsilon if layer.epsilon is None else layer.epsilon))
+    result: np.ndarray[Any, Any] = centred * wide.get("scale", 1.0) + wide.get("bias", 0.0)
+    return result
 
 
 def check(name: str, content: Content, tolerance: float = 2e-5) -> None:

@@ -54,6 +54,7 @@ class Format:
     companions: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     names: bool = True  # whether it keeps the names of layers
+    ordered: bool = True  # whether layers stand in the file as in the network: else they are paired by name alone
     derived: bool = False  # whether it holds other numbers, from which ours are computed: arrays may come back wider
 
     def codec(self) -> Codec:
@@ -68,13 +69,27 @@ class Format:
         return cast(Codec, importlib.import_module(f"{__name__}.{self.name}"))
 
 
-HALVES = ("bfloat16", "float16")
+DOUBLES = ("float32", "float64")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 FORMATS = (
-    Format("safetensors", "safetensors (PyTorch)", (".safetensors",), FLOATS, "safetensors", keeps=("batches",)),
+    Format(
+        name="safetensors",
+        title="safetensors (PyTorch)",
+        endings=(".safetensors", ".safetensors.index.json"),
+        dtypes=FLOATS,
+        package="safetensors",
+        keeps=("batches",),
+        ordered=False,
+    ),
+    Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
+    Format("mxnet", "MXNet's .params", (".params",), FLOATS),
+    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
+    Format(
+        "matconvnet", "MatConvNet's .mat", (".mat",), ("float32", "float64"), keeps=("epsilon", "factor"), derived=True
+    ),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
-    Format("flax", "Flax", (".msgpack",), FLOATS),
+    Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
     Format(
         "caffe",
         "Caffe",
