@@ -54,7 +54,9 @@ def claims(path: Path, head: bytes) -> bool:
     """Nothing in a file tells it: its ending, and a version that there may be."""
     if not path.name.lower().endswith(".weights") or len(head) < 16:
         return False
-    return all(0 <= number <= 2 * _TRANSPOSED for number in struct.unpack("<3i", head[:12]))
+    major, minor, revision = struct.unpack("<3I", head[:12])
+    # Those there have been are 0.1.0 to 0.2.5, and with 1000 added to a number.
+    return all(number % _TRANSPOSED < 10 and number < 2 * _TRANSPOSED for number in (major, minor)) and revision < 1000
 
 
 def read(path: Path) -> Content:
