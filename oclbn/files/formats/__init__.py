@@ -90,6 +90,15 @@ FORMATS = (
     ),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
     Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
+    Format(
+        "caffe",
+        "Caffe",
+        (".caffemodel",),
+        ("float32", "float64"),
+        companions=(".prototxt",),
+        keeps=("epsilon", "factor", "cumulative"),
+        derived=True,
+    ),
     Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
     Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )
