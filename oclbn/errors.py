@@ -13,6 +13,8 @@ OclbnError
  │    └── DeviceNotFoundError (LookupError) no device, or several, fit the selection
  ├── BuildError            (RuntimeError) a kernel did not compile
  ├── MissingExtraError     (ImportError)  an optional package is not installed
+ ├── WeightsError          (ValueError)   a file of weights that cannot be used, or layers that a file cannot hold
+ │    └── MissingLayerError (KeyError)    it has no layer of this name
  ├── DerivativeError       (NotImplementedError) a derivative of oclbn.torch's that is not there
  ├── GroupError            (RuntimeError) members of a group do not exchange the same, or one has failed
  │    └── GroupTimeoutError (TimeoutError) a member of a group has not answered in time
@@ -94,6 +96,16 @@ class BuildError(OclbnError, RuntimeError):
 
 class MissingExtraError(OclbnError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+class WeightsError(OclbnError, ValueError):
+    """A file of weights is damaged, foreign or hostile, or cannot hold what is to be written; nothing was changed."""
+
+
+class MissingLayerError(WeightsError, KeyError):
+    """A file has no layer of this name; the message lists those that there are."""
+
+    __str__ = Exception.__str__  # KeyError's would show the message as a quoted string
 
 
 class DerivativeError(OclbnError, NotImplementedError):

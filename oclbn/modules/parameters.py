@@ -445,21 +445,35 @@ class Parameters(metaclass=Contract):
             fault = self._fault(key, host)
             if fault:
                 raise ModuleFileError(f"{self}: {stored.source} has {fault}")
-        known = {key: var.data for key, var in self._vars.items()} | self._attrs
-        hosts = stored.variables | stored.attributes
-        new = {key: gpuarray.to_gpu(host, queue=self.queue) for key, host in hosts.items() if key not in known}
-        variables = {key: Variable(new[key], key) for key in stored.variables if key in new}
         set_counters = self._counters_from(stored.counters, stored.source)
+        self._take_hosts(stored.variables | stored.attributes)
+        initvars.update((self._vars[key], True) for key in stored.variables)
+        set_counters()
+
+    @driver_errors("taking values")
+    @whole
+    def _take_values(self, given: Mapping[str, ArrayLike]) -> None:
+        """Copy values into several variables and attributes, checked as where they are assigned: all, or none."""
+        variables, attributes = self._shapes()
+        hosts = {name: self._host_of(name, one, (variables | attributes)[name]) for name, one in given.items()}
+        for name, host in hosts.items():
+            if fault := self._fault(name, host):
+                raise ModuleParameterError(f"{self}: {name} is given {fault}")
+        self._take_hosts(hosts)
+
+    def _take_hosts(self, hosts: Mapping[str, NDArray[Any]]) -> None:
+        """What fits and is right becomes the module's; what the last call left is dropped."""
+        known = {key: var.data for key, var in self._vars.items()} | self._attrs
+        new = {key: gpuarray.to_gpu(host, queue=self.queue) for key, host in hosts.items() if key not in known}
+        variables = {key: Variable(array, key) for key, array in new.items() if key in self._shapes()[0]}
         self._finish()
         overwrite([(known[key], host) for key, host in hosts.items() if key in known])
         self.reset()
-        for key, var in variables.items():
-            self.setVar(key, var)
-        for key in stored.attributes:
-            if key in new:
-                self.setAttr(key, new[key])
-        initvars.update((self._vars[key], True) for key in stored.variables)
-        set_counters()
+        for key, array in new.items():
+            if key in variables:
+                self.setVar(key, variables[key])
+            else:
+                self.setAttr(key, array)
 
     @abstractmethod
     def _finish(self) -> None:

@@ -1,0 +1,144 @@
+"""The formats of weights: one module each, with what it is called here, and how a file's format is told.
+
+A module has
+
+    claims(path, head)           whether a file that begins with these bytes is of the format; cheap, never an error
+    read(path)                   Content: every batch normalization of the file
+    write(layers, name, into)    Written: a file of this name with these layers, or what the file `into` holds, with
+                                 the values of these in the place of its own; the companions of a file beside it
+
+and imports its package, which belongs to an extra, inside of these. Files are not trusted: whatever is wrong with one
+is a WeightsError, nothing in it is run, no other file is opened but its companions, and what is kept of it is no more
+than a few times its size. `oclbn.files.formats.cursor` helps with that.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from oclbn.errors import MissingExtraError, WeightsError
+from oclbn.files import foreign, whole
+from oclbn.files.layers import Content, Layer, Written
+
+_HEAD = 4096  # bytes that formats are told by
+
+
+class Codec(Protocol):
+    """What the module of a format has."""
+
+    def claims(self, path: Path, head: bytes) -> bool: ...
+    def read(self, path: Path) -> Content: ...
+    def write(self, layers: Sequence[Layer], name: str, into: Path | None) -> Written: ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    name: how it is asked for, and its module's name. title: for people. endings: of its files, the one to write first.
+    package: what it needs, as "h5py"; "" for none. extra: of oclbn that brings that. dtypes: names of the element
+    types that it stores. companions: endings that take the place of the file's own, of files that belong to it.
+    keeps: of epsilon, factor, cumulative and batches those that it has a place for.
+    """
+
+    name: str
+    title: str
+    endings: tuple[str, ...]
+    dtypes: tuple[str, ...] = ("float32",)
+    package: str = ""
+    extra: str = "weights"
+    companions: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
+    names: bool = True  # whether it keeps the names of layers
+    ordered: bool = True  # whether layers stand in the file as in the network: else they are paired by name alone
+    derived: bool = False  # whether it holds other numbers, from which ours are computed: arrays may come back wider
+
+    def codec(self) -> Codec:
+        """The module. MissingExtraError: its package is not there."""
+        if self.package:
+            try:
+                importlib.import_module(self.package)
+            except ImportError as error:
+                raise MissingExtraError(
+                    f"{self.title} needs {self.package}: pip install 'oclbn[{self.extra}]'"
+                ) from error
+        return cast(Codec, importlib.import_module(f"{__name__}.{self.name}"))
+
+
+DOUBLES = ("float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+FORMATS = (
+    Format(
+        name="safetensors",
+        title="safetensors (PyTorch)",
+        endings=(".safetensors", ".safetensors.index.json"),
+        dtypes=FLOATS,
+        package="safetensors",
+        keeps=("batches",),
+        ordered=False,
+    ),
+    Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
+    Format("mxnet", "MXNet's .params", (".params",), FLOATS),
+    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
+    Format(
+        "matconvnet", "MatConvNet's .mat", (".mat",), ("float32", "float64"), keeps=("epsilon", "factor"), derived=True
+    ),
+    Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
+    Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
+    Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
+    Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
+)
+
+
+def by_name(name: str) -> Format:
+    """The format of this name. WeightsError: there is none."""
+    for found in FORMATS:
+        if found.name == name:
+            return found
+    raise WeightsError(f"format is {name!r}; one of {', '.join(one.name for one in FORMATS)} is wanted")
+
+
+def of_name(path: Path) -> Format:
+    """The format that a file of this name is to have: the first with its ending. WeightsError: none has it."""
+    lower = path.name.lower()
+    for found in FORMATS:
+        if lower.endswith(found.endings):
+            return found
+    endings = ", ".join(dict.fromkeys(ending for one in FORMATS for ending in one.endings))
+    raise WeightsError(f"{path}: its ending says no format: {endings} are known; or name one with format=")
+
+
+def of_file(path: Path) -> Format:
+    """The format of a file that is there: told by its beginning.
+
+    WeightsError: nobody knows it, or its package is not there. OSError: it cannot be read.
+    """
+    whole.check_source(path)
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    lower = path.name.lower()
+    # Those with the file's ending are asked first: several formats lie in HDF5.
+    for found in sorted(FORMATS, key=lambda one: not lower.endswith(one.endings)):
+        if _module(found).claims(path, head):
+            return found
+    raise WeightsError(f"{path}: {_advice(path, head)}")
+
+
+def _module(found: Format) -> Any:
+    return importlib.import_module(f"{__name__}.{found.name}")
+
+
+def _advice(path: Path, head: bytes) -> str:
+    known = ", ".join(one.name for one in FORMATS)
+    if not head:
+        return "it is empty"
+    if foreign.is_torch_pickle(path, head):
+        return foreign.UNPICKLING.format(path=str(path), target=str(path.with_suffix(".safetensors")))
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "it holds pickled Python objects, which are never loaded: what has written it can write another format"
+    return f"it is of none of the formats that are read here: {known}"

@@ -1,0 +1,213 @@
+"""Batch normalizations as files of weights hold them, whatever framework has written them. NumPy alone.
+
+A reader gives a `Content`, a writer takes layers and gives a `Written`; both tell what had no place. Arrays keep the
+elements of the file, bit by bit.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oclbn.elements import WANTED, kind, range_of
+from oclbn.errors import MissingLayerError, WeightsError
+
+Host = NDArray[Any]
+ARRAYS = ("scale", "bias", "mean", "var")
+NUMBERS = ("epsilon", "factor", "cumulative", "batches")
+_NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One batch normalization of a file.
+
+    scale, bias, mean, var: C elements each, of float32, float64, float16 or bfloat16; None where the file has none. A
+    missing scale or bias is fixed at 1 or 0; without mean and var there are no running statistics. var is what a root
+    is taken of after epsilon was added, whatever the file holds. epsilon: None where the file does not say. factor: the
+    weight of the new batch in a running average, whatever the file calls momentum; None where it does not say.
+    cumulative: all batches weigh alike. batches: how many the running statistics have seen; None where nobody counted.
+    convention: of the framework whose layer it is, by its name in oclbn.conventions, as "pytorch".
+    """
+
+    name: str
+    scale: Host | None = None
+    bias: Host | None = None
+    mean: Host | None = None
+    var: Host | None = None
+    epsilon: float | None = None
+    factor: float | None = None
+    cumulative: bool = False
+    batches: int | None = None
+    convention: str = "pytorch"
+
+    def __post_init__(self) -> None:
+        """WeightsError unless the arrays are vectors of C numbers each, and mean and var are there both or neither."""
+        shapes = {name: array.shape for name, array in self.arrays.items()}
+        if not shapes:
+            raise WeightsError(f"{self}: it has no scale, no bias and no running statistics")
+        if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 1:
+            told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise WeightsError(f"{self}: shapes are {told}; one number per channel is wanted in each")
+        for name, array in self.arrays.items():
+            if kind(array.dtype) is None:
+                raise WeightsError(f"{self}: {name} holds {array.dtype}; {WANTED} is wanted")
+        if (self.mean is None) != (self.var is None):
+            lacking = "mean" if self.mean is None else "var"
+            raise WeightsError(f"{self}: it has no {lacking}; running statistics are a mean and a variance")
+
+    def __str__(self) -> str:
+        return f"layer {self.name!r}"
+
+    @property
+    def arrays(self) -> dict[str, Host]:
+        """Those of scale, bias, mean and var that are there."""
+        return {name: array for name in ARRAYS if (array := getattr(self, name)) is not None}
+
+    @property
+    def channels(self) -> int:
+        return int(next(iter(self.arrays.values())).size)
+
+    def check_running(self, where: str) -> None:
+        """WeightsError where there are no running statistics, for a format that has no batch normalization without."""
+        if self.mean is None:
+            raise WeightsError(f"{self}: it has no running statistics, and a mean and a variance are wanted in {where}")
+
+    def complete(self, where: str) -> Layer:
+        """With a scale of ones and a bias of zeros where it has none, for a format that wants all; as check_running."""
+        self.check_running(where)
+        assert self.mean is not None
+        made: dict[str, Any] = {}
+        if self.scale is None:
+            made["scale"] = np.ones_like(self.mean)
+        if self.bias is None:
+            made["bias"] = np.zeros_like(self.mean)
+        return replace(self, **made) if made else self
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a file could not say, or a reader had to make up: of one layer, or with "" of the whole file.
+
+    lost: something was there and is not there any more.
+    """
+
+    layer: str
+    text: str
+    lost: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.text}" if self.layer else self.text
+
+
+@dataclass(frozen=True, eq=False)
+class Content(Mapping[str, Layer]):
+    """The batch normalizations of a file by name, in the file's order."""
+
+    format: str
+    source: str  # what to call the file in messages
+    layers: tuple[Layer, ...]
+    notes: tuple[Note, ...] = ()
+    by_name: dict[str, Layer] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        found = {layer.name: layer for layer in self.layers}
+        if len(found) < len(self.layers):
+            names = [layer.name for layer in self.layers]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise WeightsError(f"{self.source} has two layers of the name {twice!r}")
+        object.__setattr__(self, "by_name", found)
+
+    def __getitem__(self, name: str) -> Layer:
+        if name not in self.by_name:
+            near = difflib.get_close_matches(str(name), self.by_name, 1, 0.6)
+            shown = ", ".join(map(repr, list(self.by_name)[:_NAMES_SHOWN])) or "none at all"
+            more = ", ..." if len(self.by_name) > _NAMES_SHOWN else ""
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise MissingLayerError(f"{self.source} has no layer {name!r}; {meant}it has {shown}{more}")
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer has made: the bytes of each file by its name, the one that was asked for first; and its notes."""
+
+    files: Mapping[str, bytes]
+    notes: tuple[Note, ...] = ()
+
+
+def fitted(layer: Layer, allowed: Sequence[np.dtype[Any]], title: str) -> tuple[Layer, list[Note]]:
+    """The layer with arrays of these types, narrowest first: wider where nothing is lost, else rounded to the widest.
+
+    title: what the format is called in the notes that tell of values which have changed.
+    """
+    made: dict[str, Any] = {}
+    notes: list[Note] = []
+    for name, array in layer.arrays.items():
+        if array.dtype in allowed:
+            continue
+        for dtype in allowed:
+            with np.errstate(over="ignore", invalid="ignore"):
+                turned = array.astype(dtype)
+                same = same_bits(turned.astype(array.dtype), array)
+            if same:
+                break
+        made[name] = turned
+        if not same:
+            with np.errstate(invalid="ignore"):
+                infinite = np.isfinite(array) & ~np.isfinite(turned)
+            beyond = f"; {int(infinite.sum())} are beyond {range_of(turned.dtype).max:.3g}" if infinite.any() else ""
+            text = f"{name} is rounded from {array.dtype} to {turned.dtype}, the widest type of {title}{beyond}"
+            notes.append(Note(layer.name, text, lost=True))
+    return replace(layer, **made) if made else layer, notes
+
+
+def as_float64(array: Host) -> NDArray[np.float64]:
+    """The same numbers; NaN may be one that signals, of which NumPy would warn."""
+    with np.errstate(invalid="ignore"):
+        return array.astype(np.float64)
+
+
+def same_bits(one: Host, other: Host) -> bool:
+    """Whether two arrays have the same type, shape and bits, NaN and zeros' signs among them."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return one.tobytes() == other.tobytes()
+
+
+def matched(layers: Sequence[Layer], there: Sequence[Layer], into: Path) -> list[tuple[Layer, Layer]]:
+    """Each layer with that of the model `into` whose values it is to replace: by name, or else all in order.
+
+    WeightsError: neither the names nor the number fit, or a channel count differs.
+    """
+    by_name = {layer.name: layer for layer in there}
+    if all(layer.name in by_name for layer in layers):
+        pairs = [(layer, by_name[layer.name]) for layer in layers]
+    elif len(layers) == len(there):
+        pairs = list(zip(layers, there, strict=True))
+    else:
+        lacking = next(layer.name for layer in layers if layer.name not in by_name)
+        shown = ", ".join(map(repr, list(by_name)[:_NAMES_SHOWN])) or "none"
+        raise WeightsError(
+            f"{into} has {len(there)} batch normalizations, none of them of the name {lacking!r}, and {len(layers)} "
+            f"are to be written: layers go by name, or by order where there are as many; it has {shown}"
+        )
+    for layer, target in pairs:
+        if layer.channels != target.channels:
+            raise WeightsError(
+                f"{layer} has {layer.channels} channels; {target.name!r} of {into}, whose values it would replace, has "
+                f"{target.channels}"
+            )
+    return pairs

@@ -1,0 +1,291 @@
+"""Weights of batch normalizations in the files of other frameworks, in and out.
+
+    content = weights.read("resnet50.safetensors")      # every batch normalization of a model, by name
+    bn = weights.module(content["layer1.0.bn1"])        # a module that goes on as the framework's would
+    weights.write("one.onnx", [weights.layer(bn, "bn")])
+    weights.convert("model.safetensors", "model.npz")
+
+Formats: `formats()`. Reading runs nothing and unpickles nothing. What is written is read back and compared, bit by bit,
+before it takes the place of anything; what a format has no place for is told in notes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+
+from oclbn import conventions
+from oclbn.call import values
+from oclbn.errors import ModuleParameterError, WeightsError
+from oclbn.files import formats as known
+from oclbn.files import whole
+from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, matched, same_bits
+from oclbn.modules.averaging import settled_count
+from oclbn.modules.batchnorm import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D
+from oclbn.modules.batchnormnd import BatchNormND
+
+__all__ = [
+    "Content",
+    "Layer",
+    "Note",
+    "Report",
+    "convert",
+    "formats",
+    "layer",
+    "load_into",
+    "module",
+    "read",
+    "renamed",
+    "write",
+]
+
+Path_ = str | os.PathLike[str]
+_MODULES = {0: BatchNorm, 1: BatchNorm1D, 2: BatchNorm2D, 3: BatchNorm3D}
+_MOST_SPATIAL = 8
+_MOST_TOLD = 8  # losses in an error
+_DEFAULT = {"scale": 1.0, "bias": 0.0}  # what a missing array stands for
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: the files, their format, how many layers, and what was not carried over."""
+
+    files: tuple[Path, ...]
+    format: str
+    layers: int
+    notes: tuple[Note, ...]
+
+
+def formats() -> tuple[known.Format, ...]:
+    """The formats that are read and written: name, title, endings, dtypes, package."""
+    return known.FORMATS
+
+
+def read(path: Path_, *, format: str | None = None) -> Content:
+    """Every batch normalization of a file, by name, in the file's order.
+
+    format: one of `formats()`; None: told by what the file holds. Arrays are vectors of C elements, of the file's type.
+    WeightsError: the file is damaged, of no format that is known, or holds pickled objects, which are never loaded.
+    MissingExtraError: a package is not installed. OSError: the file cannot be read, or is no regular file.
+    """
+    source = Path(path)
+    whole.check_source(source)
+    found = known.of_file(source) if format is None else known.by_name(format)
+    codec = found.codec()
+    try:
+        return codec.read(source)
+    except WeightsError as error:
+        if str(source) in str(error):
+            raise
+        raise WeightsError(f"{source}: {error}") from error
+
+
+def write(
+    path: Path_,
+    layers: Iterable[Layer] | Mapping[str, Layer],
+    *,
+    format: str | None = None,
+    into: Path_ | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+) -> Report:
+    """Write layers to a file, whole or not at all, and read them back.
+
+    layers: as `read` or `layer` gives them. format: one of `formats()`; None: by the path's ending. into: a file of
+    that format, most often a whole model, which is copied with these values in the place of its own; layers go there by
+    name, or in order where there are as many and both formats keep the network's. overwrite: files that are there may
+    be replaced. strict: what the notes of the report would call lost is an error.
+    WeightsError: the format cannot hold a layer, or the model has no place for it. FileExistsError.
+    """
+    target = Path(path)
+    found = known.of_name(target) if format is None else known.by_name(format)
+    given = tuple(layers.values() if isinstance(layers, Mapping) else layers)
+    if not given:
+        raise WeightsError(f"{target}: there is no layer to write")
+    model = None if into is None else Path(into)
+    if model is not None:
+        whole.check_source(model)
+        model.stat()
+        _check_order(found, layers, given, model)
+    written = found.codec().write(given, target.name, model)
+    _check_names(target, written)
+    if strict and (lost := [str(note) for note in written.notes if note.lost]):
+        more = f"\n... and {len(lost) - _MOST_TOLD} more" if len(lost) > _MOST_TOLD else ""
+        raise WeightsError(f"{target} is not written, as it would lose:\n" + "\n".join(lost[:_MOST_TOLD]) + more)
+    if not overwrite:
+        for name in written.files:
+            if target.with_name(name).exists():
+                raise FileExistsError(f"{target.with_name(name)} is there already; overwrite=True replaces it")
+    _check_back(found, target, given, written, model)
+    for name, content in reversed(list(written.files.items())):  # the one that was asked for last: then all is there
+        with whole.replacing(target.with_name(name)) as file:
+            file.write(content)
+    return Report(tuple(map(target.with_name, written.files)), found.name, len(given), written.notes)
+
+
+def convert(
+    source: Path_,
+    target: Path_,
+    *,
+    source_format: str | None = None,
+    format: str | None = None,
+    into: Path_ | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+) -> Report:
+    """Write the layers of one file into another one, as `read` and `write` do; their errors.
+
+    The report has the notes of both.
+    """
+    content = read(source, format=source_format)
+    if not content:
+        raise WeightsError(f"{content.source} has no batch normalization")
+    report = write(target, content, format=format, into=into, overwrite=overwrite, strict=strict)
+    return replace(report, notes=(*content.notes, *report.notes))
+
+
+def module(
+    layer: Layer, nd: int = 2, *, name: str | None = None, queue: cl.CommandQueue | None = None, **options: Any
+) -> BatchNormND:
+    """A module with a layer's values that goes on as the framework's own would, in training and in evaluation.
+
+    nd: number of spatial axes: 0 for (N, C), 2 for images. name: of the module; None: the layer's. options: of the
+    module, instead of what the layer and its framework's convention say (epsilon, initFactor, minFactor, estimator),
+    or beside that (axis, activation, dtype, ...).
+    """
+    nd = values.whole("nd", nd, 0, _MOST_SPATIAL)
+    said = _options(layer) | {"name": layer.name if name is None else name, "queue": queue} | options
+    if layer.scale is None and layer.bias is None:
+        said.setdefault("affine", False)
+    if layer.mean is None:
+        said.setdefault("running", False)
+        if not said["running"]:
+            said = {key: value for key, value in said.items() if key not in ("cumulative", "estimator")}
+    made: BatchNormND
+    made = _MODULES[nd](layer.channels, **said) if nd in _MODULES else BatchNormND(nd, layer.channels, **said)
+    _fill(made, layer)
+    return made
+
+
+def load_into(module: BatchNormND, layer: Layer) -> None:
+    """Give a module a layer's values, and the epsilon, factors and count that the file states.
+
+    All or nothing. A missing scale becomes 1, a missing bias 0. ModuleParameterError: the layer has another number of
+    channels, or lacks running statistics that the module has.
+    """
+    if layer.channels != module.maps:
+        raise ModuleParameterError(f"{module}: it has {module.maps} channels; {layer} has {layer.channels}")
+    if layer.mean is None and module.running:
+        raise ModuleParameterError(f"{module}: it has running statistics; {layer} has none")
+    if not module.affine and any(
+        not (np.asarray(array, np.float64) == _DEFAULT[key]).all()
+        for key, array in layer.arrays.items()
+        if key in _DEFAULT
+    ):
+        raise ModuleParameterError(f"{module}: it is not affine; {layer} has a scale and a bias that are not 1 and 0")
+    _fill(module, layer)
+    stated = {} if layer.epsilon is None else {"epsilon": layer.epsilon}
+    if layer.factor is not None or layer.cumulative:
+        stated |= {key: value for key, value in _options(layer).items() if key in ("initFactor", "minFactor")}
+    for key, value in stated.items():
+        setattr(module, key, value)
+
+
+def layer(module: BatchNormND, name: str | None = None) -> Layer:
+    """What a module holds, for `write`. name: None: the module's."""
+    arrays: dict[str, Host] = {}
+    for key in ARRAYS:
+        array = getattr(module, key) if module.running or key in _DEFAULT else None
+        if array is not None and (module.affine or key not in _DEFAULT):
+            arrays[key] = array.get().ravel()
+    cumulative = module.initFactor == 1.0 and module.minFactor == 0.0
+    return Layer(
+        name if name is not None else module.name or "",
+        **arrays,
+        epsilon=module.epsilon,
+        factor=None if cumulative else module.minFactor,
+        cumulative=cumulative,
+        batches=module.numOfProps if module.running else None,
+        convention="pytorch" if not module.running or module.estimator == "sample" else "keras",
+    )
+
+
+def renamed(layer: Layer, name: str) -> Layer:
+    """The same layer by another name."""
+    return replace(layer, name=name)
+
+
+def _options(layer: Layer) -> dict[str, Any]:
+    """What a module of the layer's framework would be made with."""
+    convention = conventions.named(layer.convention)
+    if convention.followed and layer.factor is not None:
+        options = convention.options(convention.momentum_for(layer.factor))
+    else:
+        options = convention.options(evaluation=not convention.followed)
+    if layer.epsilon is not None:
+        options["epsilon"] = layer.epsilon
+    return options | ({"initFactor": 1.0, "minFactor": 0.0} if layer.cumulative else {})
+
+
+def _fill(module: BatchNormND, layer: Layer) -> None:
+    """All values and the counter, or none and an error."""
+    given: dict[str, Any] = {name: np.full(layer.channels, value) for name, value in _DEFAULT.items()}
+    given |= layer.arrays
+    if not module.running:
+        given = {name: array for name, array in given.items() if name in _DEFAULT}
+    with module.lock:
+        module._take_values(given)
+        if module.running:
+            unknown = settled_count(module.initFactor, module.minFactor)
+            module.numOfProps = unknown if layer.batches is None else layer.batches
+
+
+def _check_order(
+    found: known.Format, layers: Iterable[Layer] | Mapping[str, Layer], given: Sequence[Layer], model: Path
+) -> None:
+    """WeightsError where layers would be paired in order, and a format sorts them by name."""
+    there = found.codec().read(model)
+    if len(given) == 1 or all(layer.name in there for layer in given):
+        return
+    source = known.by_name(layers.format) if isinstance(layers, Content) else None
+    sorting = [one.title for one in (source, found) if one is not None and not one.ordered]
+    if sorting:
+        lacking = next(layer.name for layer in given if layer.name not in there)
+        raise WeightsError(
+            f"{model} has no layer {lacking!r}, and layers cannot be paired in order, as {sorting[0]} does not keep "
+            f"the network's: write them by the names that it has, which are {', '.join(map(repr, list(there)[:8]))}"
+            f"{', ...' if len(there) > 8 else ''}"
+        )
+
+
+def _check_names(target: Path, written: Written) -> None:
+    """No writer puts a file anywhere but beside the one that was asked for."""
+    for name in written.files:
+        if Path(name).name != name:
+            raise AssertionError(f"a file beside {target} is to be called {name!r}")
+
+
+def _check_back(found: known.Format, target: Path, given: Sequence[Layer], written: Written, into: Path | None) -> None:
+    """WeightsError unless what was written reads as what was given, but for what the notes tell of."""
+    with tempfile.TemporaryDirectory(prefix="oclbn-") as folder:
+        for name, content in written.files.items():
+            Path(folder, name).write_bytes(content)
+        back = found.codec().read(Path(folder, target.name)).layers
+    lost = {(note.layer, note.text.split(" ", 1)[0]) for note in written.notes if note.lost}
+    for one, same in matched(given, back, target) if into is not None or found.names else zip(given, back, strict=True):
+        for name, array in one.arrays.items():
+            there = getattr(same, name)
+            if (one.name, name) in lost:
+                continue
+            if there is None or not same_bits(there.astype(array.dtype), array):
+                raise WeightsError(
+                    f"{target}: {name} of {one} reads differently from what was written, so that nothing was kept; "
+                    f"this is a fault of oclbn or of {found.package or 'NumPy'}: please report it"
+                )
