@@ -98,8 +98,8 @@ class Group(Node):
         return found if isinstance(found, Dataset) else None
 
     def walk(self) -> Iterator[Group]:
-        """This group and all within it, each once, in the file's order; what links point to elsewhere is left out."""
-        seen = set[int]()
+        """This group and all within it, each once, in the file's order. WeightsError: a name in one is a link."""
+        seen = set[int | str]()
         waiting: list[tuple[Group, int]] = [(self, 0)]
         while waiting:
             group, depth = waiting.pop()
@@ -108,12 +108,9 @@ class Group(Node):
                 raise WeightsError(f"{self.source.label}: its groups lie more than {_MOST_DEPTH} deep in each other")
             below = []
             for name, target in group.links.items():
-                if isinstance(target, str) or target in seen:
-                    continue
-                seen.add(target)
-                found = _node(self.source, f"{group.name.rstrip('/')}/{name}", target)
-                if isinstance(found, Group):
+                if target not in seen and isinstance(found := group.get(name), Group):
                     below.append((found, depth + 1))
+                seen.add(target)
             waiting += reversed(below)
 
 

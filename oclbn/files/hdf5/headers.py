@@ -28,11 +28,11 @@ class Message:
 
 def root_of(source: Source) -> int:
     """The address of the root group's header; sets the source's base."""
-    place = 0
-    while source.take(place, len(HDF5), "HDF5's mark") != HDF5:
+    place, last = 0, source.size - len(HDF5)
+    while place <= last and source.take(place, len(HDF5), "HDF5's mark") != HDF5:
         place = 2 * place or 512
-        if place > source.size - len(HDF5):
-            raise WeightsError(f"{source.label} is no HDF5 file: it has no mark of one")
+    if place > last:
+        raise WeightsError(f"{source.label} is no HDF5 file: it has no mark of one")
     source.base = place
     version = source.take(8, 1, "the first block")[0]
     if version in (0, 1):
