@@ -418,7 +418,7 @@ def test_momentum_and_factor_are_each_others_way_back(key: str) -> None:
         (lambda: conventions.PYTORCH.momentum_for(2), "factor is 2; a number from 0 to 1 is wanted"),
         (
             lambda: conventions.DARKNET.options(),
-            "do not train as Darknet, processor does, which normalises by the sample",
+            "do not train as Darknet does, which normalises by the sample",
         ),
         (
             lambda: conventions.MATCONVNET.options(),
