@@ -33,7 +33,7 @@ DARKNET = Convention(
     one_value="nan",
     normalises_by="sample",
     notes="Epsilon and momentum are constants of the code; AlexeyAB's has a momentum of 0.9 on the processor. With "
-    "cuDNN a batch is normalised by its population variance. Files hold biases, scales, means and variances in this order.",
+    "cuDNN a batch is normalised by its population variance. Files hold biases, scales, means, variances.",
 )
 DARKNET_CPU = Convention(
     "darknet_cpu",

@@ -27,7 +27,7 @@ import pytest
 from numpy.typing import NDArray
 
 import oclbn
-from oclbn import BatchNorm, BatchNorm2D, conventions, functional, gpuarray
+from oclbn import BatchNorm, BatchNorm2D, conventions, functional, gpuarray, weights
 from oclbn.conventions import ALL, Convention, named
 from oclbn.errors import ParameterError
 
@@ -318,6 +318,26 @@ def test_evaluation_takes_every_convention(queue: cl.CommandQueue, key: str) -> 
         "stored": stored,
     }[convention.epsilon_in]
     np.testing.assert_allclose(bn(put(queue, x)).get(), (x - mean) / divisor, rtol=1e-5)
+
+
+@pytest.mark.parametrize("key", sorted(key for key, one in ALL.items() if one.epsilon_in == "variance"))
+def test_a_layer_of_every_convention_becomes_a_module(queue: cl.CommandQueue, key: str) -> None:
+    """Of the file's epsilon, or of the convention's; where modules train otherwise, training moves nothing."""
+    mean, var, x = np.float32([1.0, -2.0]), np.float32([4.0, 0.0025]), np.float32([[2.0, 3.0], [4.0, 5.0]])
+    for epsilon, factor in ((None, None), (0.25, 0.5 if ALL[key].trains else None)):
+        layer = weights.Layer("bn", mean=mean, var=var, epsilon=epsilon, factor=factor, batches=5, convention=key)
+        bn = weights.module(layer, 0, queue=queue)
+        bn.evalMode()
+        added = ALL[key].epsilon if epsilon is None else epsilon
+        np.testing.assert_allclose(bn(put(queue, x)).get(), (x - mean) / np.sqrt(var + added), rtol=1e-5)
+        bn.trainMode()
+        bn(put(queue, x))
+        weight = 0.0
+        if not ALL[key].trains:
+            weight = 1 / 6  # as modules have it: it is batch 6
+        elif ALL[key].followed:
+            weight = ALL[key].factor(6) if factor is None else factor
+        np.testing.assert_allclose(bn.mean.get().ravel(), mean + weight * (x.mean(0) - mean), rtol=1e-6)
 
 
 # --- without a device
