@@ -438,7 +438,7 @@ def test_momentum_and_factor_are_each_others_way_back(key: str) -> None:
         (lambda: conventions.PYTORCH.momentum_for(2), "factor is 2; a number from 0 to 1 is wanted"),
         (
             lambda: conventions.DARKNET.options(),
-            "do not train as Darknet does, which normalises by the sample",
+            r"do not train as Darknet does, .* by the sample .* conventions.PYTORCH.options\(0.01, 1e-05\)$",
         ),
         (
             lambda: conventions.MATCONVNET.options(),
