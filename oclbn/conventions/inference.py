@@ -1,4 +1,4 @@
-"""PURE: frameworks that evaluate what others trained, and those whose code was read instead of run."""
+"""PURE: frameworks that evaluate what others trained, and older ones, whose training modules do not follow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAFFE = Convention(
 DARKNET = Convention(
     "darknet",
     "Darknet",
-    "source of pjreddie/darknet f6afaab, for CUDA, and AlexeyAB/darknet 59596d7",
+    "AlexeyAB/darknet 59596d7, and the source of pjreddie/darknet f6afaab for CUDA",
     Names("scales", "biases", "rolling_mean", "rolling_variance"),
     epsilon=1e-5,
     momentum=0.99,
@@ -38,7 +38,7 @@ DARKNET = Convention(
 DARKNET_CPU = Convention(
     "darknet_cpu",
     "Darknet, pjreddie's for processors",
-    "source of pjreddie/darknet f6afaab",
+    "pjreddie/darknet f6afaab",
     Names("scales", "biases", "rolling_mean", "rolling_variance"),
     epsilon=1e-6,
     momentum=0.99,

@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 U = 2.0**-24
 STORED = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.glob("*.json")}
 CONVENTIONS = {  # of the files that are not called as their convention is
+    "darknet-alexeyab": "darknet",
+    "darknet-cpu": "darknet_cpu",
     "equinox-ema": "equinox_ema",
     "keras-jax": "keras",
     "keras-tensorflow": "keras",
@@ -92,6 +94,8 @@ def momentum_of(name: str, number: int) -> Any:
     given = STORED[name]["runs"][number]["momentum"]
     if name == "torch-cumulative":
         return None
+    if name == "darknet-alexeyab":
+        return 0.9  # on a processor, where it was run
     if name == "haiku":
         return 0.99 if given is None else given
     return "default" if given is None else given
@@ -127,7 +131,11 @@ def evaluated(exact: Exact, convention: Convention, momentum: Any) -> tuple[Host
     mean_bound, var_bound = exact.mean_bound * grown, exact.var_bound * grown
     if grown > 1:  # by a difference whose error is u
         mean_bound, var_bound = mean_bound + 2 * grown * U * np.abs(mean), var_bound + 2 * grown * U * var
-    x, scale, spread = DATA[-1].astype(np.float64), SCALE.astype(np.float64), var + convention.epsilon
+    x, scale, spread = (
+        DATA[-1].astype(np.float64),
+        SCALE.astype(np.float64),
+        var + convention.options(evaluation=True)["epsilon"],
+    )
     slope = np.abs(scale) / np.sqrt(spread)
     y = (x - mean) / np.sqrt(spread) * scale + BIAS
     bound = slope * (mean_bound + 4 * U * (np.abs(x) + np.abs(mean))) + 4 * U * (np.abs(y) + np.abs(BIAS))
@@ -256,7 +264,22 @@ def test_a_module_goes_on_as_the_framework(queue: cl.CommandQueue, name: str, nu
     check_module(BatchNorm(5, queue=queue, **options), name, number)
 
 
-@pytest.mark.parametrize(("name", "number"), [run for run in RUNS if run not in FOLLOWED])
+WEIGHED = [run for run in RUNS if convention_of(run.values[0]).first_batch in ("replaces", "debiased")]
+
+
+@pytest.mark.parametrize(("name", "number"), [run for run in RUNS if run not in [*FOLLOWED, *WEIGHED]])
+def test_what_is_nearly_so(queue: cl.CommandQueue, name: str, number: int) -> None:
+    """Darknet's running statistics are those of a module; its outputs in training, by another variance, are not."""
+    convention, momentum = convention_of(name), momentum_of(name, number)
+    with pytest.raises(ParameterError) as told:
+        convention.options(momentum)
+    weight = convention.factor(1, momentum)
+    assert str(told.value).endswith(f"conventions.PYTORCH.options({weight:g}, {convention.epsilon:g})")
+    options = conventions.PYTORCH.options(weight) | {"epsilon": convention.options(evaluation=True)["epsilon"]}
+    check_module(BatchNorm(5, queue=queue, **options), name, number)
+
+
+@pytest.mark.parametrize(("name", "number"), WEIGHED)
 def test_the_other_way_that_errors_tell(queue: cl.CommandQueue, name: str, number: int) -> None:
     """Haiku's weights, and those of Equinox' other mode, are set before each batch."""
     convention, momentum = convention_of(name), momentum_of(name, number)
