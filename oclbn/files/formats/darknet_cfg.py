@@ -361,7 +361,7 @@ def chain(channels: list[int]) -> tuple[str, list[list[int]]]:
 
     As many groups as go: of equal channels a convolution is the identity, else each output takes one channel over.
     """
-    lines = ["[net]", "batch=1", "width=1", "height=1", f"channels={channels[0]}"]
+    lines = ["[net]", "batch=1", "width=2", "height=2", f"channels={channels[0]}"]  # of one pixel a fork divides by 0
     weights = []
     before = channels[0]
     for count in channels:
