@@ -225,6 +225,7 @@ def test_what_is_not_known(tmp_path: Path) -> None:
         pytest.param(NET + "[upsample]\nstride=0\n" + CONV, "stride", id="a stride of 0"),
         pytest.param(NET + "[reorg]\nstride=999999999\n" * 9 + CONV, "numbers", id="numbers that grow"),
         pytest.param(NET + "[a]\n" * 100_001 + CONV, "sections", id="many sections"),
+        pytest.param(NET + "[route]\nlayers=" + "-1," * 40_000, "letters", id="a long line"),
         pytest.param("[net]\nchannels=-3\n" + CONV, "channels", id="negative channels"),
     ],
 )

@@ -16,7 +16,8 @@ from pathlib import Path
 from oclbn.errors import WeightsError
 from oclbn.files.formats import cursor
 
-_MOST_TEXT = 1 << 24  # bytes; the largest networks have some ten thousand
+_MOST_TEXT = 1 << 22  # bytes; the largest networks have some ten thousand
+_LONGEST_LINE = 1 << 16  # letters
 _MOST_SECTIONS = 100_000
 _MOST_DIGITS = 9
 _LARGEST = 1 << 40  # channels, width or height
@@ -111,6 +112,8 @@ def sections(path: Path) -> list[Section]:
     """All sections but the first one, [net], which is number -1 and comes first."""
     found: list[Section] = []
     for number, line in enumerate(cursor.text_of(path, _MOST_TEXT).split("\n"), 1):
+        if len(line) > _LONGEST_LINE:
+            raise WeightsError(f"{path}: line {number} has {len(line):,} letters")
         text = re.sub(r"[ \t\r]", "", line)
         if text.startswith("["):
             kind = text.strip("[]").lower()
