@@ -190,12 +190,19 @@ def load_into(module: BatchNormND, layer: Layer) -> None:
         if key in _DEFAULT
     ):
         raise ModuleParameterError(f"{module}: it is not affine; {layer} has a scale and a bias that are not 1 and 0")
-    _fill(module, layer)
     stated = {} if layer.epsilon is None else {"epsilon": layer.epsilon}
     if layer.factor is not None or layer.cumulative:
         stated |= {key: value for key, value in _options(layer).items() if key in ("initFactor", "minFactor")}
-    for key, value in stated.items():
-        setattr(module, key, value)
+    with module.lock:
+        before = {key: getattr(module, key) for key in stated}
+        try:
+            for key, value in stated.items():
+                setattr(module, key, value)
+            _fill(module, layer)
+        except BaseException:
+            for key, value in before.items():
+                setattr(module, key, value)
+            raise
 
 
 def layer(module: BatchNormND, name: str | None = None) -> Layer:
