@@ -70,8 +70,8 @@ def _by_name(path: Path, lower: str) -> str:
     if lower == "saved_model.pb":
         code = (
             f"import numpy as np, tensorflow as tf; m = tf.saved_model.load({str(path.parent)!r}); "
-            f"np.savez({str(path.with_suffix('.npz'))!r}, "
-            "**{v.name.removesuffix(':0'): v.numpy() for v in m.variables})"
+            "s = [*getattr(m, 'variables', ()), *(v for f in m.signatures.values() for v in f.variables)]; "
+            f"np.savez({str(path.with_suffix('.npz'))!r}, **{{v.name.removesuffix(':0'): v.numpy() for v in s}})"
         )
         return f"it is TensorFlow's SavedModel: {command(code)}"
     if lower.endswith((".index", ".meta")) or ".data-0000" in lower:
