@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
+from oclbn import conventions
 from oclbn.call import values
 from oclbn.errors import ModuleParameterError, WeightsError
 from oclbn.files import formats as known
@@ -223,8 +224,6 @@ def renamed(layer: Layer, name: str) -> Layer:
 
 def _options(layer: Layer) -> dict[str, Any]:
     """What a module of the layer's framework would be made with."""
-    from oclbn import conventions
-
     convention = conventions.named(layer.convention)
     if convention.followed and layer.factor is not None:
         options = convention.options(convention.momentum_for(layer.factor))

@@ -24,6 +24,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _DOUBLE, _SINGLE = torch.float64, torch.float32
 _HALVES = (torch.float16, torch.bfloat16)
+_GATHERED = ("scale_grad", "bias_grad")  # what functional.batch_norm_backward writes sums to that are there
 _LAST = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}  # axes of pictures and volumes with channels last, as they lie
 
 # A compiled model calls what is wrapped in this as it is. What torch.compiler has for that takes seconds to import;
@@ -145,8 +146,12 @@ class _Gradient(torch.autograd.Function):
             lent: dict[str, Any] = {"out": loan.write(dx), **call.given(loan)}
             if call.activation.code:
                 lent |= {"activation": call.activation.option, "bias": loan.read(bias)}
-            made = functional.batch_norm_backward(loan.read(x), loan.read(dy), loan.read(weight), **lent)
-            dweight, dbias = (_from(array, like) for array, like in zip(made[1:], (weight, bias), strict=True))
+            sums = [None if one is None else torch.empty_like(one, dtype=_numbers(x.dtype)) for one in (weight, bias)]
+            lent |= {name: loan.write(one) for name, one in zip(_GATHERED, sums, strict=True) if one is not None}
+            functional.batch_norm_backward(loan.read(x), loan.read(dy), loan.read(weight), **lent)
+        dweight, dbias = (
+            None if one is None else one.to(like.dtype) for one, like in zip(sums, (weight, bias), strict=True)
+        )
         return dx, dweight, dbias
 
     @staticmethod

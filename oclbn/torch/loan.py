@@ -12,6 +12,7 @@ Three ways, by what the device does with the host's memory:
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -91,6 +92,15 @@ def _shared(queue: cl.CommandQueue, address: int, nbytes: int, access: int = cl.
     return cl.Buffer(queue.context, flags, hostbuf=_bytes_at(address, nbytes))
 
 
+@functools.lru_cache(maxsize=1024)
+def _layout(kind: Any, sizes: Any, steps: Any) -> tuple[np.dtype[Any], tuple[int, ...], tuple[int, ...], int]:
+    """For a tensor's dtype, shape and strides an array's, and the bytes from its first element to its last."""
+    dtype = dtype_of(kind)
+    assert dtype is not None  # the caller has looked
+    shape, strides = tuple(sizes), tuple(step * dtype.itemsize for step in steps)
+    return dtype, shape, strides, sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + dtype.itemsize
+
+
 class _Lent:
     """A tensor's memory, from its first element to its last, as a buffer."""
 
@@ -122,11 +132,7 @@ class Loan:
         return self._lend(tensor, cl.mem_flags.READ_WRITE, filled=False)
 
     def _lend(self, tensor: Any, access: int, *, filled: bool) -> Array:
-        dtype = dtype_of(tensor.dtype)
-        assert dtype is not None  # the caller has looked
-        shape = tuple(tensor.shape)
-        strides = tuple(step * dtype.itemsize for step in tensor.stride())
-        nbytes = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + dtype.itemsize
+        dtype, shape, strides, nbytes = _layout(tensor.dtype, tensor.shape, tensor.stride())
         key = tensor.data_ptr(), nbytes
         lent = self._lent.get(key)
         if lent is None:

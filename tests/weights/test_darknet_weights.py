@@ -38,7 +38,7 @@ def last(path: Path) -> list[list[float]]:
 
 
 def test_what_opencv_computes_is_what_is_read(tmp_path: Path) -> None:
-    """Through routes, groups, shortcuts and upsampling. Connected layers are not: OpenCV takes them in another order."""
+    """Through routes, groups, shortcuts and upsampling. Not connected layers: OpenCV takes them in another order."""
     path = real_files.unpacked("darknet_opencv", tmp_path)
     assert formats.of_file(path).name == "darknet"
     content = weights.read(path)

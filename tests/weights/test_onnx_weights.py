@@ -295,14 +295,31 @@ def test_numbers_that_float32_does_not_hold_are_told(tmp_path: Path) -> None:
     (note,) = weights.write(path, [layer()], overwrite=True).notes
     assert not note.lost
     assert "epsilon is not known" in note.text
-    mixed = layer(dtype="float16", epsilon=1e-5, scale=np.ones(5, "f4"))
-    assert not weights.write(path, [mixed], overwrite=True).notes
-    back = weights.read(path)["net.bn1"]
-    assert [array.dtype.name for array in back.arrays.values()] == ["float32", "float32", "float16", "float16"]
     with pytest.raises(WeightsError, match="two layers have the name"):
         weights.write(path, [layer(), layer()], overwrite=True)
     with pytest.raises(WeightsError, match="no Unicode text"):
         weights.write(path, [layer("\ud800")], overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("scale", "others", "stored"),
+    [
+        ("float32", "float16", ["float32", "float32", "float16", "float16"]),
+        ("float64", "float32", ["float64"] * 4),
+        ("bfloat16", "float16", ["float32", "float32", "float16", "float16"]),
+        ("bfloat16", "float32", ["float32"] * 4),
+        ("float16", "bfloat16", ["float32"] * 4),
+    ],
+)
+def test_layers_of_mixed_types(scale: str, others: str, stored: list[str], tmp_path: Path) -> None:
+    """Scale and bias are of one type, mean and variance of one; other mixtures than float16 and float32 are of one."""
+    path = tmp_path / "new.onnx"
+    given = replace(layer(dtype=others, epsilon=1e-5, factor=0.1), scale=layer(dtype=scale).scale)
+    assert not weights.write(path, [given]).notes
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    back = weights.read(path)["net.bn1"]
+    assert [array.dtype.name for array in back.arrays.values()] == stored
+    assert all(same_bits(back.arrays[role].astype(array.dtype), array) for role, array in given.arrays.items())
 
 
 def test_weights_in_a_file_beside_the_model(tmp_path: Path) -> None:

@@ -89,8 +89,21 @@ FORMATS = (
     Format(
         "matconvnet", "MatConvNet's .mat", (".mat",), ("float32", "float64"), keeps=("epsilon", "factor"), derived=True
     ),
+    Format("keras", "Keras 3", (".weights.h5", ".keras", ".weights.json"), FLOATS, "h5py"),
+    Format("keras2", "Keras 2, tf_keras", (".h5", ".hdf5"), ("float16", "float32", "float64"), "h5py"),
+    Format("nnabla", "NNabla's parameters", (".h5",), ("float16", "float32", "float64"), "h5py"),
+    Format("puzzlelib", "PuzzleLib, modules of oclbn", (".hdf",), FLOATS, "h5py", keeps=("batches",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
     Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
+    Format(
+        "caffe",
+        "Caffe",
+        (".caffemodel",),
+        ("float32", "float64"),
+        companions=(".prototxt",),
+        keeps=("epsilon", "factor", "cumulative"),
+        derived=True,
+    ),
     Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
     Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )

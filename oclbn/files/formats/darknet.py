@@ -54,7 +54,9 @@ def claims(path: Path, head: bytes) -> bool:
     """Nothing in a file tells it: its ending, and a version that there may be."""
     if not path.name.lower().endswith(".weights") or len(head) < 16:
         return False
-    return all(0 <= number <= 2 * _TRANSPOSED for number in struct.unpack("<3i", head[:12]))
+    major, minor, revision = struct.unpack("<3I", head[:12])
+    # Those there have been are 0.1.0 to 0.2.5, and with 1000 added to a number.
+    return all(number % _TRANSPOSED < 10 and number < 2 * _TRANSPOSED for number in (major, minor)) and revision < 1000
 
 
 def read(path: Path) -> Content:
@@ -118,7 +120,7 @@ def _replaced(layers: Sequence[Layer], into: Path) -> tuple[bytes, list[Note]]:
             place = places[there.name].get(role)
             if place is not None:
                 image[place : place + array.nbytes] = array.tobytes()
-            elif role != "bias" or array.any():
+            else:
                 notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
     return bytes(image), notes
 

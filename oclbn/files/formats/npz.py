@@ -44,9 +44,7 @@ def read(path: Path) -> Content:
     notes = [_left_out(group, arrays) for group in groups.values() if group.name not in read_]
     used = [groups[layer.name] for layer in layers]
     if any(one.names.convention == "pytorch" for one in used) and not any("batches" in one.arrays for one in used):
-        text = (
-            "names are PyTorch's, without a counter, as MLX has them, which before 0.32 averaged variances of n"
-        )
+        text = "names are PyTorch's, without a counter, as MLX has them, which before 0.32 averaged variances of n"
         notes.append(Note("", text))
     return Content("npz", str(path), tuple(layers), tuple(notes))
 
