@@ -85,10 +85,8 @@ FORMATS = (
     ),
     Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
     Format("mxnet", "MXNet's .params", (".params",), FLOATS),
-    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
-    Format(
-        "matconvnet", "MatConvNet's .mat", (".mat",), ("float32", "float64"), keeps=("epsilon", "factor"), derived=True
-    ),
+    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",), ordered=False),
+    Format("matconvnet", "MatConvNet's .mat", (".mat",), DOUBLES, keeps=("epsilon", "factor"), derived=True),
     Format("keras", "Keras 3", (".weights.h5", ".keras", ".weights.json"), FLOATS, "h5py"),
     Format("keras2", "Keras 2, tf_keras", (".h5", ".hdf5"), ("float16", "float32", "float64"), "h5py"),
     Format("nnabla", "NNabla's parameters", (".h5",), ("float16", "float32", "float64"), "h5py"),
