@@ -44,7 +44,9 @@ _CLASS = re.compile(r"(sync_)?batch_normalization(_v[12])?(_\d+)?")
 _RENORM = ("stddev", "renorm_mean", "renorm_stddev")
 _NOT_LAYERS = ("optimizer", "metrics", "_optimizer", "_metrics", "loss_tracker")
 _MOST_SHARDS = 4096
+_ZIP = b"PK\x03\x04"
 _UNPACKED_TIMES, _UNPACKED_LEAST = 64, 1 << 26  # bytes that weights in an archive may unpack to
+_CONFIG_TIMES, _CONFIG_LEAST = 4, 1 << 22  # the same of the configuration
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ class _Vars:
 
 
 def claims(path: Path, head: bytes) -> bool:
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(_ZIP):
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
@@ -127,7 +129,7 @@ def _opened(path: Path) -> Iterator[tuple[list[File], Config | None]]:
         if path.name.lower().endswith(INDEX):
             shards = [path.with_name(shard) for shard in _shards(path)]
             yield [stack.enter_context(hdf.opened(shard)) for shard in shards], None
-        elif zipfile.is_zipfile(path):
+        elif _is_archive(path):
             with _told(path):
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 config = _config(path, archive)
@@ -135,6 +137,11 @@ def _opened(path: Path) -> Iterator[tuple[list[File], Config | None]]:
             yield [stack.enter_context(file)], config
         else:
             yield [stack.enter_context(hdf.opened(path))], None
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
 
 
 @contextlib.contextmanager
@@ -149,10 +156,11 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _config(path: Path, archive: zipfile.ZipFile) -> Config:
+    most = min(_CONFIG_TIMES * path.stat().st_size + _CONFIG_LEAST, MOST_TEXT)  # Keras does not pack it
     with archive.open(CONFIG) as file:
-        content = file.read(MOST_TEXT + 1)
-    if len(content) > MOST_TEXT:
-        raise WeightsError(f"{path}: its {CONFIG} is longer than {MOST_TEXT:,} bytes")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise WeightsError(f"{path}: its {CONFIG} unpacks to more than {most:,} bytes")
     return kerasconfig.read(content.decode(), str(path))
 
 
