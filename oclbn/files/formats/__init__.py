@@ -127,4 +127,9 @@ def _advice(path: Path, head: bytes) -> str:
         return foreign.UNPICKLING.format(path=str(path), target=str(path.with_suffix(".safetensors")))
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "it holds pickled Python objects, which are never loaded: what has written it can write another format"
+    if head.startswith(foreign.HDF5):
+        mine = ", ".join(one.name for one in FORMATS if one.package == "h5py")
+        return (
+            f"it is an HDF5 file that is damaged, or of none of the layouts {mine}; with format= it is told what lacks"
+        )
     return f"it is of none of the formats that are read here: {known}"

@@ -165,7 +165,7 @@ def _config(path: Path, archive: zipfile.ZipFile) -> Config:
 
 
 def _member(path: Path, archive: zipfile.ZipFile) -> File:
-    """The weights in an archive, which are unpacked, to no more than a bound."""
+    """The weights in an archive, unpacked to no more than a bound: its checksum lies over all of them."""
     return File(io.BytesIO(_unpacked(path, archive, WEIGHTS)), f"{path}: {WEIGHTS}")
 
 
@@ -416,6 +416,7 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
         pairs, more = hdf.paired(layers, there, into)
         pairs += renorm_pairs(layers, there, into)
         notes = [*kept_notes(notes), *more, *number_notes(layers, there, into)]
+        notes += [] if config is not None else _order_notes(layers, there, into)
         made = {}
         for file in files:
             content = _whole(file)
@@ -428,6 +429,17 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
     if name.lower().endswith(ARCHIVE):
         weights = _archived(into, weights)
     return Written({name: weights}, tuple(notes))
+
+
+def _order_notes(layers: Sequence[Layer], there: Sequence[Stored], into: Path) -> Iterator[Note]:
+    """Where layers went in order, though the file does not say how those of several models stand to each other."""
+    around = {one.arrays["mean"].name.rsplit("/", 3)[0] for one in there}
+    if len(around) > 1 and not {layer.name for layer in layers} <= {one.layer.name for one in there}:
+        text = (
+            f"layers went in the order of their paths: {into.name} has them in {len(around)} groups, and does not "
+            f"say in which order the network does; a .keras file does, and names do without"
+        )
+        yield Note("", text)
 
 
 def _whole(file: File) -> bytes:
