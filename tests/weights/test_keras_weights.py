@@ -223,10 +223,11 @@ def members() -> dict[str, bytes]:
         ("config.json", b"{", "configuration is damaged"),
         ("config.json", b"\xff\xfe", "is damaged, or no .keras file"),
         ("config.json", b"[" + b"[]," * 10_000_000, "config.json unpacks to more than"),
+        ("metadata.json", b"{", "is damaged, or no .keras file"),
         ("model.weights.h5", b"", "is no HDF5 file"),
         ("model.weights.h5", bytes(200_000_000), "unpacks to far more than the file's size"),
     ],
-    ids=["deep", "cut", "no text", "a bomb of lists", "empty", "bomb"],
+    ids=["deep", "cut", "no text", "a bomb of lists", "metadata", "empty", "bomb"],
 )
 def test_an_archive_that_is_none(name: str, member: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "model.keras"

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import h5py
 
 INDEX, ARCHIVE = ".weights.json", ".keras"
-WEIGHTS, CONFIG = "model.weights.h5", "config.json"
+WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"
 _CLASS = re.compile(r"(sync_)?batch_normalization(_v[12])?(_\d+)?")
 _RENORM = ("stddev", "renorm_mean", "renorm_stddev")
 _NOT_LAYERS = ("optimizer", "metrics", "_optimizer", "_metrics", "loss_tracker")
@@ -124,7 +124,7 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[File], Config | None]]:
-    """The files of HDF5 that a model lies in, and its configuration."""
+    """The files of HDF5 that a model lies in, and its configuration, where they have one."""
     with contextlib.ExitStack() as stack:
         if path.name.lower().endswith(INDEX):
             shards = [path.with_name(shard) for shard in _shards(path)]
@@ -161,7 +161,18 @@ def _config(path: Path, archive: zipfile.ZipFile) -> Config:
         content = file.read(most + 1)
     if len(content) > most:
         raise WeightsError(f"{path}: its {CONFIG} unpacks to more than {most:,} bytes")
-    return kerasconfig.read(content.decode(), str(path))
+    version = None
+    if METADATA in archive.namelist():
+        with archive.open(METADATA) as file:
+            version = _version(file.read(_CONFIG_LEAST))
+    return kerasconfig.read(content.decode(), str(path), version)
+
+
+def _version(metadata: bytes) -> str | None:
+    """Of Keras, where it is said."""
+    told = json.loads(metadata.decode())
+    version = told.get("keras_version") if isinstance(told, dict) else None
+    return version if isinstance(version, str) else None
 
 
 def _member(path: Path, archive: zipfile.ZipFile) -> File:
@@ -232,7 +243,9 @@ def _stored(source: str, files: Sequence[File], config: Config | None) -> tuple[
             text = "it is taken for a batch normalization, as it has four arrays of one shape; nothing says what it is"
             notes.append(Note(name, text))
         given: dict[str, Any] = {} if said is None else {"epsilon": said.epsilon, "factor": said.factor}
-        convention = "tf_keras" if one.name is None else "keras"
+        version = None if config is None else config.version
+        older = one.name is None if version is None else version.startswith("2.")
+        convention = "tf_keras" if older else "keras"
         found.append(Stored(Layer(name, **arrays, **given, convention=convention), taken, others))
     return found, notes
 
