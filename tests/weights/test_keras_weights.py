@@ -87,6 +87,7 @@ def test_tf_keras_has_names_in_the_configuration_alone(tmp_path: Path) -> None:
         np.testing.assert_allclose(evaluated(one, x, one.epsilon), y, rtol=2e-5, atol=2e-6)
     alone = weights.read(copied("tf_keras-2.21.0.weights.h5", tmp_path))
     assert "functional/batch_normalization" in alone
+    assert any("called after their paths" in note.text and not note.layer for note in alone.notes)
     assert len(alone) == len(whole)
 
 

@@ -2,7 +2,7 @@
 
 Each layer has a group vars with datasets 0, 1, ...: gamma and beta, where it has them, moving_mean and moving_variance,
 and with renorm moving_stddev, renorm_mean and renorm_stddev; all of (C,). The layer's own name is the attribute `name`
-of vars, which tf_keras' files of this kind do not have. The path is made of classes and numbers, as
+of vars, which tf_keras and early versions of Keras 3 do not write. The path is made of classes and numbers, as
 layers/functional/layers/batch_normalization_1, or of the attributes by which a model of one's own holds its layers.
 bfloat16 is two opaque bytes, with the attribute dtype="bfloat16".
 
@@ -247,6 +247,12 @@ def _stored(source: str, files: Sequence[File], config: Config | None) -> tuple[
         older = one.name is None if version is None else version.startswith("2.")
         convention = "tf_keras" if older else "keras"
         found.append(Stored(Layer(name, **arrays, **given, convention=convention), taken, others))
+    if config is None and any(one.name is None for one in there):
+        text = (
+            "layers without names are called after their paths, and taken for tf_keras' own; Keras 3.0 and some after "
+            "it write such files, too"
+        )
+        notes.append(Note("", text))
     return found, notes
 
 
