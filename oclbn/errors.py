@@ -15,6 +15,7 @@ OclbnError
  ├── MissingExtraError     (ImportError)  an optional package is not installed
  ├── WeightsError          (ValueError)   a file of weights that cannot be used, or layers that a file cannot hold
  │    └── MissingLayerError (KeyError)    it has no layer of this name
+ ├── DerivativeError       (NotImplementedError) a derivative of oclbn.torch's that is not there
  ├── GroupError            (RuntimeError) members of a group do not exchange the same, or one has failed
  │    └── GroupTimeoutError (TimeoutError) a member of a group has not answered in time
  └── ModuleError                          raised by the modules, always as one of
@@ -105,6 +106,10 @@ class MissingLayerError(WeightsError, KeyError):
     """A file has no layer of this name; the message lists those that there are."""
 
     __str__ = Exception.__str__  # KeyError's would show the message as a quoted string
+
+
+class DerivativeError(OclbnError, NotImplementedError):
+    """A derivative that a function of oclbn.torch's has not: the third, or behind an activation the second."""
 
 
 class GroupError(OclbnError, RuntimeError):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
+from oclbn import conventions
 from oclbn.call import values
 from oclbn.errors import ModuleParameterError, WeightsError
 from oclbn.files import formats as known
@@ -48,6 +49,7 @@ __all__ = [
 Path_ = str | os.PathLike[str]
 _MODULES = {0: BatchNorm, 1: BatchNorm1D, 2: BatchNorm2D, 3: BatchNorm3D}
 _MOST_SPATIAL = 8
+_MOST_TOLD = 8  # losses in an error
 _DEFAULT = {"scale": 1.0, "bias": 0.0}  # what a missing array stands for
 
 
@@ -92,12 +94,14 @@ def write(
     format: str | None = None,
     into: Path_ | None = None,
     overwrite: bool = False,
+    strict: bool = False,
 ) -> Report:
     """Write layers to a file, whole or not at all, and read them back.
 
     layers: as `read` or `layer` gives them. format: one of `formats()`; None: by the path's ending. into: a file of
     that format, most often a whole model, which is copied with these values in the place of its own; layers go there by
-    name, or in order where there are as many. overwrite: files that are there may be replaced.
+    name, or in order where there are as many and both formats keep the network's. overwrite: files that are there may
+    be replaced. strict: what the notes of the report would call lost is an error.
     WeightsError: the format cannot hold a layer, or the model has no place for it. FileExistsError.
     """
     target = Path(path)
@@ -109,8 +113,12 @@ def write(
     if model is not None:
         whole.check_source(model)
         model.stat()
+        _check_order(found, layers, given, model)
     written = found.codec().write(given, target.name, model)
     _check_names(target, written)
+    if strict and (lost := [str(note) for note in written.notes if note.lost]):
+        more = f"\n... and {len(lost) - _MOST_TOLD} more" if len(lost) > _MOST_TOLD else ""
+        raise WeightsError(f"{target} is not written, as it would lose:\n" + "\n".join(lost[:_MOST_TOLD]) + more)
     if not overwrite:
         for name in written.files:
             if target.with_name(name).exists():
@@ -130,6 +138,7 @@ def convert(
     format: str | None = None,
     into: Path_ | None = None,
     overwrite: bool = False,
+    strict: bool = False,
 ) -> Report:
     """Write the layers of one file into another one, as `read` and `write` do; their errors.
 
@@ -138,7 +147,7 @@ def convert(
     content = read(source, format=source_format)
     if not content:
         raise WeightsError(f"{content.source} has no batch normalization")
-    report = write(target, content, format=format, into=into, overwrite=overwrite)
+    report = write(target, content, format=format, into=into, overwrite=overwrite, strict=strict)
     return replace(report, notes=(*content.notes, *report.notes))
 
 
@@ -181,12 +190,19 @@ def load_into(module: BatchNormND, layer: Layer) -> None:
         if key in _DEFAULT
     ):
         raise ModuleParameterError(f"{module}: it is not affine; {layer} has a scale and a bias that are not 1 and 0")
-    _fill(module, layer)
     stated = {} if layer.epsilon is None else {"epsilon": layer.epsilon}
     if layer.factor is not None or layer.cumulative:
         stated |= {key: value for key, value in _options(layer).items() if key in ("initFactor", "minFactor")}
-    for key, value in stated.items():
-        setattr(module, key, value)
+    with module.lock:
+        before = {key: getattr(module, key) for key in stated}
+        try:
+            for key, value in stated.items():
+                setattr(module, key, value)
+            _fill(module, layer)
+        except BaseException:
+            for key, value in before.items():
+                setattr(module, key, value)
+            raise
 
 
 def layer(module: BatchNormND, name: str | None = None) -> Layer:
@@ -215,13 +231,14 @@ def renamed(layer: Layer, name: str) -> Layer:
 
 def _options(layer: Layer) -> dict[str, Any]:
     """What a module of the layer's framework would be made with."""
-    from oclbn import conventions
-
     convention = conventions.named(layer.convention)
-    return convention.options(
-        **({} if layer.epsilon is None else {"epsilon": layer.epsilon}),
-        **({} if layer.factor is None else {"momentum": convention.momentum_for(layer.factor)}),
-    ) | ({"initFactor": 1.0, "minFactor": 0.0} if layer.cumulative else {})
+    if convention.followed and layer.factor is not None:
+        options = convention.options(convention.momentum_for(layer.factor))
+    else:
+        options = convention.options(evaluation=not convention.followed)
+    if layer.epsilon is not None:
+        options["epsilon"] = layer.epsilon
+    return options | ({"initFactor": 1.0, "minFactor": 0.0} if layer.cumulative else {})
 
 
 def _fill(module: BatchNormND, layer: Layer) -> None:
@@ -235,6 +252,24 @@ def _fill(module: BatchNormND, layer: Layer) -> None:
         if module.running:
             unknown = settled_count(module.initFactor, module.minFactor)
             module.numOfProps = unknown if layer.batches is None else layer.batches
+
+
+def _check_order(
+    found: known.Format, layers: Iterable[Layer] | Mapping[str, Layer], given: Sequence[Layer], model: Path
+) -> None:
+    """WeightsError where layers would be paired in order, and a format sorts them by name."""
+    there = found.codec().read(model)
+    if len(given) == 1 or all(layer.name in there for layer in given):
+        return
+    source = known.by_name(layers.format) if isinstance(layers, Content) else None
+    sorting = [one.title for one in (source, found) if one is not None and not one.ordered]
+    if sorting:
+        lacking = next(layer.name for layer in given if layer.name not in there)
+        raise WeightsError(
+            f"{model} has no layer {lacking!r}, and layers cannot be paired in order, as {sorting[0]} does not keep "
+            f"the network's: write them by the names that it has, which are {', '.join(map(repr, list(there)[:8]))}"
+            f"{', ...' if len(there) > 8 else ''}"
+        )
 
 
 def _check_names(target: Path, written: Written) -> None:

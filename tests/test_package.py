@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -66,8 +67,19 @@ def test_the_sdist_holds_all_that_is_needed(built: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"kernels/{name}" for name in sources()} <= names
     wanted = {"pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "oclbn/__init__.py", "oclbn/py.typed"}
-    assert wanted | {"tests/conftest.py"} <= names
+    assert wanted | {"CITATION.cff", "tests/conftest.py", "examples/digits/kernels.cl"} <= names
     assert not {name for name in names if "__pycache__" in name or name.endswith(".pyc")}
+
+
+def test_the_citation_is_of_this_project() -> None:
+    """CITATION.cff says what pyproject.toml says, the version above all."""
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^(?:  - )?([a-z-]+): (.+)$", text, re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert said["version"] == project["version"]
+    assert (said["title"], said["abstract"]) == (project["name"], project["description"])
+    assert (said["license"], said["name"]) == (project["license"], project["authors"][0]["name"])
+    assert re.findall(r"^  - ([\w-]+)$", text, re.MULTILINE) == project["keywords"]
 
 
 def test_the_wheel_holds_the_kernels(wheel: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 import sys
@@ -16,17 +15,29 @@ from typing import Any
 import click
 import numpy as np
 import pyopencl as cl
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import Progress, TaskID, TaskProgressColumn
 
 from oclbn import device
 from oclbn.activations import NAMES
 from oclbn.activations import PLAIN as PLAIN_ACTIVATIONS
-from oclbn.cli import bench_report, builds, output, plot
+from oclbn.cli import bench_report, builds, output, plot, types
 from oclbn.cli.bench_report import Report, Shown, ShownPacked, ShownProfile
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import Left, above, expect, progress
-from oclbn.cli.types import SELECTIONS, Names, Once, ShapeType, Target, check_free, overwriting, together, trainable
+from oclbn.cli.types import (
+    SELECTIONS,
+    DeviceType,
+    Names,
+    Once,
+    ShapeType,
+    Target,
+    check_free,
+    overwriting,
+    together,
+    trainable,
+)
 from oclbn.elements import named
 from oclbn.errors import ShapeError, SizeError
 from oclbn.files import whole
@@ -68,7 +79,7 @@ class _Bench(Once):
     epilog="A library that does not do something leaves a dash and a line that says why; so does one that is not "
     "installed, which is told first. Where none of them is there, nothing is timed (status 2).",
 )
-@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"The device: {SELECTIONS}")
 @click.option(
     "--suite",
     "suites",
@@ -103,6 +114,7 @@ class _Bench(Once):
     envvar="OCLBN_PEER_PYTHON",
     default=sys.executable,
     metavar="PATH",
+    shell_complete=lambda ctx, param, incomplete: [CompletionItem(incomplete, type="file")],
     help="The Python that has these libraries, if it is another one; also OCLBN_PEER_PYTHON.",
 )
 @click.option(
@@ -129,7 +141,7 @@ class _Bench(Once):
     is_flag=True,
     help="Time calls on tensors whose rows run backwards, which have to be packed, beside plain calls and the copies.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in the end, and nothing else.")
+@types.as_json
 @click.option("--plot", "picture", type=_Picture(), metavar="FILE", help="Draw it as well: .png, .svg or .pdf.")
 @overwriting
 def command(
@@ -209,7 +221,7 @@ def command(
         except KeyboardInterrupt:
             report.complete = False
     if shown is None:
-        click.echo(json.dumps(report.as_json(), indent=1))
+        output.print_json(report.as_json())
     else:
         shown.end()
         _show_built(console, built)
@@ -331,7 +343,7 @@ def _one_by_one(
         except KeyboardInterrupt:
             complete = False
     if shown is None:
-        click.echo(json.dumps(bench_report.listed_as_json(info, what, found, skipped, complete=complete), indent=1))
+        output.print_json(bench_report.listed_as_json(info, what, found, skipped, complete=complete))
     else:
         shown.end(found, skipped)
         _show_built(console, built)
@@ -417,5 +429,5 @@ def _ticks() -> list[int]:
 @contextlib.contextmanager
 def _progress(total: float, expected: float) -> Iterator[tuple[Progress, TaskID]]:
     """A bar on standard error, none where that is no terminal; parts weigh the seconds that they should take."""
-    with progress(Console(stderr=True), TaskProgressColumn, Left) as bar:
+    with progress(output.errors(), TaskProgressColumn, Left) as bar:
         yield bar, bar.add_task("", total=total, expected=expected)

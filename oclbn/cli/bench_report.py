@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import pyopencl as cl
 from rich.console import Console
 from rich.text import Text
 
-from oclbn import __version__
 from oclbn.cli.grid import Column, Grid, Stacked, print_hanging, print_line, side_by_side
 from oclbn.device import DeviceInfo
 from oclbn.tools.bench.benchmark import Absence, Comparison, Row, geometric_mean
@@ -21,7 +17,6 @@ from oclbn.tools.bench.profiling import Profile
 from oclbn.tools.bench.suites import Case, Shape
 from oclbn.tools.bench.workload import COPIES, PLAIN_COPIES
 
-SCHEMA = 3  # of the JSON: goes up when a key goes away or changes its meaning
 SUMMARIES = ("geometric mean", "worst", "over plain copy", "worst over plain")
 LEGEND = (
     "Times are medians.",
@@ -95,40 +90,39 @@ class Report:
         return min((row for row in copies if row), key=lambda row: row.median, default=None)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything; times in seconds, sizes in bytes, bandwidths in bytes per second."""
+        """Everything, for output.print_json."""
         skipped = [
             {"shape": shape, "axis": axis, "outputs": outputs, "reason": reason}
             for (shape, axis, outputs), reason in self.skipped.items()
         ]
         return {
-            **_about(self.info),
+            "device": self.info,
             "peers": self.versions,
             "dtype": self.dtype,
             "fused": self.fused,
-            "rows": [{**asdict(row), "bandwidth": row.bandwidth} for row in self.rows],
-            "absences": [asdict(absence) for absence in self.absences],
+            "rows": [_row_as_dict(row) for row in self.rows],
+            "absences": self.absences,
             "skipped": skipped,
             "complete": self.complete,
         }
 
 
-def _about(info: DeviceInfo) -> dict[str, Any]:
+def _row_as_dict(row: Row) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
-        "device": {
-            "index": info.spec,
-            "name": info.name,
-            "platform": info.platform,
-            "version": info.platform_version,
-            "driver": info.driver,
-            "compute_units": info.limits.compute_units,
-        },
-        "versions": {
-            "oclbn": __version__,
-            "python": platform.python_version(),
-            "pyopencl": cl.VERSION_TEXT,
-            "numpy": np.__version__,
-        },
+        "shape": row.shape,
+        "axis": row.axis,
+        "dtype": row.dtype,
+        "outputs": row.outputs,
+        "who": row.who,
+        "operation": row.operation,
+        "median_seconds": row.median,
+        "p10_seconds": row.low,
+        "p90_seconds": row.high,
+        "samples": row.samples,
+        "bytes": row.nbytes,
+        "bytes_per_second": row.bandwidth,
+        "ratio_to_copy": row.ratio,
+        "plan": row.plan,
     }
 
 
@@ -311,7 +305,7 @@ def _details(report: Report, width: int) -> Grid | Stacked:
         Column("median", "ms", 6),
         Column("10 %", "ms", 6),
         Column("90 %", "ms", 6),
-        Column("bytes", "MB", 6),
+        Column("bytes", "MB", 8),
         Column("rate", "GB/s", 5),
         Column("ratio", "/copy", 6),
         Column("times", "samples", 5),
@@ -445,10 +439,19 @@ def listed_as_json(
     *,
     complete: bool,
 ) -> dict[str, Any]:
-    """What was measured, under the name `what`. Times in seconds; null where the driver's events keep no time."""
-    rows = [asdict(one) | ({"ratio": one.ratio} if isinstance(one, Packed) else {}) for one in found]
+    """What was measured, under the name `what`; null where the driver's events keep no time."""
+    rows = [{"shape": one.shape, "axis": one.axis, "operation": one.operation, **_times_of(one)} for one in found]
     left_out = [{"shape": shape, "axis": axis, "reason": reason} for (shape, axis), reason in skipped.items()]
-    return {**_about(info), what: rows, "skipped": left_out, "complete": complete}
+    return {"device": info, what: rows, "skipped": left_out, "complete": complete}
+
+
+def _times_of(one: Profile | Packed) -> dict[str, Any]:
+    if isinstance(one, Profile):
+        times = {"host_seconds": one.wall, "device_seconds": one.device, "launches": one.launches}
+    else:
+        times = {"packed_seconds": one.packed, "plain_seconds": one.plain, "copies_seconds": one.copies}
+        times["ratio_to_sum"] = one.ratio
+    return {**times, "plan": one.plan}
 
 
 class _Table:

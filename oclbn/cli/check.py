@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import click
 from rich.console import Console
 
 from oclbn import device
-from oclbn.cli import check_report, check_run, output, remedy
+from oclbn.cli import check_report, check_run, output, remedy, types
 from oclbn.cli.devices import as_size
+from oclbn.cli.failures import FAILED
 from oclbn.cli.progress import expect, expect_compiling
-from oclbn.cli.types import SELECTIONS, Once, Seconds, Target, check_ending, check_free, overwriting
+from oclbn.cli.types import SELECTIONS, DeviceType, Once, Seconds, Target, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
 from oclbn.files import whole
 from oclbn.tools.check import repro as check_repro
@@ -25,14 +25,14 @@ _LONGEST = 1e6  # seconds that the system's clocks can wait
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"The device: {SELECTIONS}")
 @click.option("--all", "every", is_flag=True, help="Every device, simulators too, one after the other.")
 @click.option(
     "--quick",
     is_flag=True,
     help="A few small tensors only: seconds; half a minute where kernels have to be compiled first.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list; errors in units of their tolerances.")
+@types.as_json
 @click.option(
     "--repro",
     "script",
@@ -75,7 +75,7 @@ def command(
         if not as_json:
             check_report.print_checked(console, found[-1])
     if as_json:
-        click.echo(json.dumps([check_report.as_dict(checked) for checked in found], indent=1))
+        output.print_json(check_report.as_json(found))
     elif every:
         check_report.print_matrix(console, found)
     if script is not None:
@@ -83,7 +83,7 @@ def command(
     if not all(checked.good for checked in found):
         if not as_json:
             _print_remedy(console, found, script=script is None)
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(FAILED)
 
 
 def _expect(infos: list[DeviceInfo], *, quick: bool) -> None:

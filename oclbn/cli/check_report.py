@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oclbn import __version__
-from oclbn.cli import tables
+from oclbn.cli import records, tables
 from oclbn.cli.devices import as_size
 from oclbn.device import DeviceInfo
 from oclbn.plan.operations import OPERATIONS
@@ -92,39 +90,38 @@ def print_matrix(console: Console, all_checked: Sequence[Checked]) -> None:
     console.print(tables.fitting(console, made, ("name",)))
 
 
-def as_dict(checked: Checked) -> dict[str, Any]:
-    """One device as JSON shows it; errors in units of their tolerance, times in seconds, bandwidth in bytes/s."""
-    info = checked.info
-    here, everywhere = selection(info)
+def as_json(found: Sequence[Checked]) -> dict[str, Any]:
+    """The document of all devices, and whether all is well."""
+    verdict = "pass" if all(checked.good for checked in found) else "fail"
+    return {"verdict": verdict, "devices": [_as_dict(checked) for checked in found]}
+
+
+def _as_dict(checked: Checked) -> dict[str, Any]:
     return {
-        "index": info.spec,
-        "name": info.name,
-        "runtime": info.runtime,
-        "platform": info.platform,
-        "platform_version": info.platform_version,
-        "driver": info.driver,
-        "simulator": info.simulator,
-        "oclbn": __version__,
-        "select": [here, everywhere],
-        **asdict(info.limits),
+        **records.of_device(checked.info),
+        "select": selection(checked.info),
         "choices": checked.choices,
         "good": checked.good,
         "planned": checked.planned,
         "operations": {operation: _operation_as_dict(checked, operation) for operation in OPERATIONS},
-        "faults": [{"check": str(outcome.check), "fault": outcome.fault} for outcome in checked.faults],
+        "faults": [{"check": named(outcome.check), "fault": outcome.fault} for outcome in checked.faults],
     }
 
 
 def _operation_as_dict(checked: Checked, operation: str) -> dict[str, Any]:
     worst = checked.worst(operation)
     outcomes = checked.of(operation)
+    speeds = {
+        shape: {"seconds": told["seconds"], "bytes_per_second": told["bandwidth"], "ratio_to_copy": told["ratio"]}
+        for shape, told in checked.speeds(operation).items()
+    }
     return {
         "built": _count(outcomes, BuildCheck),
         "compared": _count(outcomes, NumberCheck),
         "failed": sum(bool(outcome.fault) for outcome in outcomes),
-        "worst": worst.told["units"] if worst else None,
-        "worst_at": f"{worst.told['of']} of {worst.check}" if worst else None,
-        "speeds": checked.speeds(operation),
+        "worst_in_tolerances": worst.told["units"] if worst else None,
+        "worst_at": f"{worst.told['of']} of {named(worst.check)}" if worst else None,
+        "speeds": speeds,
     }
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
 from oclbn import device, tuning
+from oclbn.cli import output
 from oclbn.cli.check_report import in_progress
 from oclbn.cli.progress import Elapsed, progress
 from oclbn.device import DeviceInfo
@@ -62,7 +62,7 @@ def choices_in_force(info: DeviceInfo) -> Choices:
 
 @contextlib.contextmanager
 def _shown(info: DeviceInfo) -> Iterator[Callable[[str, int], None]]:
-    with progress(Console(stderr=True), MofNCompleteColumn, Elapsed) as bar:
+    with progress(output.errors(), MofNCompleteColumn, Elapsed) as bar:
         task = bar.add_task(info.name)
 
         def advance(text: str, total: int) -> None:

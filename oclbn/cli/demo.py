@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -12,16 +11,15 @@ from typing import BinaryIO
 import click
 import numpy as np
 import pyopencl as cl
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn
 from rich.text import Text
 
 from oclbn import device
-from oclbn.cli import builds, demo_report, plot, remedy
+from oclbn.cli import builds, demo_report, plot, remedy, types
 from oclbn.cli import output as screen
-from oclbn.cli.failures import Failure
+from oclbn.cli.failures import FAILED, Failure
 from oclbn.cli.progress import Elapsed, expect_compiling, progress
-from oclbn.cli.types import SELECTIONS, Once, check_ending, check_free, overwriting
+from oclbn.cli.types import SELECTIONS, DeviceType, Once, check_ending, check_free, overwriting
 from oclbn.device import DeviceInfo
 from oclbn.errors import BuildError, DeviceError, OclbnError
 from oclbn.files import whole
@@ -35,7 +33,7 @@ DIGITS = "scikit-learn's handwritten digits"
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"The device: {SELECTIONS}")
 @click.option(
     "--input",
     "source",
@@ -59,7 +57,7 @@ DIGITS = "scikit-learn's handwritten digits"
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Samples in a batch.")
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Times through the data.")
 @click.option("--quiet", is_flag=True, help="Print the verdict alone, and what to do where it is not PASS.")
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, and nothing else; times in seconds.")
+@types.as_json
 @click.option("--batches", type=click.IntRange(1), help="Stop training after so many batches.")
 def command(
     spec: str | None,
@@ -88,6 +86,11 @@ def command(
     _check_targets(source, output, picture, overwrite=overwrite)
     info = device.select(spec)
     console, told = screen.console(quiet=as_json), screen.console(quiet=quiet or as_json)
+
+    def note(line: Text) -> None:
+        """Beside JSON it goes to standard error."""
+        screen.say(line.plain) if as_json else console.print(line)
+
     cases = demo_data.digits() if source is None else (_own(source, 1 if axis is None else axis, info),)
     schedule = Schedule(batch_size, epochs, batches)
     _check_schedule(schedule, cases)
@@ -96,7 +99,7 @@ def command(
         expect_compiling(_counted(len(cases)), _FIRST * len(cases))
     with builds.counted() as built:
         try:
-            outcomes = _run_all(told, cases, device.queue_for(info), schedule)
+            outcomes = _run_all(cases, device.queue_for(info), schedule, silent=quiet)
         except (BuildError, DeviceError) as error:
             raise Failure("\n".join([str(error), remedy.HEADING, *_remedy(info)])) from error
     demo_report.print_outcomes(told, outcomes)
@@ -120,18 +123,16 @@ def command(
         told.print(Text(f"Wrote {picture}"))
     if source is not None and axis is None and demo_data.looks_channels_last(shown.case.x.shape):
         shape = ", ".join(map(str, shown.case.x.shape))
-        console.print(
-            Text(f"Hint: of ({shape}), axis 1 was taken for the channels; pictures have them last: --axis -1")
-        )
+        note(Text(f"Hint: of ({shape}), axis 1 was taken for the channels; pictures have them last: --axis -1"))
     status, lines = demo_report.verdict(outcomes, info)
     if status == 0:
-        for line in demo_report.cures(outcomes):
-            told.print(line)
-    for line in lines:
-        console.print(line)
+        for line in demo_report.cures(outcomes) if as_json or not quiet else ():
+            note(line)
+    for line in lines if status or not as_json else ():
+        note(line)
     if as_json:
-        click.echo(json.dumps(demo_report.as_dict(info, outcomes, status), indent=1))
-    if status == demo_report.FAILED:
+        screen.print_json(demo_report.as_json(info, outcomes, status))
+    if status == FAILED and not as_json:
         remedy.print_lines(console, _remedy(info))
     if status:
         raise click.exceptions.Exit(status)
@@ -188,10 +189,10 @@ def _blamed_on(option: str) -> Iterator[None]:
         raise click.BadParameter(str(error), param_hint=option) from error
 
 
-def _run_all(console: Console, cases: Sequence[Case], queue: cl.CommandQueue, schedule: Schedule) -> list[Outcome]:
+def _run_all(cases: Sequence[Case], queue: cl.CommandQueue, schedule: Schedule, *, silent: bool) -> list[Outcome]:
     outcomes = []
     batches = functools.partial(TextColumn, "batches")
-    with progress(console, MofNCompleteColumn, batches, Elapsed) as bar:
+    with progress(screen.errors(), MofNCompleteColumn, batches, Elapsed, silent=silent) as bar:
         for case in cases:
             task = bar.add_task(case.name, total=schedule.total(case))
             outcomes.append(run(case, queue, schedule, lambda task=task: bar.advance(task)))  # type: ignore[misc]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from oclbn import __version__
 from oclbn.cli import tables
+from oclbn.cli.failures import FAILED, UNFIT
 from oclbn.cli.plot import evenly
 from oclbn.device import DeviceInfo
 from oclbn.plan.words import in_brief
@@ -45,7 +44,6 @@ _KERNELS = (
 Rows = list[tuple[str, list[str], str]]  # what a row is of, its numbers, its style
 # A table, or what makes one with as many of its spare columns as there is room for, and the remarks below it.
 Section = tuple[RenderableType | Callable[[Collection[str]], Table], list[str]]
-FAILED, UNFIT = 1, 3  # exit statuses: a result is wrong; the data are such that none can be right
 _FAR_OFF = 1000.0  # from here on, how far off a result is says nothing more
 _SQUARED_IN_FLOAT64 = 1e150
 _SPARED = {
@@ -110,13 +108,10 @@ def _beside(outcomes: Sequence[Outcome]) -> str:
     return "".join(told)
 
 
-def as_dict(info: DeviceInfo, outcomes: Sequence[Outcome], status: int) -> dict[str, Any]:
-    """The results for JSON: errors in units of their tolerance, times in seconds; null for what is not finite."""
+def as_json(info: DeviceInfo, outcomes: Sequence[Outcome], status: int) -> dict[str, Any]:
+    """The results, for output.print_json."""
     return {
-        "oclbn": __version__,
-        "device": info.title,
-        "index": info.spec,
-        "status": status,
+        "device": info,
         "verdict": {0: "pass", FAILED: "fail", UNFIT: "impossible"}[status],
         "data_sets": [_outcome_as_dict(outcome) for outcome in outcomes],
     }
@@ -125,10 +120,11 @@ def as_dict(info: DeviceInfo, outcomes: Sequence[Outcome], status: int) -> dict[
 def _outcome_as_dict(outcome: Outcome) -> dict[str, Any]:
     case = outcome.case
     checks = {
-        name: {"error": _finite(judged.units), "good": judged.good} for name, judged in outcome.checks.worst.items()
+        name: {"error_in_tolerances": judged.units, "good": judged.good}
+        for name, judged in outcome.checks.worst.items()
     }
     spreads = {
-        name: {"mean": [_finite(value) for value in spread.mean], "std": [_finite(value) for value in spread.std]}
+        name: {"mean": spread.mean, "std": spread.std}
         for name, spread in (
             ("data", outcome.before),
             ("normalised", outcome.normalised),
@@ -137,21 +133,25 @@ def _outcome_as_dict(outcome: Outcome) -> dict[str, Any]:
     }
     return {
         "name": case.name,
-        "shape": list(case.x.shape),
+        "shape": case.x.shape,
         "dtype": str(case.x.dtype),
         "axis": case.axis,
         "layer": outcome.label,
-        "batch_shape": list(outcome.batch_shape),
+        "batch_shape": outcome.batch_shape,
         "batches": outcome.settling[-1].batch,
         "remarks": _remarks(outcome),
         "checks": checks,
         "channels": spreads,
-        "times": [asdict(timing) for timing in outcome.timings],
+        "times": [
+            {
+                "operation": timing.operation,
+                "kernels": timing.kernels,
+                "first_seconds": timing.first,
+                "median_seconds": timing.median,
+            }
+            for timing in outcome.timings
+        ],
     }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _impossible(outcome: Outcome, info: DeviceInfo) -> list[Text]:

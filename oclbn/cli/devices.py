@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -16,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from oclbn import device
-from oclbn.cli import output, tables
-from oclbn.cli.types import SELECTIONS, Once, as_option
+from oclbn.cli import output, records, tables, types
+from oclbn.cli.types import SELECTIONS, DeviceType, Once, as_option
 from oclbn.device import DeviceInfo
 from oclbn.device.selection import WITHOUT_DEVICES
 from oclbn.errors import DeviceNotFoundError
@@ -32,8 +30,8 @@ RANKING = "first in the ranking GPU, accelerator, processor, software rasteriser
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help=f"Only this one: {SELECTIONS}")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list; sizes in bytes.")
+@click.option("--device", "spec", type=DeviceType(), help=f"Only this one: {SELECTIONS}")
+@types.as_json
 def command(spec: str | None, as_json: bool) -> None:
     """List the OpenCL devices and mark the default one.
 
@@ -42,8 +40,8 @@ def command(spec: str | None, as_json: bool) -> None:
     CU counts compute units; Local is the local memory of a work-group, Alloc the largest allocation.
 
     The exit status is 0 when there is a default device, and 1 when there is none: no device was found, or OCLBN_DEVICE
-    or PYOPENCL_CTX does not name exactly one. With --json it is 0 in these cases, too, and nothing is marked. With
-    --device it is 0 when that names exactly one, and 1 otherwise.
+    or PYOPENCL_CTX does not name exactly one; what there is is listed all the same. With --device it is 0 when that
+    names exactly one, and 1 otherwise.
     """
     if spec is not None:
         _print_one(spec, as_json)
@@ -55,9 +53,10 @@ def command(spec: str | None, as_json: bool) -> None:
     except DeviceNotFoundError as error:
         fault = str(error).partition("\n")[0] if listed else str(error)  # its other lines list the devices, as we do
     if as_json:
-        click.echo(json.dumps([as_dict(info, reason if info == default else None) for info in listed], indent=2))
+        found = [as_dict(info, reason if info == default else None) for info in listed]
+        output.print_json({"devices": found, "without_devices": device.without_devices()})
         if fault:
-            output.say(f"Note: {fault}")
+            raise DeviceNotFoundError(fault)
         return
     console = output.console()
     if listed:
@@ -75,7 +74,7 @@ def _print_one(spec: str, as_json: bool) -> None:
     """The device that `spec` names; DeviceNotFoundError, which lists all, where it does not name exactly one."""
     info, reason = device.select_with_reason(spec)
     if as_json:
-        click.echo(json.dumps([as_dict(info, None)], indent=2))
+        output.print_json({"devices": [as_dict(info, None)], "without_devices": device.without_devices()})
         return
     console = output.console()
     _print_table(console, [info], None)
@@ -122,14 +121,7 @@ def _print_lacking(console: Console) -> None:
 def as_dict(info: DeviceInfo, reason: str | None) -> dict[str, Any]:
     """One device as JSON shows it; `reason` says why it is the default one, None that it is not."""
     return {
-        "index": info.spec,
-        "name": info.name,
-        "runtime": info.runtime,
-        "platform": info.platform,
-        "platform_version": info.platform_version,
-        "driver": info.driver,
-        "simulator": info.simulator,
-        **dataclasses.asdict(info.limits),
+        **records.of_device(info),
         "not_used": list(proving.failures(info.device)),
         "default": reason is not None,
         "reason": reason,

@@ -6,14 +6,13 @@ import contextlib
 import difflib
 import importlib
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from oclbn.cli import output
-from oclbn.cli.failures import Failure, Interrupted, Left
+from oclbn.cli import completing, output
+from oclbn.cli.failures import STATUSES, Failure, Interrupted, Left, as_ours
 from oclbn.cli.types import as_option
 from oclbn.errors import OclbnError
 
@@ -23,6 +22,8 @@ SUBCOMMANDS = (
     "check",
     "bench",
     "tune",
+    "inspect",
+    "convert",
 )  # each the name of a module beside this one, which exports a click command `command`
 
 
@@ -62,32 +63,42 @@ class LazyGroup(click.Group):
         raise click.UsageError(f"No such command {name!r}; {hint}", ctx=ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands with the first sentence of each; click would cut it after 45 letters."""
+        """The commands with the first sentence of each, in the order of SUBCOMMANDS."""
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         with formatter.section("Commands"):
-            formatter.write_dl([(name, first_sentence(command)) for name, command in commands.items() if command])
+            formatter.write_dl([(name, command.get_short_help_str()) for name, command in commands.items() if command])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The exit statuses, and what else there is to know."""
+        with formatter.section("Exit status"):
+            formatter.write_dl([(str(status), meaning) for status, meaning in STATUSES.items()])
+        super().format_epilog(ctx, formatter)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        with _written():  # --help and --version print while the line is being parsed
+        with _ended():  # --help and --version print while the line is being parsed
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with _written():
-                return super().invoke(ctx)
-        except OclbnError as error:
-            raise Failure(as_option(str(error))) from error
-        except KeyboardInterrupt:
-            raise Interrupted from None
+        with _ended():
+            return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _written() -> Iterator[None]:
-    """Turn what keeps standard output from being written into what the user sees of it."""
+def _ended() -> Iterator[None]:
+    """Turn what ends a command into what the user sees of it: our errors, Ctrl-C, an output that cannot be written."""
     try:
         yield
+    except OclbnError as error:
+        raise Failure(as_option(str(error))) from error
+    except KeyboardInterrupt:
+        raise Interrupted from None
+    except click.ClickException as error:
+        shown = as_ours(error)
+        if shown is error:
+            raise
+        raise shown from error
     except OSError as error:
         if not output.is_ours(error):
             raise
@@ -97,30 +108,46 @@ def _written() -> Iterator[None]:
         raise Failure(f"the output cannot be written: {error.strerror or os.strerror(error.errno or 0)}") from error
 
 
-def first_sentence(command: click.Command) -> str:
-    """How a command's help begins, on one line."""
-    paragraph = " ".join((command.help or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
+completing.register()
+_AS_JSON = f"{__name__}.as_json"
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-    if not asked or ctx.resilient_parsing:
+    if ctx.resilient_parsing:
+        return
+    as_json = ctx.meta.get(_AS_JSON, False)
+    if as_json and not asked:
+        raise click.UsageError("--json stands behind the command, or beside --version", ctx=ctx)
+    if not asked:
         return
     from oclbn.cli import versions
 
-    for line in versions.lines():  # one by one: a driver that hangs when it is asked leaves what stands before it
-        click.echo(line)
+    if as_json:
+        output.print_json(versions.document())
+    else:
+        versions.print_lines(output.console())
     ctx.exit()
+
+
+def _note_json(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    ctx.meta[_AS_JSON] = asked
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.option(
     "--version",
     is_flag=True,
-    is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Print the versions of oclbn, Python, pyopencl, NumPy, platforms and drivers, as a bug report wants them.",
+    help="Print the versions of oclbn, Python, all packages that take part, platforms and drivers, for a bug report.",
+)
+@click.option(
+    "--json",
+    is_flag=True,
+    is_eager=True,  # before --version, wherever it stands
+    expose_value=False,
+    callback=_note_json,
+    help="With --version: print it as one JSON document.",
 )
 def oclbn() -> None:
     """Show what batch normalization does on an OpenCL device: whether it works, how exact and how fast it is.

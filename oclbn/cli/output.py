@@ -1,16 +1,20 @@
-"""Standard output of the commands: how wide it is, and what happens where nobody takes it."""
+"""Standard output of the commands, and standard error: how wide they are, what they take, and where nobody reads."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sys
 import textwrap
+from collections.abc import Mapping
 from typing import IO, Any, NoReturn, cast
 
 import click
 from rich.console import Console
+
+from oclbn.cli import records
 
 CLOSED = 141  # the status of a program that its reader has left, as shells report it: 128 + SIGPIPE
 _PRINTERS = ("click.utils", "rich.console", __name__)
@@ -40,16 +44,32 @@ class _Trimmed:
         return getattr(self._file, name)
 
 
+def is_plain() -> bool:
+    """Whether no escape sequence is wanted, on terminals too: NO_COLOR holds something (no-color.org), TERM is dumb."""
+    return bool(os.environ.get("NO_COLOR")) or is_dumb()
+
+
+def is_dumb() -> bool:
+    """Whether TERM says that the terminal knows no escape sequences."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+
 def console(*, quiet: bool = False) -> StandardOutput:
     """Standard output for texts and tables. A file or a pipe takes them as they are, without COLUMNS at any width.
     quiet: it takes nothing.
     """
-    made = StandardOutput(highlight=False, quiet=quiet)
-    if not made.is_terminal:
+    made = StandardOutput(highlight=False, quiet=quiet, color_system=None if is_plain() else "auto")
+    if not sys.stdout.isatty():  # which rich would not say where FORCE_COLOR is set
         made.file = cast("IO[str]", _Trimmed(sys.stdout))
         if not os.environ.get("COLUMNS"):
             made.width = _WIDE
     return made
+
+
+def errors() -> Console:
+    """Standard error, for what is redrawn there while a command works."""
+    there = sys.stderr.isatty()  # whatever FORCE_COLOR says, a log gets no bar
+    return Console(stderr=True, force_terminal=there, color_system=None if is_plain() else "auto")
 
 
 def say(text: str, *, file: IO[Any] | None = None, colour: str | None = None) -> None:
@@ -60,7 +80,20 @@ def say(text: str, *, file: IO[Any] | None = None, colour: str | None = None) ->
         text = textwrap.fill(
             text, screen.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
-    click.echo(click.style(text, fg=colour) if colour else text, file=file, err=True)
+    click.echo(click.style(text, fg=colour) if colour and not is_plain() else text, file=file, err=True)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """What a command found, as one JSON document: all that it prints on standard output with `types.as_json`.
+
+    Before the document's own keys stand `schema`, `command` and `versions`. Values may be what records.plain takes:
+    numbers, texts, lists, mappings, arrays, dataclasses, paths, devices; NaN and infinities become null. Keys have
+    their unit in their name: `seconds`, `bytes`, `bytes_per_second`. Print first, then leave with the exit status that
+    the command has without it, too.
+    """
+    command = click.get_current_context().info_name
+    head = {"schema": records.SCHEMA, "command": command, "versions": records.versions()}
+    click.echo(json.dumps(records.plain({**head, **document}), indent=1, allow_nan=False))
 
 
 def mute() -> None:

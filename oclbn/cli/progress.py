@@ -5,6 +5,7 @@ One line, in which a narrow terminal cuts the end of the text and not the number
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ _BAR = 20  # characters, at most
 _LEAST_BAR = 6
 _ECHO = len("^C") + 1
 _LONG = 5.0  # seconds; below, nobody wants to be told
+_REDRAWN = 0.25  # seconds
 _KNOWN = 0.05  # of the work, after which its own pace says more than what was expected before
 
 
@@ -37,6 +39,51 @@ class _Bar(Progress):
         made = super().make_tasks_table(tasks)
         made.width = max(1, self._screen.width - _ECHO)
         return made
+
+
+class _PlainBar(_Bar):
+    """The bar without escape sequences: its line is written over from its beginning, and in the end with blanks."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console, **options: Any) -> None:
+        self._writing, self._over, self._thread = threading.Lock(), threading.Event(), threading.Thread()
+        self._over.set()
+        super().__init__(*columns, console=console, **options)
+
+    def start(self) -> None:
+        """Show it, and again in every fraction of a second."""
+        if self.disable or not self._over.is_set():
+            return
+        self._over.clear()
+        self.refresh()
+        self._thread = threading.Thread(target=self._redraw, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take it away."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        self._thread.join()
+        self._write(" " * len(self._text()), "\r")
+
+    def refresh(self) -> None:
+        """Show it as it is now, if it is shown."""
+        if not self._over.is_set():
+            self._write(self._text())
+
+    def _redraw(self) -> None:
+        while not self._over.wait(_REDRAWN):
+            self.refresh()
+
+    def _text(self) -> str:
+        room = self._screen.options.update(width=max(1, self._screen.width - _ECHO))
+        lines = self._screen.render_lines(self.get_renderable(), room)
+        return "".join(segment.text for segment in (lines or [[]])[-1])
+
+    def _write(self, text: str, end: str = "") -> None:
+        with self._writing:
+            self._screen.file.write(f"\r{text}{end}")
+            self._screen.file.flush()
 
 
 class Elapsed(ProgressColumn):
@@ -61,22 +108,23 @@ class Left(ProgressColumn):
         return Text(f"about {clock(left)} left", style="progress.remaining")
 
 
-def progress(console: Console, *numbers: Callable[..., ProgressColumn]) -> Progress:
-    """A text, a bar, and columns of `numbers` (rich's classes); nothing where the console is no terminal.
+def progress(console: Console, *numbers: Callable[..., ProgressColumn], silent: bool = False) -> Progress:
+    """A text, a bar, and columns of `numbers` (rich's classes); nothing where `silent`, on a dumb terminal or on none.
 
-    A pipe gets no bar: it would be redrawn as line after line. What a command prints while the bar stands goes through
-    `above`, or the two would be mixed up on a terminal that shows both.
+    A pipe gets no bar: it would be redrawn as line after line. With NO_COLOR it is one without escape sequences. What
+    a command prints while the bar stands goes through `above`, or the two would be mixed up on a terminal that shows
+    both.
     """
     cut = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     width = max(_LEAST_BAR, min(_BAR, console.width // 8))
     columns = [TextColumn("{task.description}", markup=False, table_column=cut), BarColumn(bar_width=width)]
     columns += [make(table_column=Column(no_wrap=True)) for make in numbers]
-    return _Bar(
+    return (_PlainBar if output.is_plain() else _Bar)(
         *columns,
         console=console,
         transient=True,
         expand=True,
-        disable=not console.is_terminal,
+        disable=silent or not console.is_terminal or output.is_dumb(),
         redirect_stdout=False,  # which would send to the terminal what belongs into a file
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import click
 
 from oclbn import __version__, device, tuning
 from oclbn.cli import output as screen
-from oclbn.cli import tune_report, tune_run
+from oclbn.cli import tune_report, tune_run, types
 from oclbn.cli.failures import Interrupted
 from oclbn.cli.progress import expect
 from oclbn.cli.tune_run import Shapes, Tuned
-from oclbn.cli.types import SELECTIONS, Names, Once, Seconds, ShapeType, check_ending, together, trainable
+from oclbn.cli.types import SELECTIONS, DeviceType, Names, Once, Seconds, ShapeType, check_ending, together, trainable
 from oclbn.device import DeviceInfo
 from oclbn.errors import DeviceNotFoundError, ParameterError
 from oclbn.files import whole
@@ -29,7 +28,7 @@ _BESIDE = 15.0  # seconds of the check before the search and the last timing, on
 
 
 @click.command(cls=Once)
-@click.option("--device", "spec", metavar="SPEC", help=f"The device: {SELECTIONS}")
+@click.option("--device", "spec", type=DeviceType(), help=f"The device: {SELECTIONS}")
 @click.option("--all", "every", is_flag=True, help="Every device that is no simulator, one after the other.")
 @click.option("--seconds", type=Seconds(min=0), help=f"Stop looking after so long.  [default: {SECONDS:g}]")
 @click.option("--quick", is_flag=True, help=f"Fewer and smaller shapes, and {QUICK_SECONDS:g} seconds.")
@@ -48,7 +47,7 @@ _BESIDE = 15.0  # seconds of the check before the search and the last timing, on
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write to this table (.toml) instead of the user's own; what it holds of other devices is kept.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else; times in seconds.")
+@types.as_json
 def command(
     spec: str | None,
     every: bool,
@@ -94,7 +93,7 @@ def command(
             for info, names in named
         ]
         if as_json:
-            click.echo(json.dumps([tune_report.origins_as_dict(*one) for one in shown], indent=1))
+            screen.print_json({"devices": [tune_report.origins_as_dict(*one) for one in shown]})
         for one in () if as_json else shown:
             tune_report.print_origins(console, *one, usertable.path())
         return
@@ -132,7 +131,7 @@ def command(
         if interrupted:
             break
     if as_json:
-        click.echo(json.dumps(reports, indent=1))
+        screen.print_json({"devices": reports})
     if interrupted:
         raise Interrupted("what was found until then is printed")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oclbn import __version__
+from oclbn.cli import records
 from oclbn.cli.bench_report import AXES
 from oclbn.cli.grid import print_hanging
 from oclbn.cli.tune_run import Tuned
@@ -97,7 +96,7 @@ def origins_as_dict(info: DeviceInfo, found: Origins, plans: Sequence[Planned]) 
         }
         for one in plans
     ]
-    return {"index": info.spec, **_names(info), "choices": choices, "plans": planned}
+    return {**records.of_device(info), "choices": choices, "plans": planned}
 
 
 def print_tuned(console: Console, tuned: Tuned, entry: Choices, written: Path | None) -> None:
@@ -132,19 +131,28 @@ def print_tuned(console: Console, tuned: Tuned, entry: Choices, written: Path | 
 
 
 def as_dict(tuned: Tuned, entry: Choices, written: Path | None) -> dict[str, Any]:
-    """All of it for JSON; `oclbn` and the names say what the times belong to."""
+    """All of it for JSON."""
     return {
-        "index": tuned.info.spec,
-        **_names(tuned.info),
-        "oclbn": __version__,
+        **records.of_device(tuned.info),
         "before": tuned.before,
         "after": tuned.found.choices if tuned.worthwhile else tuned.before,
         "entry": entry if tuned.worthwhile else None,
         "gain": tuned.gain if tuned.worthwhile else 1.0,
         "complete": tuned.found.complete,
-        "tried": [asdict(tried) for tried in tuned.tried],
-        "rows": tuned.rows,
-        "written": None if written is None else str(written),
+        "tried": tuned.tried,
+        "rows": [_row_as_dict(row) for row in tuned.rows],
+        "written": written,
+    }
+
+
+def _row_as_dict(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "case": row["case"],
+        "operation": row["operation"],
+        "copy_seconds": row["copy"],
+        "before_seconds": row["before"],
+        "after_seconds": row["after"],
+        "plan": in_words(row["plan"]),
     }
 
 
@@ -178,15 +186,6 @@ def _table(*headings: str, right: bool = False) -> Table:
 
 def _print_device(console: Console, info: DeviceInfo) -> None:
     console.print(Text(info.title, style="bold"))
-
-
-def _names(info: DeviceInfo) -> dict[str, str]:
-    return {
-        "name": info.name,
-        "platform": info.platform,
-        "platform_version": info.platform_version,
-        "driver": info.driver,
-    }
 
 
 def _value(value: Any) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 
+from oclbn.cli import output
 from oclbn.cli.progress import Elapsed, progress
 from oclbn.device import DeviceInfo, check_size
 from oclbn.errors import DeviceError
@@ -109,5 +109,5 @@ class _Shown:
 @contextlib.contextmanager
 def _shown(tuned: Tuned) -> Iterator[_Shown]:
     best = functools.partial(TextColumn, "{task.fields[best]}")
-    with progress(Console(stderr=True), best, Elapsed) as bar:
+    with progress(output.errors(), best, Elapsed) as bar:
         yield _Shown(tuned, bar, bar.add_task(tuned.info.name, best=""))

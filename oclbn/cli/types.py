@@ -12,15 +12,33 @@ import click
 from click.shell_completion import CompletionItem
 
 from oclbn import names
+from oclbn.device.selection import KINDS
 from oclbn.files import whole
 
 _ARGUMENT = re.compile(r"\bargument device=(['\"].*?['\"])(?= |$)")  # how oclbn.device tells where a selection is from
+_PATIENCE = 5.0  # seconds for which the Tab key may wait for drivers
 SELECTIONS = "gpu, cpu, accelerator, or an index, name or runtime that `oclbn devices` prints, or a part of one."
 
 
 def as_option(text: str) -> str:
     """A message, or a reason, of oclbn.device in words of the command line."""
     return _ARGUMENT.sub(r"--device \1", text)
+
+
+class DeviceType(click.ParamType):  # type: ignore[type-arg]
+    """A selection of a device, which oclbn.device understands; the Tab key has the devices that there are."""
+
+    name = "SPEC"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Types and indices; nothing where drivers abort or do not answer soon."""
+        from oclbn.cli import survey
+
+        found = survey.asked(_PATIENCE).devices
+        kinds = [kind for kind in KINDS if any(one["kind"] == kind and not one["simulator"] for one in found)]
+        told = dict.fromkeys(kinds, "the best device of this type")
+        told |= {one["index"]: f"{one['name']} ({one['runtime']})" for one in found}
+        return [CompletionItem(text, help=help) for text, help in told.items() if text.startswith(incomplete.lower())]
 
 
 class ShapeType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
@@ -79,6 +97,9 @@ def check_free(path: Path, option: str, *, overwrite: bool) -> None:
         raise click.BadParameter(f"{path} is there already: give another name, or --overwrite", param_hint=option)
 
 
+as_json = click.option(  # its command prints by output.print_json alone; notes and progress go to standard error
+    "--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else."
+)
 overwriting = click.option("--overwrite", is_flag=True, help="Replace files that are there already.")
 
 
@@ -132,6 +153,11 @@ def together(given: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 class Once(click.Command):
     """A command that refuses to be given a single value twice; click would forget the first without a word."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence of its help, on one line; click would cut it after so many letters."""
+        paragraph = " ".join((self.help or "").partition("\n\n")[0].split())
+        return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from oclbn import device
-from oclbn.cli import check_run, tune_run
+from oclbn.cli import check_run, output, tune_run
 from oclbn.cli.progress import progress
 from oclbn.plan.words import DeviceLimits
 from oclbn.tools.tune.search import Found
@@ -55,8 +55,7 @@ def test_a_pipe_gets_none() -> None:
 def test_the_bars_of_check_and_tune_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """In 80 columns, with what stands in them for long."""
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    for module in (check_run, tune_run):
-        monkeypatch.setattr(module, "Console", lambda **_: console)
+    monkeypatch.setattr(output, "errors", lambda: console)
     info = device.DeviceInfo(
         *(0, 0, "a processor", "a platform", "OpenCL 3.0", "1", "cpu", False),
         *(DeviceLimits("cpu", 2, 64, 1 << 15, 0, 1 << 30, 1 << 28, True, False), None),  # type: ignore[arg-type]

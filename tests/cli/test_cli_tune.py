@@ -106,7 +106,7 @@ def run(*arguments: str) -> Result:
 def test_a_real_run(spec: str, table: Path) -> None:
     result = run("--device", spec, "--shape", "4,8,6,6", "--seconds", "0", "--json")
     assert result.exit_code == 0, result.output
-    (told,) = json.loads(result.stdout)
+    (told,) = json.loads(result.stdout)["devices"]
     assert {row["operation"] for row in told["rows"]} == {"train", "backward", "infer"}
     assert told["gain"] == 1.0
     assert told["after"] == told["before"]
@@ -156,7 +156,7 @@ def test_dry_run_writes_nothing(spec: str, table: Path, believer: None) -> None:
 def test_output_names_another_table(spec: str, table: Path, tmp_path: Path, believer: None) -> None:
     table.write_text("")
     result = run("--device", spec, "--output", str(tmp_path / "new" / "other.toml"), "--json")
-    assert json.loads(result.stdout)[0]["written"] == str(tmp_path / "new" / "other.toml")
+    assert json.loads(result.stdout)["devices"][0]["written"] == str(tmp_path / "new" / "other.toml")
     assert usertable.read(tmp_path / "new" / "other.toml")
     assert table.read_text() == ""
 
@@ -192,7 +192,7 @@ def test_show_says_where_each_choice_comes_from(spec: str, table: Path, believer
     assert "your table" in lines["unroll"]
     assert "your table" not in lines["lanes"]
     assert f"Your table: {table}" in result.stdout.replace("\n", "")
-    (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)
+    (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)["devices"]
     assert told["choices"]["unroll"] == {"value": 2, "from": f"your table {table}"}
     assert set(told["choices"]) == set(Tuning.__dataclass_fields__)
 
@@ -201,7 +201,7 @@ def test_show_says_what_the_choices_lead_to(spec: str, monkeypatch: pytest.Monke
     """Each plan, and why the candidates before it declined."""
     monkeypatch.setenv("OCLBN_TUNING", "")
     with using(variant="split"):
-        (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)
+        (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)["devices"]
         shown = run("--device", spec, "--show").stdout
     info = oclbn.device.select(spec)
     shapes = [str(Case(*shape)) for shape in search.shapes_for(info.limits)]
@@ -282,7 +282,7 @@ def test_show_explains_its_shapes_and_its_numbers(spec: str, monkeypatch: pytest
     shown = run("--device", spec, "--show").stdout
     assert re.search(r" @\d ", shown)
     assert "@: the axis of the channels, where it is not 1" in shown
-    (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)
+    (told,) = json.loads(run("--device", spec, "--show", "--json").stdout)["devices"]
     for name, choice in told["choices"].items():
         unit = " bytes" if name.endswith("_bytes") else ""
         assert type(choice["value"]) in (int, str, bool)

@@ -427,8 +427,8 @@ def test_a_miscompiled_form_is_not_used(
     assert proving.failures(queue.device)
     shown = CliRunner().invoke(group.oclbn, ["devices"], env={"COLUMNS": "200"}).output
     assert "wrong with this driver, and not used" in shown
-    told = json.loads(CliRunner().invoke(group.oclbn, ["devices", "--json"]).output)
-    assert [info["not_used"] for info in told if info["not_used"]] == [list(proving.failures(queue.device))]
+    told = json.loads(CliRunner().invoke(group.oclbn, ["devices", "--json"]).stdout)
+    assert [info["not_used"] for info in told["devices"] if info["not_used"]] == [list(proving.failures(queue.device))]
 
 
 @pytest.mark.parametrize("injection", [INJECTIONS[0], INJECTIONS[3], INJECTIONS[4]])

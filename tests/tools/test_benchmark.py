@@ -15,8 +15,7 @@ import pyopencl as cl
 import pytest
 from click.testing import CliRunner
 
-from oclbn.cli import bench
-from oclbn.cli.bench_report import SCHEMA
+from oclbn.cli import bench, records
 from oclbn.cli.group import oclbn
 from oclbn.device import limits
 from oclbn.errors import DeviceError, ParameterError, ShapeError, SizeError
@@ -228,6 +227,7 @@ def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
     printed = json.loads(run("--shape", "5,3,2", "--axis", "-1", "--rounds", "3", "--json"))
     assert set(printed) == {
         "schema",
+        "command",
         "device",
         "versions",
         "peers",
@@ -238,13 +238,13 @@ def test_the_command_prints_json(queue: cl.CommandQueue) -> None:
         "skipped",
         "complete",
     }
-    assert printed["schema"] == SCHEMA
+    assert printed["schema"] == records.SCHEMA
     assert set(printed["versions"]) == {"oclbn", "python", "pyopencl", "numpy"}
     assert printed["device"]["driver"]
     rows = printed["rows"]
     assert {row["operation"] for row in rows} == {*benchmark.TENSORS, *benchmark.COPIES}
     assert {row["outputs"] for row in rows} == {"preallocated", "fresh"}
-    assert all(row["shape"] == [5, 3, 2] and row["axis"] == 2 and row["bandwidth"] > 0 for row in rows)
+    assert all(row["shape"] == [5, 3, 2] and row["axis"] == 2 and row["bytes_per_second"] > 0 for row in rows)
     assert all(row["plan"] for row in rows if row["who"] == "oclbn")
 
 
@@ -258,7 +258,7 @@ def test_other_types_stand_beside_float32(queue: cl.CommandQueue, dtype: str) ->
     rows = {(row["who"], row["operation"]): row for row in printed["rows"]}
     own, other = rows["oclbn", "forward"], rows["float32", "forward"]
     assert (own["dtype"], other["dtype"]) == (dtype, "float32")
-    assert own["nbytes"] == 2 * 5 * 3 * 7 * np.dtype(dtype if dtype != "bfloat16" else "float16").itemsize
+    assert own["bytes"] == 2 * 5 * 3 * 7 * np.dtype(dtype if dtype != "bfloat16" else "float16").itemsize
     told = run("--shape", "5,3,7", "--rounds", "3", "--outputs", "fresh", "--dtype", dtype, "--operations", "forward")
     assert f"elements of {dtype}, in the same run as float32 ones" in told
 
@@ -274,7 +274,7 @@ def test_what_is_fused_is_timed_beside_the_same_without(
     assert ("residual" in printed["fused"]) == residual
     for operation, more in (("forward", 1), ("backward", 2 if activation != "none" else 0), ("inference", 1)):
         rows = {row["who"]: row for row in printed["rows"] if row["operation"] == operation}
-        extra = rows["oclbn"]["nbytes"] - rows["plain"]["nbytes"]
+        extra = rows["oclbn"]["bytes"] - rows["plain"]["bytes"]
         assert extra == (more if residual else 0) * 8 * 4 * 6 * 4
 
 

@@ -54,6 +54,7 @@ class Format:
     companions: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
     names: bool = True  # whether it keeps the names of layers
+    ordered: bool = True  # whether layers stand in the file as in the network: else they are paired by name alone
     derived: bool = False  # whether it holds other numbers, from which ours are computed: arrays may come back wider
 
     def codec(self) -> Codec:
@@ -68,16 +69,42 @@ class Format:
         return cast(Codec, importlib.import_module(f"{__name__}.{self.name}"))
 
 
-HALVES = ("bfloat16", "float16")
+DOUBLES = ("float32", "float64")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 FORMATS = (
-    Format("safetensors", "safetensors (PyTorch)", (".safetensors",), FLOATS, "safetensors", keeps=("batches",)),
+    Format(
+        name="safetensors",
+        title="safetensors (PyTorch)",
+        endings=(".safetensors", ".safetensors.index.json"),
+        dtypes=FLOATS,
+        package="safetensors",
+        keeps=("batches",),
+        ordered=False,
+    ),
+    Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
+    Format("mxnet", "MXNet's .params", (".params",), FLOATS),
+    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
+    Format(
+        "matconvnet", "MatConvNet's .mat", (".mat",), ("float32", "float64"), keeps=("epsilon", "factor"), derived=True
+    ),
     Format("keras", "Keras 3", (".weights.h5", ".keras", ".weights.json"), FLOATS, "h5py"),
     Format("keras2", "Keras 2, tf_keras", (".h5", ".hdf5"), ("float16", "float32", "float64"), "h5py"),
     Format("nnabla", "NNabla's parameters", (".h5",), ("float16", "float32", "float64"), "h5py"),
     Format("puzzlelib", "PuzzleLib, modules of oclbn", (".hdf",), FLOATS, "h5py", keeps=("batches",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
+    Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
+    Format(
+        "caffe",
+        "Caffe",
+        (".caffemodel",),
+        ("float32", "float64"),
+        companions=(".prototxt",),
+        keeps=("epsilon", "factor", "cumulative"),
+        derived=True,
+    ),
+    Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
+    Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,15 @@ class Cursor:
     def wrong(self, text: str) -> WeightsError:
         return WeightsError(f"{self.source} is damaged: {text}, at byte {self.place:,}")
 
-    def take(self, count: int, what: str) -> memoryview:
-        """The next bytes."""
+    def skip(self, count: int, what: str) -> None:
+        """Go past the next bytes."""
         if not 0 <= count <= len(self):
             raise self.wrong(f"{what} would take {count:,} bytes, and {len(self):,} are left")
         self.place += count
+
+    def take(self, count: int, what: str) -> memoryview:
+        """The next bytes."""
+        self.skip(count, what)
         return self.content[self.place - count : self.place]
 
     def numbers(self, layout: str, what: str) -> tuple[Any, ...]:
@@ -45,10 +49,28 @@ class Cursor:
         return np.frombuffer(taken, kind).astype(kind.newbyteorder("="))
 
 
-def text_of(path: Path) -> str:
+class FileCursor(Cursor):
+    """The same of a file that stays on disk: what is skipped is never read."""
+
+    def __init__(self, file: BinaryIO, size: int, source: str) -> None:
+        super().__init__(b"", source)
+        self.file, self.size = file, size
+
+    def __len__(self) -> int:
+        return self.size - self.place
+
+    def take(self, count: int, what: str) -> memoryview:
+        self.skip(count, what)
+        self.file.seek(self.place - count)
+        if len(taken := self.file.read(count)) < count:
+            raise self.wrong(f"{what} is cut off: somebody has made the file shorter")
+        return memoryview(taken)
+
+
+def text_of(path: Path, most: int = MOST_TEXT) -> str:
     """A file as UTF-8 text. WeightsError: it is none, or is far too long for a description of a network."""
-    if (size := path.stat().st_size) > MOST_TEXT:
-        raise WeightsError(f"{path} has {size:,} bytes; a description of a network has less than {MOST_TEXT:,}")
+    if (size := path.stat().st_size) > most:
+        raise WeightsError(f"{path} has {size:,} bytes; a description of a network has less than {most:,}")
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:

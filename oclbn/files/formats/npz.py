@@ -39,7 +39,14 @@ def claims(path: Path, head: bytes) -> bool:
 
 
 def read(path: Path) -> Content:
-    return Content("npz", str(path), tuple(_read(path)[0]))
+    layers, groups, arrays = _read(path)
+    read_ = {layer.name for layer in layers}
+    notes = [_left_out(group, arrays) for group in groups.values() if group.name not in read_]
+    used = [groups[layer.name] for layer in layers]
+    if any(one.names.convention == "pytorch" for one in used) and not any("batches" in one.arrays for one in used):
+        text = "names are PyTorch's, without a counter, as MLX has them, which before 0.32 averaged variances of n"
+        notes.append(Note("", text))
+    return Content("npz", str(path), tuple(layers), tuple(notes))
 
 
 def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
@@ -51,7 +58,7 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
             group = groups[target.name]
             for role, array in layer.arrays.items():
                 if role not in group.arrays:
-                    notes.append(Note(layer.name, f"{into.name} has no place for its {role}", lost=True))
+                    notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
                     continue
                 old = arrays[group.arrays[role]]
                 fit, more = fitted(Layer(layer.name, scale=array), [_kept(old).dtype], f"that array of {into.name}")
@@ -79,7 +86,19 @@ def _read(path: Path) -> tuple[list[Layer], dict[str, parts.Group], dict[str, Ho
     """The layers, which arrays each has by its name, and all arrays."""
     arrays = _arrays(path)
     groups = {group.name: group for group in parts.grouped(arrays, (_OURS, *parts.KNOWN))}
-    return [_layer(path, group, arrays) for group in groups.values()], groups, arrays
+    layers = [_layer(path, group, arrays) for group in groups.values() if _per_channel(group, arrays)]
+    return layers, groups, arrays
+
+
+def _per_channel(group: parts.Group, arrays: dict[str, Host]) -> bool:
+    """Whether its arrays have one axis of more than one element at most."""
+    return all(max(arrays[name].shape, default=1) == arrays[name].size for name in group.arrays.values())
+
+
+def _left_out(group: parts.Group, arrays: dict[str, Host]) -> Note:
+    """Of a layer that other axes than the channels' have statistics for, as Chainer's with axis=0 of (N, C, L)."""
+    shapes = ", ".join(f"{role} {arrays[name].shape}" for role, name in group.arrays.items() if arrays[name].ndim)
+    return Note(group.name, f"it is not read: shapes are {shapes}; one number per channel is wanted in each")
 
 
 def _layer(path: Path, group: parts.Group, arrays: dict[str, Host]) -> Layer:

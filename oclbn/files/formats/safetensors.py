@@ -220,7 +220,7 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> tuple[dict[str,
         group = groups[there.name]
         for role, array in layer.arrays.items():
             if role not in group.arrays:
-                notes.append(Note(layer.name, f"{into.name} has no place for its {role}", lost=True))
+                notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
                 continue
             tensor = tensors[group.arrays[role]]
             assert tensor.dtype is not None  # as read has found

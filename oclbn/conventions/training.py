@@ -1,0 +1,272 @@
+"""PURE: frameworks whose training was run and compared, and oclbn's own convention."""
+
+from __future__ import annotations
+
+from oclbn.conventions.convention import Convention, Names
+
+_WEIGHT = Names("weight", "bias", "running_mean", "running_var")
+_GAMMA = Names("gamma", "beta", "moving_mean", "moving_variance")
+
+PYTORCH = Convention(
+    "pytorch",
+    "PyTorch",
+    "torch 2.13.0",
+    _WEIGHT._replace(counter="num_batches_tracked"),
+    epsilon=1e-5,
+    momentum=0.1,
+    momentum_of="new",
+    estimator="sample",
+    zero_epsilon="refused",
+    one_value="refused",
+    empty_batch="kept",
+    cumulative=True,
+    notes="With momentum=None all batches weigh alike. The counter counts refused and empty batches as well. Epsilon 0 "
+    "is refused in training alone.",
+)
+KERAS = Convention(
+    "keras",
+    "Keras",
+    "keras 3.15.1 with jax 0.12.0.1, torch 2.13.0 and tensorflow 2.21.0",
+    _GAMMA,
+    epsilon=1e-3,
+    momentum=0.99,
+    momentum_of="old",
+    estimator="population",
+    empty_batch="nan",
+    axis=-1,
+    notes="With torch the variance is E(x²) - E(x)², which is far off for means of many standard deviations.",
+)
+TF_KERAS = Convention(
+    "tf_keras",
+    "tf_keras",
+    "tf_keras 2.21.0 with tensorflow 2.21.0, two axes",
+    _GAMMA,
+    epsilon=1e-3,
+    momentum=0.99,
+    momentum_of="old",
+    estimator="population",
+    empty_batch="nan",
+    axis=-1,
+    notes="Of images, which have four axes, it is TENSORFLOW_FUSED.",
+)
+TENSORFLOW_FUSED = Convention(
+    "tensorflow_fused",
+    "tf_keras, fused",
+    "tf_keras 2.21.0 with tensorflow 2.21.0, four axes",
+    _GAMMA,
+    epsilon=1e-3,
+    momentum=0.99,
+    momentum_of="old",
+    estimator="sample",
+    empty_batch="nan",
+    axis=-1,
+    notes="TensorFlow's fused kernel. One value per channel moves the variance towards 0.",
+)
+ONNX = Convention(
+    "onnx",
+    "ONNX",
+    "onnxruntime 1.32.0 and onnx 1.23.2's reference, opset 15",
+    Names("scale", "B", "input_mean", "input_var"),
+    epsilon=1e-5,
+    momentum=0.9,
+    momentum_of="old",
+    estimator="population",
+    empty_batch="nan",
+    notes="The caller carries the running statistics on, and says what they start from.",
+)
+PADDLE = Convention(
+    "paddle",
+    "PaddlePaddle",
+    "paddlepaddle 3.3.1",
+    Names("weight", "bias", "_mean", "_variance"),
+    epsilon=1e-5,
+    momentum=0.9,
+    momentum_of="old",
+    estimator="population",
+    one_value="passes",
+    empty_batch="kept",
+    notes="One value per channel comes out as it came, without scale and bias.",
+)
+MXNET = Convention(
+    "mxnet",
+    "MXNet (Gluon)",
+    "mxnet 1.9.1",
+    Names("gamma", "beta", "running_mean", "running_var"),
+    epsilon=1e-5,
+    momentum=0.9,
+    momentum_of="old",
+    estimator="population",
+    notes="Statistics move in the backward pass, once for each. The operator nd.BatchNorm has an epsilon of 1e-3, "
+    "and with fix_gamma, its default, a scale of 1 whatever gamma holds.",
+)
+FLAX = Convention(
+    "flax",
+    "Flax",
+    "flax 0.12.12 with jax 0.12.0.1",
+    Names("scale", "bias", "mean", "var"),
+    epsilon=1e-5,
+    momentum=0.99,
+    momentum_of="old",
+    estimator="population",
+    empty_batch="nan",
+    axis=-1,
+    notes="The variance is E(x²) - E(x)², but at least 0, unless use_fast_variance=False.",
+)
+HAIKU = Convention(
+    "haiku",
+    "Haiku",
+    "dm-haiku 0.0.17 with jax 0.12.0.1",
+    Names("scale", "offset", "mean_ema/average", "var_ema/average", "mean_ema/counter"),
+    epsilon=1e-5,
+    momentum=None,
+    momentum_of="old",
+    estimator="population",
+    first_batch="debiased",
+    empty_batch="nan",
+    axis=-1,
+    notes="momentum is decay_rate. Beside each average, which evaluation uses, stands `hidden`, the sum before it is "
+    "divided. The variance is E(x²) - E(x)². The average of a new layer is that of the batch it was made with.",
+)
+EQUINOX = Convention(
+    "equinox",
+    "Equinox, mode batch",
+    "equinox 0.13.8 with jax 0.12.0.1",
+    Names("weight", "bias", "mean", "variance", "counter"),
+    epsilon=1e-5,
+    momentum=0.99,
+    momentum_of="old",
+    estimator="population",
+    empty_batch="nan",
+    evaluates="divided",
+    notes="Evaluation divides mean and variance by 1 - momentum**batches, though the variance starts from 1: after one "
+    "batch a variance of 1 is taken for 100.",
+)
+EQUINOX_EMA = Convention(
+    "equinox_ema",
+    "Equinox, mode ema",
+    "equinox 0.13.8 with jax 0.12.0.1",
+    Names("weight", "bias", "mean", "variance"),
+    epsilon=1e-5,
+    momentum=0.99,
+    momentum_of="old",
+    estimator="population",
+    first_batch="replaces",
+    initial_variance=0.0,
+    empty_batch="nan",
+    normalises_by="running",
+    notes="Training, too, normalises by the running statistics.",
+)
+MLX = Convention(
+    "mlx",
+    "MLX",
+    "mlx 0.32.4",
+    _WEIGHT,
+    epsilon=1e-5,
+    momentum=0.1,
+    momentum_of="new",
+    estimator="sample",
+    zero_epsilon="refused",
+    one_value="refused",
+    empty_batch="nan",
+    axis=-1,
+)
+MLX_031 = Convention(
+    "mlx_031",
+    "MLX up to 0.31",
+    "mlx 0.31.2",
+    _WEIGHT,
+    epsilon=1e-5,
+    momentum=0.1,
+    momentum_of="new",
+    estimator="population",
+    empty_batch="nan",
+    axis=-1,
+)
+TINYGRAD = Convention(
+    "tinygrad",
+    "tinygrad",
+    "tinygrad 0.14.0",
+    _WEIGHT._replace(counter="num_batches_tracked"),
+    epsilon=1e-5,
+    momentum=0.1,
+    momentum_of="new",
+    estimator="sample",
+    one_value="refused",
+    empty_batch="nan",
+    notes="One value per channel is a ZeroDivisionError.",
+)
+CHAINER = Convention(
+    "chainer",
+    "Chainer",
+    "chainer 7.8.1",
+    Names("gamma", "beta", "avg_mean", "avg_var", "N"),
+    epsilon=2e-5,
+    momentum=0.9,
+    momentum_of="old",
+    estimator="sample",
+    empty_batch="nan",
+    notes="momentum is decay. N counts batches of fine-tuning alone, in which all weigh alike.",
+)
+NNABLA = Convention(
+    "nnabla",
+    "NNabla",
+    "nnabla 1.39.0",
+    Names("gamma", "beta", "mean", "var"),
+    epsilon=1e-5,
+    momentum=0.9,
+    momentum_of="old",
+    estimator="sample",
+    one_value="nan",
+    notes="momentum is decay_rate. Values have the axes of the data, (1, C, 1, 1). The variance is E(x²) - E(x)².",
+)
+JITTOR = Convention(
+    "jittor",
+    "Jittor",
+    "jittor 1.3.11.0",
+    _WEIGHT,
+    epsilon=1e-5,
+    momentum=0.1,
+    momentum_of="new",
+    estimator="population",
+    notes="The variance is E(x²) - E(x)², but at least 0.",
+)
+MNN = Convention(
+    "mnn",
+    "MNN",
+    "MNN 3.6.1",
+    Names("scale", "bias", "mean", "variance"),
+    epsilon=1e-5,
+    momentum=0.99,
+    momentum_of="old",
+    estimator="population",
+    initial_variance=0.0,
+    notes="The parameters have no names: their order is scale, bias, variance, mean, of shape (1, C, 1, 1) each.",
+)
+PUZZLELIB = Convention(
+    "puzzlelib",
+    "PuzzleLib",
+    "the example of its documentation",
+    Names("scale", "bias", "mean", "var", "numOfProps"),
+    epsilon=1e-5,
+    momentum=0.1,
+    momentum_of="new",
+    estimator="sample",
+    first_batch="settling",
+    zero_epsilon=None,
+    one_value=None,
+    notes="momentum is minFactor, with the initFactor 1. The first scale is drawn from N(1, 0.01) by default.",
+)
+OCLBN = Convention(
+    "oclbn",
+    "oclbn",
+    "oclbn 0.1.0",
+    Names("scale", "bias", "mean", "var", "numOfProps"),
+    epsilon=1e-5,
+    momentum=0.1,
+    momentum_of="new",
+    estimator="sample",
+    first_batch="settling",
+    one_value="refused",
+    empty_batch="kept",
+    notes="momentum is minFactor. A channel whose batch is not finite keeps its statistics, unless guard=False.",
+)

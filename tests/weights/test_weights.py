@@ -1,0 +1,314 @@
+"""oclbn.weights: files in, files out, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from layer_samples import layer
+
+from oclbn import weights
+from oclbn.errors import MissingExtraError, MissingLayerError, WeightsError
+from oclbn.files import formats, health
+from oclbn.files.formats import parts
+from oclbn.files.layers import Content, Layer, Note, fitted, same_bits
+
+pytestmark = pytest.mark.once(reason="files are the host's affair")
+
+
+def test_a_layer_is_vectors_of_one_length() -> None:
+    ones = np.ones(3, np.float32)
+    for wrong, told in (
+        ({"scale": ones, "mean": ones[:2], "var": ones}, r"scale \(3,\), mean \(2,\)"),
+        ({"scale": ones[None], "mean": ones[None], "var": ones[None]}, "one number per channel"),
+        ({"scale": ones, "mean": ones}, "no var"),
+        ({"scale": ones.astype(np.int32)}, "int32"),
+        ({}, "no scale, no bias"),
+        ({"scale": ones, "epsilon": -1e-5}, "epsilon is -1e-05; a finite number from 0 on"),
+        ({"scale": ones, "epsilon": float("nan")}, "epsilon is nan"),
+        ({"scale": ones, "factor": 1.5}, "factor is 1.5; a finite number from 0 to 1"),
+        ({"scale": ones, "batches": -1}, "batches is -1"),
+    ):
+        with pytest.raises(WeightsError, match=told):
+            Layer("x", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_missing_layer_is_told_with_the_nearest_name() -> None:
+    content = Content("npz", "file", (layer("layer1.bn1"), layer("layer1.bn2")))
+    with pytest.raises(MissingLayerError, match=r"did you mean 'layer1\.bn[12]'"):
+        content["layer1.bn"]
+    assert "layer1.bn1" in content
+    assert list(content) == ["layer1.bn1", "layer1.bn2"]
+    with pytest.raises(WeightsError, match="two layers of the name"):
+        Content("npz", "file", (layer("a"), layer("a")))
+
+
+def test_types_are_widened_without_loss_and_rounded_with_a_note() -> None:
+    single = [np.dtype(np.float32)]
+    wide, notes = fitted(layer(dtype="float16"), single, "X")
+    assert not notes
+    assert {array.dtype for array in wide.arrays.values()} == set(single)
+    large = np.array([1e300, 1.0, 2.0, 3.0, 4.0])
+    _, notes = fitted(layer(dtype="float64", var=large), single, "X")
+    assert {note.text.split()[0] for note in notes} == {"scale", "bias", "mean", "var"}
+    assert "1 are beyond 3.4e+38" in notes[-1].text
+    assert all(note.lost for note in notes)
+    _, notes = fitted(layer(dtype="float64", scale=np.full(5, 0.5), bias=np.zeros(5), mean=np.zeros(5)), single, "X")
+    assert [note.text.split()[0] for note in notes] == ["var"], "what a float32 holds is not lost"
+
+
+@pytest.mark.parametrize(
+    ("given", "told", "fault"),
+    [
+        ({}, [], False),
+        ({"mean": np.array([0, 1, np.nan, 2, np.inf], "f4")}, ["mean is not finite in 2 of 5 channels (2, 4)"], True),
+        ({"var": np.array([1, -1, 2, 3, 4], "f4")}, ["var is below 0 in 1 of 5 channels (1), least -1"], True),
+        ({"var": np.array([1, 0, 2, 3, 4], "f4")}, ["var is 0 in 1 of 5 channels (1): the input"], False),
+        ({"var": np.zeros(5, "f4"), "epsilon": 0.0}, ["var and epsilon are 0 in 5 of 5 channels"], True),
+        ({"mean": np.zeros(5, "f4"), "var": np.ones(5, "f4")}, ["never trained"], False),
+        ({"batches": 0}, ["its counter says 0 batches"], False),
+        ({"batches": 10}, ["after 10 batches what the statistics began with still weighs 35%"], False),
+        ({"batches": 10, "factor": 0.5}, [], False),
+        ({"batches": 1, "cumulative": True}, [], False),
+        ({"scale": np.array([1, 0, 1, 1, 1], "f4")}, ["scale is 0 in 1 of 5 channels (1)"], False),
+        ({"mean": None, "var": None}, ["no running statistics"], False),
+        ({"mean": np.ones(5, "f4"), "var": np.ones(5, "f4")}, ["all channels have the same statistics"], False),
+    ],
+)
+def test_health(given: dict[str, Any], told: list[str], fault: bool) -> None:
+    found = health.findings(layer(**given))
+    assert len(found) == len(told)
+    for finding, text in zip(found, told, strict=True):
+        assert text in finding.text
+    assert any(one.fault for one in found) is fault
+
+
+def test_what_is_written_twice_or_wrong_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "one.npz"
+    weights.write(path, [layer()])
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        weights.write(path, [layer(seed=1)])
+    with pytest.raises(WeightsError, match="no layer to write"):
+        weights.write(tmp_path / "two.npz", [])
+    with pytest.raises(WeightsError, match=r"\.npz.* are known"):
+        weights.write(tmp_path / "two.txt", [layer()])
+    with pytest.raises(WeightsError, match="format is 'zip'"):
+        weights.write(tmp_path / "two.npz", [layer()], format="zip")
+    with pytest.raises(WeightsError, match="running statistics"):
+        weights.write(path, [layer(mean=None, var=None)], overwrite=True)
+    with pytest.raises(FileNotFoundError):
+        weights.write(tmp_path / "two.npz", [layer()], into=tmp_path / "nothing.npz")
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["one.npz"]
+
+
+def test_strict_writes_nothing_that_would_be_lost(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    with pytest.raises(WeightsError, match=r"it would lose:\nnet\.bn1: epsilon is 0\.002"):
+        weights.write(path, [layer(epsilon=0.002)], strict=True)
+    assert not path.exists()
+    assert not weights.write(path, [layer(epsilon=1e-5)], strict=True).notes
+
+
+def test_a_writer_that_writes_something_else_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from oclbn.files.formats import npz
+
+    sound: Callable[..., Any] = npz.write
+    monkeypatch.setattr(npz, "write", lambda layers, *rest: sound([replace(layers[0], var=layers[0].mean)], *rest))
+    with pytest.raises(WeightsError, match=r"var of layer 'net\.bn1' reads differently"):
+        weights.write(tmp_path / "one.npz", [layer()])
+    assert not list(tmp_path.iterdir())
+
+
+def test_convert_keeps_bits_and_tells_both_sides_notes(tmp_path: Path) -> None:
+    given = [layer("a", dtype="bfloat16", batches=3, epsilon=1e-3), layer("b", dtype="float64")]
+    weights.write(tmp_path / "one.npz", given)
+    report = weights.convert(tmp_path / "one.npz", tmp_path / "two.safetensors")
+    assert (report.format, report.layers, report.files) == ("safetensors", 2, (tmp_path / "two.safetensors",))
+    assert [str(note) for note in report.notes] == ["a: epsilon is 0.001: give eps=0.001 to PyTorch's layer"]
+    back = weights.read(tmp_path / "two.safetensors")
+    for one in given:
+        assert all(same_bits(back[one.name].arrays[role], array) for role, array in one.arrays.items())
+    assert back["a"].batches == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it is empty"),
+        (b"hello, world\n" * 9, "none of the formats"),
+        (b"\x80\x04\x95" + b"x" * 50, "pickled Python objects"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + b"x" * 50, "torch.load"),
+    ],
+)
+def test_foreign_files_are_told(content: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=told) as caught:
+        weights.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_checkpoint_of_pytorch_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02}q\x00.")
+    with pytest.raises(WeightsError, match=r"weights_only=True.*model\.safetensors"):
+        weights.read(path)
+
+
+def test_what_is_no_file_is_the_systems_error(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        weights.read(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        weights.read(tmp_path / "nothing.npz")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.npz")
+        with pytest.raises(OSError, match="regular file"):
+            weights.read(tmp_path / "pipe.npz")
+
+
+def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights.write(tmp_path / "one.safetensors", [layer()])
+    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'oclbn\[weights\]'"):
+        weights.read(tmp_path / "one.safetensors")
+
+
+# --- safetensors
+
+
+def test_layers_of_a_whole_model_are_found_among_other_tensors(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {
+        "conv.weight": rng.normal(size=(4, 3, 3, 3)).astype("f4"),
+        "ln.weight": np.ones(4, "f4"),
+        "ln.bias": np.ones(4, "f4"),
+        "mask": np.ones((2, 2), bool),
+        **{f"bn.{key}": rng.uniform(1, 2, 4).astype("f4") for key in ("weight", "bias", "running_mean", "running_var")},
+        "bn.num_batches_tracked": np.array(12),
+        **{f"plain.{key}": rng.uniform(1, 2, 3).astype("f4") for key in ("running_mean", "running_var")},
+    }
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    content = weights.read(path)
+    assert set(content) == {"bn", "plain"}
+    assert content["bn"].batches == 12
+    assert content["plain"].scale is None
+    assert content.notes == (Note("plain", "it has neither weight nor bias: they are fixed at 1 and 0"),)
+    new = layer("bn", 4, seed=5, batches=99)
+    weights.write(tmp_path / "new.safetensors", [new], into=path)
+    back = safetensors.numpy.load_file(tmp_path / "new.safetensors")
+    for name, array in tensors.items():
+        if not name.startswith("bn."):
+            assert same_bits(back[name], array), name
+    assert np.array_equal(back["bn.running_var"], new.arrays["var"])
+    assert back["bn.num_batches_tracked"] == 99
+    report = weights.write(tmp_path / "more.safetensors", [layer("plain", 3)], into=path)
+    assert {note.text for note in report.notes if note.lost} == {
+        "scale has no place in model.safetensors",
+        "bias has no place in model.safetensors",
+    }
+
+
+def sharded(folder: Path, weight_map: dict[str, str] | None = None) -> Path:
+    first, second = layer("a", 4, seed=1), layer("b", 4, seed=2)
+    weights.write(folder / "model-1.safetensors", [first])
+    weights.write(folder / "model-2.safetensors", [second])
+    keys = ("weight", "bias", "running_mean", "running_var")
+    found = {f"{name}.{key}": f"model-{part}.safetensors" for name, part in (("a", 1), ("b", 2)) for key in keys}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map or found}))
+    return path
+
+
+def test_an_index_of_shards_is_one_model(tmp_path: Path) -> None:
+    path = sharded(tmp_path)
+    assert list(weights.read(path)) == ["a", "b"]
+    target = tmp_path / "new"
+    target.mkdir()
+    new = layer("b", 4, seed=7)
+    report = weights.write(target / path.name, [new], into=path)
+    assert [one.name for one in report.files] == [path.name, "model-1.safetensors", "model-2.safetensors"]
+    back = weights.read(target / path.name)
+    assert same_bits(back["b"].arrays["var"], new.arrays["var"])
+    assert same_bits(back["a"].arrays["var"], weights.read(path)["a"].arrays["var"])
+    with pytest.raises(WeightsError, match="index of several files"):
+        weights.write(target / "one.safetensors", [new], into=path)
+    with pytest.raises(WeightsError, match="an index is written with the model alone"):
+        weights.write(target / "x.safetensors.index.json", [new], format="safetensors")
+
+
+@pytest.mark.parametrize("shard", ["../model-1.safetensors", "/etc/passwd", "model-3.safetensors", "model-1.npz"])
+def test_an_index_leads_to_no_other_folder(shard: str, tmp_path: Path) -> None:
+    path = sharded(tmp_path, {"a.weight": shard})
+    with pytest.raises(WeightsError, match=r"names '.*model-|passwd"):
+        weights.read(path)
+
+
+def test_wrong_tensors_of_a_layer_are_told(tmp_path: Path) -> None:
+    sound = {f"bn.{key}": np.ones(4, "f4") for key in ("weight", "bias", "running_mean", "running_var")}
+    for wrong, told in (
+        ({"bn.running_var": np.ones(4, np.int8)}, "running_var holds I8"),
+        ({"bn.weight": np.ones((2, 2), "f4")}, r"weight has shape \(2, 2\)"),
+        ({"bn.weight": np.ones(3, "f4")}, r"scale \(3,\)"),
+        ({"bn.num_batches_tracked": np.array(-1)}, "num_batches_tracked is -1"),
+        ({"bn.num_batches_tracked": np.ones(2, np.int64)}, "one I64 is wanted"),
+    ):
+        path = tmp_path / "wrong.safetensors"
+        safetensors.numpy.save_file({**sound, **wrong}, path)
+        with pytest.raises(WeightsError, match=told) as caught:
+            weights.read(path)
+        assert str(path) in str(caught.value)
+
+
+# --- .npz
+
+
+def test_an_archive_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    array = io.BytesIO()
+    np.save(array, np.zeros(1 << 20, np.float32))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for index in range(40):
+            archive.writestr(f"bn/{index}.npy", array.getvalue())
+    with pytest.raises(WeightsError, match="unpack to far more"):
+        weights.read(path)
+
+
+def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pickled.npz"
+    np.savez(path, **{"bn/mean": np.ones(3, object), "bn/var": np.ones(3)})  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match="allow_pickle"):
+        weights.read(path)
+
+
+def test_names_of_other_frameworks_are_known_in_an_archive(tmp_path: Path) -> None:
+    values = [np.full(3, number, np.float32) for number in (1, 2, 3, 4)]
+    for names in parts.KNOWN:
+        path = tmp_path / "one.npz"
+        called = (names.scale, names.bias, names.mean, names.var)
+        np.savez(path, **{f"block.bn.{name}": array for name, array in zip(called, values, strict=True)})
+        (found,) = weights.read(path).values()
+        assert (found.name, found.convention) == ("block.bn", names.convention)
+        for array, role in zip(values, ("scale", "bias", "mean", "var"), strict=True):
+            assert same_bits(found.arrays[role], array)
+
+
+def test_formats_are_told_by_what_they_hold(tmp_path: Path) -> None:
+    for form in formats.FORMATS:
+        path = tmp_path / f"{form.name}{form.endings[0]}"
+        weights.write(path, [layer()], format=form.name)
+        if not form.companions:
+            moved = path.rename(tmp_path / f"{form.name}.weights")
+            assert weights.read(moved).format == form.name
