@@ -33,8 +33,8 @@ _BEGINNINGS = (
     (
         b"\x89HDF\r\n\x1a\n",
         (
-            "it is an HDF5 file that is damaged, or of none of the layouts keras, keras2, nnabla, puzzlelib; with format= "
-            "it is told what lacks"
+            "it is an HDF5 file that is damaged, or of none of the layouts keras, keras2, nnabla, puzzlelib; with "
+            "format= it is told what lacks"
         ),
     ),
     (b"\x1f\x8b", "it is packed with gzip: unpack it"),
