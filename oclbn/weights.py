@@ -156,6 +156,9 @@ def module(
 ) -> BatchNormND:
     """A module with a layer's values that goes on as the framework's own would, in training and in evaluation.
 
+    Where modules do not train as that framework does (`followed` of its convention is False, as of Darknet's), training
+    leaves the running statistics as they are, unless update_running=None is given.
+
     nd: number of spatial axes: 0 for (N, C), 2 for images. name: of the module; None: the layer's. options: of the
     module, instead of what the layer and its framework's convention say (epsilon, initFactor, minFactor, estimator),
     or beside that (axis, activation, dtype, ...).
