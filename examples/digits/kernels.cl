@@ -1,8 +1,8 @@
 // What a convolutional network needs beside normalization, in plain OpenCL C 1.2.
 //
 // Tensors are float, channels last and without gaps: [images][height][width][channels]. A work-item makes one element of
-// the result (matmul: 4 x 4 of them) by itself. So nothing is added by two, every run gives the same bits, and work-groups
-// may be of any size: the driver chooses one. Dimension 0 of each grid is the innermost in memory.
+// the result by itself (of matmul 4 x 4), so that every run gives the same bits, and work-groups may be of any size: the
+// driver chooses one. Dimension 0 of each grid is the innermost in memory.
 
 #define TILE 4
 
@@ -11,7 +11,7 @@
 // Element (i, j) of a is a[i * a_row + j * a_column], and of b likewise: a transposed matrix needs no copy.
 // A work-item keeps TILE x TILE sums in registers, and so multiplies 16 times for 8 numbers that it reads. At the edges
 // it reads the last row or column again, and writes nothing. Tiles in local memory, as one would write it for a GPU
-// alone, take 20 times as long on a processor; for both there is CLBlast.
+// alone, take twenty times as long on a processor; for both there is CLBlast.
 __kernel void matmul(
     const int m,
     const int n,

@@ -12,6 +12,8 @@ try:
 except ImportError:
     pyclblast = None
 
+TILE = 4  # as in kernels.cl: rows and columns that a work-item multiplies
+
 
 class Kernels:
     """The kernels on the device of a queue, which is in order, and arrays for them from a pool of memory."""
@@ -28,6 +30,7 @@ class Kernels:
         return cl_array.to_device(self.queue, np.ascontiguousarray(host), allocator=self._pool)
 
     def empty(self, *shape):
+        """A new array of float32; its elements are whatever the memory held."""
         return cl_array.empty(self.queue, shape, np.float32, allocator=self._pool)
 
     def run(self, name, grid, *given):
@@ -38,12 +41,13 @@ class Kernels:
 
     def matmul(self, a, b, into=None, *, transpose_a=False, transpose_b=False, beta=0.0):
         """a b + beta into, written over `into`, or to a new array; two axes each, transposed as it is asked for."""
-        (m, k), (_, n) = a.shape[:: -1 if transpose_a else 1], b.shape[:: -1 if transpose_b else 1]
+        m, k = a.shape[::-1] if transpose_a else a.shape
+        n = b.shape[0 if transpose_b else 1]
         c = self.empty(m, n) if into is None else into
-        (a_row, b_row), ends = (a.shape[1], b.shape[1]), (transpose_a, transpose_b)
         if self.clblast:
-            pyclblast.gemm(self.queue, m, n, k, a, b, c, a_row, b_row, n, 1.0, beta, *ends)
+            pyclblast.gemm(self.queue, m, n, k, a, b, c, a.shape[1], b.shape[1], n, 1.0, beta, transpose_a, transpose_b)
         else:
-            a_steps, b_steps = ((1, row) if end else (row, 1) for row, end in zip((a_row, b_row), ends, strict=True))
-            self.run("matmul", (-(-n // 4), -(-m // 4)), m, n, k, a, *a_steps, b, *b_steps, beta, c)
+            a_steps = (1, m) if transpose_a else (k, 1)  # from row to row, from column to column
+            b_steps = (1, k) if transpose_b else (n, 1)
+            self.run("matmul", (-(-n // TILE), -(-m // TILE)), m, n, k, a, *a_steps, b, *b_steps, beta, c)
         return c

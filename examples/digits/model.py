@@ -39,7 +39,10 @@ class Block:
 
 
 class Network:
-    """Without batch norm the statistics are constants, 0 and 1: scale, bias, residual and ReLU are what they were."""
+    """Images (N, 8, 8, 1) to scores (N, 10).
+
+    Without batch_norm the statistics are constants, mean 0 and variance 1; scale, bias, residual and ReLU are the same.
+    """
 
     def __init__(self, kernels, seed=0, batch_norm=True):
         rng = np.random.default_rng(seed)

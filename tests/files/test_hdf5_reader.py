@@ -17,6 +17,7 @@ from h5py import h5d, h5p, h5s, h5t, h5z
 from oclbn.errors import WeightsError
 from oclbn.files.hdf5 import Dataset, File
 from oclbn.files.hdf5.checksums import fletcher32, lookup3
+from oclbn.files.hdf5.types import kind_of
 
 pytestmark = pytest.mark.once(reason="files are the host's affair")
 LABEL = "the file"
@@ -189,6 +190,15 @@ def wide_piece(file: h5py.File) -> None:
     file.create_dataset("x", shape=(5,), **options).id.write_direct_chunk((0,), zlib.compress(bytes(100)))
 
 
+def wide_pieces(file: h5py.File) -> None:
+    """A thousand elements, in a thousand pieces of 16 MB each."""
+    options: Any = {"maxshape": (1000, None), "chunks": (1, 1 << 22), "compression": "gzip", "dtype": "f4"}
+    dataset = file.create_dataset("x", shape=(1000, 1), **options)
+    packed = zlib.compress(bytes(1 << 24), 1)
+    for number in range(3):
+        dataset.id.write_direct_chunk((number, 0), packed)
+
+
 def packed_twice(file: h5py.File) -> None:
     made = h5p.create(h5p.DATASET_CREATE)
     made.set_chunk((5,))
@@ -216,6 +226,7 @@ REFUSED = [
     pytest.param(virtual, "in another file", id="virtual dataset"),
     pytest.param(bomb, "unpacks to more than", id="bomb"),
     pytest.param(small_bomb, "unpacks to more than", id="small bomb"),
+    pytest.param(wide_pieces, "unpacks to more than its 4,000 bytes|an index of kind", id="wide pieces"),
     pytest.param(packed_twice, "is packed twice", id="packed twice"),
     pytest.param(wide_piece, "unpacks to more than its 20 bytes", id="wide piece"),
     pytest.param(dataset(shape=(2**40,), chunks=(2**20,), dtype="f4"), "unpacks to", id="large"),
@@ -252,6 +263,35 @@ def test_groups_that_hold_themselves(libver: str) -> None:
         found = file.dataset("a/again/again/root/b/x")
         assert found is not None
         assert found.array().tolist() == [0, 1, 2]
+
+
+def test_names_that_are_the_ends_of_each_other() -> None:
+    """Thousands of names of thousands of letters, in a heap that has those once."""
+    count, long = 3000, "n" * 60_000
+
+    def fill(file: h5py.File) -> None:
+        file.create_group(long)
+        for number in range(count):
+            file.create_group(f"g{number}")
+
+    content = bytearray(image(fill))
+    place, offset = content.find(b"SNOD"), 8
+    while place >= 0:
+        for entry in range(int.from_bytes(content[place + 6 : place + 8], "little")):
+            content[place + 8 + 40 * entry : place + 16 + 40 * entry] = offset.to_bytes(8, "little")
+            offset += 1
+        place = content.find(b"SNOD", place + 1)
+    assert offset >= count
+    with opened(bytes(content)) as file, pytest.raises(WeightsError, match="descriptions are far longer than the file"):
+        list(file)
+
+
+def test_a_type_that_is_made_of_itself() -> None:
+    """Names of numbers, which are of names of numbers, ..."""
+    with opened(image(lambda file: None)) as file:
+        one = bytes([0x38, 0, 0, 0, 1, 0, 0, 0])
+        with pytest.raises(WeightsError, match="made of itself"):
+            kind_of(file.source, one * 5000)
 
 
 def test_groups_far_too_deep() -> None:

@@ -1,7 +1,8 @@
 """Files that frameworks have written, and what these compute from them: real/NAME.json.
 
 Each holds {"made by": packages and versions, "files": {NAME: base64 of zlib}, "layers": {NAME: {"epsilon": number,
-"x": (N, C), "y": the framework's own evaluation of x}}}; the first of files is the one to read.
+"x": (N, C), "y": the framework's own evaluation of x}}}; the first of files is the one to read. Where nothing evaluates
+them there are "arrays": {NAME: {ROLE: numbers}} instead of layers.
 """
 
 from __future__ import annotations

@@ -87,6 +87,7 @@ def test_tf_keras_has_names_in_the_configuration_alone(tmp_path: Path) -> None:
         np.testing.assert_allclose(evaluated(one, x, one.epsilon), y, rtol=2e-5, atol=2e-6)
     alone = weights.read(copied("tf_keras-2.21.0.weights.h5", tmp_path))
     assert "functional/batch_normalization" in alone
+    assert any("called after their paths" in note.text and not note.layer for note in alone.notes)
     assert len(alone) == len(whole)
 
 
@@ -118,6 +119,17 @@ def test_a_copy_of_a_model_changes_nothing_else(tmp_path: Path) -> None:
     assert not [note for note in report.notes if note.lost]
     weights.write(target, [old], into=target, overwrite=True)
     assert target.read_bytes() == source.read_bytes()
+
+
+def test_an_order_that_is_not_in_the_file(tmp_path: Path) -> None:
+    """Of models within models; the configuration has it."""
+    for ending, told in ((".weights.h5", True), (".keras", False)):
+        source, target = copied(f"{MODEL}{ending}", tmp_path), tmp_path / f"new{ending}"
+        named = list(weights.read(source).values())
+        others = [layer(f"x{number}", one.channels, seed=number) for number, one in enumerate(named)]
+        for given, wanted in ((others, told), (named, False)):
+            report = weights.write(target, given, into=source, overwrite=True)
+            assert any("in the order of their paths" in note.text for note in report.notes) == wanted
 
 
 def test_a_copy_of_an_archive(tmp_path: Path) -> None:
@@ -211,10 +223,12 @@ def members() -> dict[str, bytes]:
         ("config.json", b"[" * 100_000, "configuration is damaged"),
         ("config.json", b"{", "configuration is damaged"),
         ("config.json", b"\xff\xfe", "is damaged, or no .keras file"),
+        ("config.json", b"[" + b"[]," * 10_000_000, "config.json unpacks to more than"),
+        ("metadata.json", b"{", "is damaged, or no .keras file"),
         ("model.weights.h5", b"", "is no HDF5 file"),
         ("model.weights.h5", bytes(200_000_000), "unpacks to far more than the file's size"),
     ],
-    ids=["deep", "cut", "no text", "empty", "bomb"],
+    ids=["deep", "cut", "no text", "a bomb of lists", "metadata", "empty", "bomb"],
 )
 def test_an_archive_that_is_none(name: str, member: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "model.keras"
@@ -305,6 +319,15 @@ def test_a_new_archive_wants_a_model(tmp_path: Path) -> None:
 def test_classes_are_named_as_keras_names_them() -> None:
     named = {"BatchNormalization": "batch_normalization", "PReLU": "p_re_lu", "Conv2D": "conv2d", "GRUCell": "gru_cell"}
     assert {name: kerasconfig.snake(name) for name in named} == named
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    path = copied(f"{MODEL}.weights.h5", tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="an HDF5 file that is damaged, or of none of the layouts keras, keras2, "):
+        weights.read(path)
+    with pytest.raises(WeightsError, match=r"is cut short: it has 49,415 of 49,416 bytes"):
+        weights.read(path, format="keras")
 
 
 def test_it_is_told_by_what_it_holds(tmp_path: Path) -> None:

@@ -30,6 +30,11 @@ _BEGINNINGS = (
         b"version https://git-lfs",
         "it is the pointer of Git LFS to a file that is not there yet: git lfs pull fetches it",
     ),
+    (
+        b"\x89HDF\r\n\x1a\n",
+        "it is an HDF5 file that is damaged, or of no layout that is read here (keras, keras2, nnabla, puzzlelib); with a "
+        "format named, the error says what it lacks",
+    ),
     (b"\x1f\x8b", "it is packed with gzip: unpack it"),
     (b"BZh", "it is packed with bzip2: unpack it"),
     (b"\xfd7zXZ", "it is packed with xz: unpack it"),

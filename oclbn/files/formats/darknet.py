@@ -139,10 +139,10 @@ def _laid(path: Path) -> tuple[list[_Found], list[Note]]:
     major, minor, _ = struct.unpack("<3i", head)
     header = 20 if major * 10 + minor >= 2 else 16
     size = path.stat().st_size
-    # Forks differ: in the biases of [batchnorm], and in the header where the version is that of transposed weights.
+    # Forks differ in some layers, and in the header where the version is that of transposed weights.
     headers = (header, 36 - header) if max(major, minor) >= _TRANSPOSED else (header,)
-    both = (True, False) if any(one.kind == "batchnorm" for one in sections) else (True,)
-    tried = [_lay(companion, sections, begin, biased) for begin in headers for biased in both]
+    forks = (False, True) if any(one.kind in darknet_cfg.FORKED for one in sections) else (False,)
+    tried = [_lay(companion, sections, begin, original) for begin in headers for original in forks]
     found = next((one for one in tried if one.end == size and not one.missing), tried[0])
     if found.missing:
         if found.end > size:
@@ -159,12 +159,12 @@ def _laid(path: Path) -> tuple[list[_Found], list[Note]]:
     )
 
 
-def _lay(path: Path, sections: list[Section], begin: int, biased: bool) -> _Laid:
+def _lay(path: Path, sections: list[Section], begin: int, original: bool) -> _Laid:
     """Where everything lies in weights whose header ends there."""
     layers: list[_Found] = []
     ends: list[int] = []
     place = begin
-    known = darknet_cfg.units(sections, biased)
+    known = darknet_cfg.units(sections, original)
     while len(ends) < len(sections) - 1:
         try:
             section, units = next(known)

@@ -64,7 +64,7 @@ def claimed(path: Path, head: bytes, test: Callable[[File], bool]) -> bool:
 def is_vector(dataset: Dataset) -> bool:
     """Whether it has numbers of a type that layers have, and no second axis that is longer than 1."""
     shape, dtype = dataset.shape, None if dataset.kind.is_bfloat16 else dataset.dtype
-    flat = shape is not None and len(shape) > 0 and sum(extent != 1 for extent in shape) <= 1
+    flat = shape is not None and len(shape) > 0 and dataset.size > 0 and sum(extent != 1 for extent in shape) <= 1
     return flat and (dataset.kind.is_bfloat16 or (dtype is not None and kind(dtype.newbyteorder("=")) is not None))
 
 

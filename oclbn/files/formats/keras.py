@@ -2,7 +2,7 @@
 
 Each layer has a group vars with datasets 0, 1, ...: gamma and beta, where it has them, moving_mean and moving_variance,
 and with renorm moving_stddev, renorm_mean and renorm_stddev; all of (C,). The layer's own name is the attribute `name`
-of vars, which tf_keras' files of this kind do not have. The path is made of classes and numbers, as
+of vars, which tf_keras and early versions of Keras 3 do not write. The path is made of classes and numbers, as
 layers/functional/layers/batch_normalization_1, or of the attributes by which a model of one's own holds its layers.
 bfloat16 is two opaque bytes, with the attribute dtype="bfloat16".
 
@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     import h5py
 
 INDEX, ARCHIVE = ".weights.json", ".keras"
-WEIGHTS, CONFIG = "model.weights.h5", "config.json"
+WEIGHTS, CONFIG, METADATA = "model.weights.h5", "config.json", "metadata.json"
 _CLASS = re.compile(r"(sync_)?batch_normalization(_v[12])?(_\d+)?")
 _RENORM = ("stddev", "renorm_mean", "renorm_stddev")
 _NOT_LAYERS = ("optimizer", "metrics", "_optimizer", "_metrics", "loss_tracker")
 _MOST_SHARDS = 4096
+_ZIP = b"PK\x03\x04"
 _UNPACKED_TIMES, _UNPACKED_LEAST = 64, 1 << 26  # bytes that weights in an archive may unpack to
+_CONFIG_TIMES, _CONFIG_LEAST = 4, 1 << 22  # the same of the configuration
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ class _Vars:
 
 
 def claims(path: Path, head: bytes) -> bool:
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(_ZIP):
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
@@ -122,12 +124,12 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[File], Config | None]]:
-    """The files of HDF5 that a model lies in, and its configuration."""
+    """The files of HDF5 that a model lies in, and its configuration, where they have one."""
     with contextlib.ExitStack() as stack:
         if path.name.lower().endswith(INDEX):
             shards = [path.with_name(shard) for shard in _shards(path)]
             yield [stack.enter_context(hdf.opened(shard)) for shard in shards], None
-        elif zipfile.is_zipfile(path):
+        elif _is_archive(path):
             with _told(path):
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 config = _config(path, archive)
@@ -135,6 +137,11 @@ def _opened(path: Path) -> Iterator[tuple[list[File], Config | None]]:
             yield [stack.enter_context(file)], config
         else:
             yield [stack.enter_context(hdf.opened(path))], None
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
 
 
 @contextlib.contextmanager
@@ -149,15 +156,27 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _config(path: Path, archive: zipfile.ZipFile) -> Config:
+    most = min(_CONFIG_TIMES * path.stat().st_size + _CONFIG_LEAST, MOST_TEXT)  # Keras does not pack it
     with archive.open(CONFIG) as file:
-        content = file.read(MOST_TEXT + 1)
-    if len(content) > MOST_TEXT:
-        raise WeightsError(f"{path}: its {CONFIG} is longer than {MOST_TEXT:,} bytes")
-    return kerasconfig.read(content.decode(), str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise WeightsError(f"{path}: its {CONFIG} unpacks to more than {most:,} bytes")
+    version = None
+    if METADATA in archive.namelist():
+        with archive.open(METADATA) as file:
+            version = _version(file.read(_CONFIG_LEAST))
+    return kerasconfig.read(content.decode(), str(path), version)
+
+
+def _version(metadata: bytes) -> str | None:
+    """Of Keras, where it is said."""
+    told = json.loads(metadata.decode())
+    version = told.get("keras_version") if isinstance(told, dict) else None
+    return version if isinstance(version, str) else None
 
 
 def _member(path: Path, archive: zipfile.ZipFile) -> File:
-    """The weights in an archive, which are unpacked, to no more than a bound."""
+    """The weights in an archive, unpacked to no more than a bound: its checksum lies over all of them."""
     return File(io.BytesIO(_unpacked(path, archive, WEIGHTS)), f"{path}: {WEIGHTS}")
 
 
@@ -224,8 +243,16 @@ def _stored(source: str, files: Sequence[File], config: Config | None) -> tuple[
             text = "it is taken for a batch normalization, as it has four arrays of one shape; nothing says what it is"
             notes.append(Note(name, text))
         given: dict[str, Any] = {} if said is None else {"epsilon": said.epsilon, "factor": said.factor}
-        convention = "tf_keras" if one.name is None else "keras"
+        version = None if config is None else config.version
+        older = one.name is None if version is None else version.startswith("2.")
+        convention = "tf_keras" if older else "keras"
         found.append(Stored(Layer(name, **arrays, **given, convention=convention), taken, others))
+    if config is None and any(one.name is None for one in there):
+        text = (
+            "layers without names are called after their paths, and taken for tf_keras' own; Keras 3.0 and some after "
+            "it write such files, too"
+        )
+        notes.append(Note("", text))
     return found, notes
 
 
@@ -408,6 +435,7 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
         pairs, more = hdf.paired(layers, there, into)
         pairs += renorm_pairs(layers, there, into)
         notes = [*kept_notes(notes), *more, *number_notes(layers, there, into)]
+        notes += [] if config is not None else _order_notes(layers, there, into)
         made = {}
         for file in files:
             content = _whole(file)
@@ -420,6 +448,17 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
     if name.lower().endswith(ARCHIVE):
         weights = _archived(into, weights)
     return Written({name: weights}, tuple(notes))
+
+
+def _order_notes(layers: Sequence[Layer], there: Sequence[Stored], into: Path) -> Iterator[Note]:
+    """Where layers went in order, though the file does not say how those of several models stand to each other."""
+    around = {one.arrays["mean"].name.rsplit("/", 3)[0] for one in there}
+    if len(around) > 1 and not {layer.name for layer in layers} <= {one.layer.name for one in there}:
+        text = (
+            f"layers went in the order of their paths: {into.name} has them in {len(around)} groups, and does not "
+            f"say in which order the network does; a .keras file does, and names do without"
+        )
+        yield Note("", text)
 
 
 def _whole(file: File) -> bytes:

@@ -36,15 +36,16 @@ class Said:
 class Config:
     """The batch normalizations of a model by the path of their groups, and how often each name is there.
 
-    others: names of layers that are none.
+    others: names of layers that are none. version: of Keras, where it is known.
     """
 
     by_path: dict[str, Said]
     by_name: dict[str, list[Said]]
     others: frozenset[str]
+    version: str | None = None
 
 
-def read(text: str, source: str) -> Config:
+def read(text: str, source: str, version: str | None = None) -> Config:
     """WeightsError: it is no JSON."""
     try:
         told = json.loads(text)
@@ -71,7 +72,7 @@ def read(text: str, source: str) -> Config:
                 waiting += reversed(_listed(f"{path}{key}/", value))
             elif isinstance(value, dict) and "class_name" in value and isinstance(value.get("config"), dict):
                 waiting.append((f"{path}{key}/", value))
-    return Config(by_path, by_name, frozenset(others - by_name.keys()))
+    return Config(by_path, by_name, frozenset(others - by_name.keys()), version)
 
 
 def _listed(path: str, layers: list[Any]) -> list[tuple[str, Any]]:

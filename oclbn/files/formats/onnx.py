@@ -216,11 +216,13 @@ def _name(places: Sequence[_Place]) -> None:
             break
         for i in clash:
             rank[i] += 1
-    taken: set[str] = set()
+    number: Counter[str] = Counter()
+    taken = {name for name, several in count.items() if several == 1}
     for place, name in zip(places, chosen, strict=True):
-        one, number = name, 2
-        while one in taken:
-            one, number = f"{name}#{number}", number + 1
+        one = name
+        while count[name] > 1 and one in taken:
+            number[name] += 1
+            one = f"{name}#{number[name] + 1}"
         taken.add(one)
         place.layer = replace(place.layer, name=one)
 

@@ -16,6 +16,7 @@ from oclbn.files.hdf5.source import UNDEFINED, Body, Source
 
 ROOM = 1 << 24  # bytes that a piece of a stored array may have, however small the array
 _MOST_PIECES = 1 << 20
+_TIMES = 16  # what all pieces together may have, times the array's bytes: they reach beyond its edges
 _DEFLATE, _SHUFFLE, _FLETCHER, _LZF = 1, 2, 3, 32000
 _NAMES = {4: "szip", 5: "nbit", 6: "scale-offset", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd"}
 
@@ -144,7 +145,8 @@ def _gather(
         raise source.wrong(f"{what} of shape {shape} is in pieces of shape {piece}")
     size = math.prod(piece) * itemsize
     counts = [-(-extent // part) for extent, part in zip(shape, piece, strict=True)]
-    if size > max(len(made), ROOM) or math.prod(counts) > _MOST_PIECES:
+    total = math.prod(counts) * size
+    if size > max(len(made), ROOM) or total > max(_TIMES * len(made), ROOM) or math.prod(counts) > _MOST_PIECES:
         raise WeightsError(f"{source.label}: {what} unpacks to more than its {len(made):,} bytes: pieces have {size:,}")
     seen = set[tuple[int, ...]]()
     for place, address, stored, mask in _pieces(source, layout, bool(filters), counts, size, what):
@@ -155,6 +157,7 @@ def _gather(
             continue
         if stored > 2 * size + 64:
             raise WeightsError(f"{source.label}: {what} unpacks to more than its {len(made):,} bytes")
+        source.unpack(size, what)
         content = source.elements(address, stored, what)
         for index, one in reversed(list(enumerate(filters))):
             if not mask >> index & 1:

@@ -94,6 +94,7 @@ class _Heap:
         if kind:
             raise WeightsError(f"{self.source.label}: {_HEAP} has objects too large for it, which is not read here")
         offset, length = body.number(self.offset_width), body.number(self.length_width)
+        self.source.describe(length)  # objects may lie over each other
         start, block = self._block(offset)
         if offset - start + length > len(block):
             raise self.source.wrong(f"an object of {_HEAP} is cut off")

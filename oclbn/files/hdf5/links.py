@@ -112,6 +112,7 @@ def leaves(source: Source, address: int, kind: int, width: int) -> Iterator[tupl
 
 
 def text(source: Source, content: bytes) -> str:
+    source.describe(len(content))  # in a heap one name may be the end of another
     try:
         return content.decode()
     except UnicodeDecodeError:

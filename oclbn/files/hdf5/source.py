@@ -26,10 +26,14 @@ class Source:
 
     def take(self, address: int, count: int, what: str) -> bytes:
         """So many bytes of a description. WeightsError: they are not there, or it leads in circles."""
+        self.describe(count)
+        return self.elements(address, count, what)
+
+    def describe(self, count: int) -> None:
+        """Count bytes of descriptions that are looked at. WeightsError: they are far more than the file has."""
         self._left -= max(count, _VISIT)
         if self._left < 0:
-            raise self.wrong("its descriptions are longer than the file, so that they lead in circles")
-        return self.elements(address, count, what)
+            raise self.wrong("its descriptions are far longer than the file, and so lead in circles, or overlap")
 
     def elements(self, address: int, count: int, what: str) -> bytes:
         """So many bytes of elements."""

@@ -47,7 +47,8 @@ class Kind:
         return self.code.endswith("bfloat16")
 
 
-def kind_of(source: Source, content: bytes) -> Kind:
+def kind_of(source: Source, content: bytes, *, within: bool = False) -> Kind:
+    """within: it is what names of numbers are made of."""
     body = Body(source, content, "a type")
     first, bits, size = body.number(1), body.number(3), body.number(4)
     found = first & 15
@@ -70,7 +71,9 @@ def kind_of(source: Source, content: bytes) -> Kind:
         tag = body.take(min(bits & 255, len(body))).rstrip(b"\0")
         code = "<bfloat16" if size == 2 and tag in _BFLOAT16_TAGS else ""
     elif found == 8:
-        return kind_of(source, body.take(len(body)))
+        if within:
+            raise source.wrong("a type is made of itself")
+        return kind_of(source, body.take(len(body)), within=True)
     elif found == 9:
         return Kind("", size, told, is_text=bits & 15 == 1, is_list=True)
     return Kind(code, size, (code.lstrip("<>") if code.endswith("16") else str(np.dtype(code))) if code else told)
