@@ -201,8 +201,7 @@ def test_averages_go_on_in_caffe(tmp_path: Path) -> None:
     number, report = weight(cumulative=True, batches=3)
     assert number in (3, 4)
     assert any("3 batches count as" in str(note) for note in report.notes) == (number == 4)
-    for factor in (0.0, 2.0):
-        assert any(note.lost and "cannot say" in note.text for note in weight(factor=factor)[1].notes)
+    assert any(note.lost and "cannot say" in note.text for note in weight(factor=0.0)[1].notes)
     for epsilon in (-1.0, float("nan"), 1e39):
         with pytest.raises(WeightsError, match="epsilon"):
             weight(epsilon=epsilon)

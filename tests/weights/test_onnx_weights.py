@@ -456,7 +456,7 @@ def _varint(number: int) -> bytes:
 
 
 def test_constants_that_many_read_are_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer takes a hundred bytes of a file, and a constant of any size: by name, or by its place beside the model."""
+    """A layer takes a hundred bytes of a file, its constants any size: by name, or by a place beside the model."""
     monkeypatch.setattr(onnxgraph, "_LEAST_ROOM", 0)
     large = {name: np.ones(1000, "f4") for name in NAMES}
     nodes = [node(f"x{index}", f"y{index}", epsilon=0.25 + index) for index in range(100)]

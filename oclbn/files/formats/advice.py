@@ -32,8 +32,10 @@ _BEGINNINGS = (
     ),
     (
         b"\x89HDF\r\n\x1a\n",
-        "it is an HDF5 file that is damaged, or of no layout that is read here (keras, keras2, nnabla, puzzlelib); with a "
-        "format named, the error says what it lacks",
+        (
+            "it is an HDF5 file that is damaged, or of none of the layouts keras, keras2, nnabla, puzzlelib; with "
+            "format= it is told what lacks"
+        ),
     ),
     (b"\x1f\x8b", "it is packed with gzip: unpack it"),
     (b"BZh", "it is packed with bzip2: unpack it"),
