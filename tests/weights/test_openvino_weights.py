@@ -99,6 +99,18 @@ def test_names_and_types_that_are_written(tmp_path: Path) -> None:
         weights.write(tmp_path / "b.bin", [layer()], format="openvino")
 
 
+def test_halves_that_were_clamped_are_told(tmp_path: Path) -> None:
+    """As save_model leaves them: behind a Convert, which this layer's are as its bias is float32."""
+    mean, var = np.array([1, 65504, -65504], np.float16), np.array([0, 1, 2], np.float16)
+    weights.write(tmp_path / "a.xml", [layer("a", 3, mean=mean, var=var)])
+    assert [str(note) for note in weights.read(tmp_path / "a.xml").notes] == [
+        "a: mean has 2 of 65,504, the largest half, which save_model makes of all above",
+        "a: var has 1 of 0, which save_model makes of all below 3e-8",
+    ]
+    weights.write(tmp_path / "b.xml", [layer("a", 3, "float16", mean=mean, var=var)])
+    assert not weights.read(tmp_path / "b.xml").notes, "a network of halves has them itself"
+
+
 def test_training_is_told_to_be_lost(tmp_path: Path) -> None:
     report = weights.write(tmp_path / "a.xml", [layer(factor=0.25)])
     assert "0.25" in report.notes[0].text

@@ -39,6 +39,7 @@ _BATCH_NORM, _CONST, _CONVERT = "BatchNormInference", "Const", "Convert"
 _DEEPEST, _CONVERTS = 200, 16
 _ATTRIBUTE = re.compile(rb"""([^\s=<>/"']+)\s*=\s*("[^"]*"|'[^']*')""")
 _NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_LARGEST_HALF = 65504
 _ALIGN = 64  # bytes, of constants that are added
 
 
@@ -177,6 +178,8 @@ def read(path: Path) -> Content:
     found, notes = _found(_Network(path))
     binary = _binary(path)
     layers = [_layer(path, binary, one) for one in found]
+    for one, layer in zip(found, layers, strict=True):
+        notes += _clamped(one, layer)
     if not layers and not notes:
         text = (
             "it has no BatchNormInference: convert_model folds those of a network into other layers, while "
@@ -184,6 +187,20 @@ def read(path: Path) -> Content:
         )
         notes = [Note("", text)]
     return Content("openvino", str(path), tuple(layers), tuple(notes))
+
+
+def _clamped(one: _Found, layer: Layer) -> Iterator[Note]:
+    """Notes of halves that save_model has made of what no half can hold, as it looks."""
+    for role, array in layer.arrays.items():
+        if one.constants[role].code == "f16" and one.constants[role].wanted != "f16":
+            largest, zeros = int((np.abs(array) == _LARGEST_HALF).sum()), int((array == 0).sum())
+            if largest:
+                text = (
+                    f"{role} has {largest} of {_LARGEST_HALF:,}, the largest half, which save_model makes of all above"
+                )
+                yield Note(layer.name, text)
+            if role == "var" and zeros:
+                yield Note(layer.name, f"var has {zeros} of 0, which save_model makes of all below 3e-8")
 
 
 def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
