@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import LONG
+from fuzzed_files import DAMAGES
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from oclbn.errors import WeightsError
-from oclbn.files.hdf5 import Dataset, File
+from oclbn.files.hdf5 import Dataset, File, elements, fractal, headers
 from oclbn.files.hdf5.checksums import fletcher32, lookup3
 from oclbn.files.hdf5.types import kind_of
 
@@ -312,3 +315,57 @@ def test_one_array_by_many_names_is_no_bomb() -> None:
 
     with opened(image(fill)) as file, pytest.raises(WeightsError, match="unpacks to far more than"):
         taken(file, *file)
+
+
+def damaged(images: list[bytes], seed: int) -> bytes:
+    rng = random.Random(seed)
+    made = bytearray(rng.choice(images))
+    for _ in range(rng.choice((1, 1, 2, 4, 8))):
+        if len(made) > 16:
+            rng.choice(DAMAGES)(rng, made)
+    return bytes(made)
+
+
+def everything(file: File) -> None:
+    """All that can be asked of a file."""
+    for group in file.walk():
+        for attribute in group.attributes.values():
+            if attribute.kind.is_text:
+                attribute.texts()
+        for name in group:
+            if isinstance(one := group.get(name), Dataset):
+                one.array()
+
+
+def test_damage_whose_checksums_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who means harm computes them anew: what lies below them stands by itself."""
+    for module in (headers, fractal, elements):
+        monkeypatch.setattr(module, "check_sum", lambda source, content, what: None)
+    monkeypatch.setattr(fractal._Heap, "_kept", lambda heap, address, size: heap.source.take(address, size, "a heap"))
+
+    def fill(file: h5py.File, names: int) -> None:
+        group = file.create_group("group", track_order=True)
+        for number in range(names):
+            group.create_group(f"some name {number}")
+        for number in range(12):
+            group.attrs[f"about {number}"] = "text " * 30
+        values = np.random.default_rng(0).normal(size=(6, 7))
+        for number, packing in enumerate(PACKINGS):
+            options = packing | ({"chunks": (2, 3)} if "chunks" in packing else {})
+            file.create_dataset(str(number), data=values, **options)
+
+    images = [image(lambda file: fill(file, 5)), image(lambda file: fill(file, 3), "v110")]
+    images += [image(lambda file: fill(file, 30), "v110"), image(lambda file: fill(file, 200), "latest")]
+    read, unnamed, count = 0, 0, 20_000 if LONG else 400
+    for whole in images:
+        with opened(whole) as file:
+            everything(file)
+    for seed in range(count):
+        try:
+            with opened(damaged(images, seed)) as file:
+                everything(file)
+            read += 1
+        except WeightsError as error:
+            unnamed += LABEL not in str(error)
+    assert not unnamed
+    assert 0 < read < count // 2

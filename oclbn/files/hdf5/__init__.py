@@ -19,7 +19,7 @@ import numpy as np
 from oclbn.elements import bfloat16
 from oclbn.errors import WeightsError
 from oclbn.files.hdf5 import headers
-from oclbn.files.hdf5.elements import Layout, elements, filters_of, layout_of
+from oclbn.files.hdf5.elements import Layout, content_of, filters_of, layout_of
 from oclbn.files.hdf5.fractal import objects
 from oclbn.files.hdf5.headers import Message, messages, root_of
 from oclbn.files.hdf5.links import Links, links_of
@@ -171,7 +171,7 @@ class Dataset(Node):
             return content
         packed = self._only(headers.FILTERS)
         filters = [] if packed is None else filters_of(self.source, packed.body)
-        return elements(self.source, layout, filters, shape, itemsize, self._fill(), self.name)
+        return content_of(self.source, layout, filters, shape, itemsize, self._fill(), self.name)
 
     def _fill(self) -> bytes:
         """What elements are that were never written; nothing for zeros."""

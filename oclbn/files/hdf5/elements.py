@@ -105,7 +105,7 @@ def filters_of(source: Source, content: bytes) -> list[Filter]:
     return found
 
 
-def elements(
+def content_of(
     source: Source,
     layout: Layout,
     filters: Sequence[Filter],
