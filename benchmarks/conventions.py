@@ -91,7 +91,7 @@ def main() -> None:
     momenta = [None] if kind.momentum is None else [None, kind.momentum]
     runs = [run(kind, momentum, data) for momentum in momenta]
     probes = {name: probe(kind, name) for name in kind.probes}
-    versions = {package: version(package) for package in kind.packages}
+    versions = {**kind.versions, **{package: version(package) for package in kind.packages}}
     text = json.dumps(
         {
             "framework": asked.framework,

@@ -10,6 +10,7 @@ Python 3.8 and NumPy 1.23 do: old frameworks want them.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ def given(**options):
 
 class Layer:
     packages: tuple[str, ...] = ()
+    versions: dict[str, str] = {}  # noqa: RUF012 - of what is no package
     probes = ALL
     momentum = 0.75  # the other one than the default
 
@@ -522,6 +524,48 @@ class Mnn(Layer):
         return mean, var
 
 
+class Darknet(Layer):
+    """Of OCLBN_DARKNET, a library that conventions_darknet.c is made to. Epsilon and momentum are in its code."""
+
+    versions = {"pjreddie/darknet": "f6afaab"}  # noqa: RUF012
+    probes = ("one value",)
+    momentum = None
+    most = 40  # samples
+
+    def __init__(self, channels, momentum=None, epsilon=None):
+        self.library = ctypes.CDLL(os.environ["OCLBN_DARKNET"], mode=os.RTLD_LAZY)
+        self.library.made.restype = ctypes.c_void_p
+        self.layer = ctypes.c_void_p(self.library.made(self.most, channels))
+        self.channels = channels
+
+    def _pointers(self, *arrays):
+        return (array.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) for array in arrays)
+
+    def set(self, scale, bias):
+        self.library.set(self.layer, *self._pointers(scale, bias))
+
+    def _call(self, x, training):
+        x = np.ascontiguousarray(x)
+        y = np.empty_like(x)
+        self.library.run(self.layer, *self._pointers(x, y), len(x), int(training))
+        return y
+
+    def train(self, x):
+        return self._call(x, True)
+
+    def evaluate(self, x):
+        return self._call(x, False)
+
+    def statistics(self):
+        found = np.empty(self.channels, np.float32), np.empty(self.channels, np.float32)
+        self.library.statistics(self.layer, *self._pointers(*found))
+        return found
+
+
+class DarknetAlexeyAB(Darknet):
+    versions = {"AlexeyAB/darknet": "59596d7"}  # noqa: RUF012
+
+
 FRAMEWORKS = {
     "torch": Torch,
     "torch-cumulative": TorchCumulative,
@@ -544,4 +588,6 @@ FRAMEWORKS = {
     "onnx": Onnx,
     "onnxruntime": OnnxRuntime,
     "mnn": Mnn,
+    "darknet-cpu": Darknet,
+    "darknet-alexeyab": DarknetAlexeyAB,
 }

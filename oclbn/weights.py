@@ -156,6 +156,9 @@ def module(
 ) -> BatchNormND:
     """A module with a layer's values that goes on as the framework's own would, in training and in evaluation.
 
+    Where modules do not train as that framework does (`followed` of its convention is False, as of Darknet's), training
+    leaves the running statistics as they are, unless update_running=None is given.
+
     nd: number of spatial axes: 0 for (N, C), 2 for images. name: of the module; None: the layer's. options: of the
     module, instead of what the layer and its framework's convention say (epsilon, initFactor, minFactor, estimator),
     or beside that (axis, activation, dtype, ...).
@@ -190,12 +193,19 @@ def load_into(module: BatchNormND, layer: Layer) -> None:
         if key in _DEFAULT
     ):
         raise ModuleParameterError(f"{module}: it is not affine; {layer} has a scale and a bias that are not 1 and 0")
-    _fill(module, layer)
     stated = {} if layer.epsilon is None else {"epsilon": layer.epsilon}
     if layer.factor is not None or layer.cumulative:
         stated |= {key: value for key, value in _options(layer).items() if key in ("initFactor", "minFactor")}
-    for key, value in stated.items():
-        setattr(module, key, value)
+    with module.lock:
+        before = {key: getattr(module, key) for key in stated}
+        try:
+            for key, value in stated.items():
+                setattr(module, key, value)
+            _fill(module, layer)
+        except BaseException:
+            for key, value in before.items():
+                setattr(module, key, value)
+            raise
 
 
 def layer(module: BatchNormND, name: str | None = None) -> Layer:

@@ -67,7 +67,7 @@ def test_the_sdist_holds_all_that_is_needed(built: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"kernels/{name}" for name in sources()} <= names
     wanted = {"pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "oclbn/__init__.py", "oclbn/py.typed"}
-    assert wanted | {"CITATION.cff", "tests/conftest.py"} <= names
+    assert wanted | {"CITATION.cff", "tests/conftest.py", "examples/digits/kernels.cl"} <= names
     assert not {name for name in names if "__pycache__" in name or name.endswith(".pyc")}
 
 

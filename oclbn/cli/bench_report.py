@@ -305,7 +305,7 @@ def _details(report: Report, width: int) -> Grid | Stacked:
         Column("median", "ms", 6),
         Column("10 %", "ms", 6),
         Column("90 %", "ms", 6),
-        Column("bytes", "MB", 6),
+        Column("bytes", "MB", 8),
         Column("rate", "GB/s", 5),
         Column("ratio", "/copy", 6),
         Column("times", "samples", 5),

@@ -30,6 +30,29 @@ class Failure(click.ClickException):
             output.say(line, file=file)
 
 
+class Misused(Failure):
+    """A usage error as click shows it, but broken at words, and its first line in red."""
+
+    exit_code = USAGE
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(error.format_message())
+        self._context = error.ctx
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self._context is not None:
+            hint = f"Try '{self._context.command_path} {self._context.help_option_names[-1]}' for help."
+            click.echo(f"{self._context.get_usage()}\n{hint}\n", file=file, err=True)
+        super().show(file)
+
+
+def as_ours(error: click.ClickException) -> click.ClickException:
+    """An error of click's that is shown as all others are; as it is where it has its own way, as help has."""
+    if type(error).show is click.UsageError.show:
+        return Misused(error)  # type: ignore[arg-type]  # only usage errors show themselves like that
+    return Failure(error.format_message()) if type(error).show is click.ClickException.show else error
+
+
 class Interrupted(click.ClickException):
     """Ctrl-C: one line on what has become of the work, and the status that shells give to it, 128 + SIGINT."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from oclbn.cli import completing, output
-from oclbn.cli.failures import STATUSES, Failure, Interrupted, Left
+from oclbn.cli.failures import STATUSES, Failure, Interrupted, Left, as_ours
 from oclbn.cli.types import as_option
 from oclbn.errors import OclbnError
 
@@ -94,6 +94,11 @@ def _ended() -> Iterator[None]:
         raise Failure(as_option(str(error))) from error
     except KeyboardInterrupt:
         raise Interrupted from None
+    except click.ClickException as error:
+        shown = as_ours(error)
+        if shown is error:
+            raise
+        raise shown from error
     except OSError as error:
         if not output.is_ours(error):
             raise
@@ -119,8 +124,8 @@ def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 
     if as_json:
         output.print_json(versions.document())
-    for line in () if as_json else versions.lines():  # one by one: devices take their time
-        click.echo(line)
+    else:
+        versions.print_lines(output.console())
     ctx.exit()
 
 
@@ -130,19 +135,19 @@ def _note_json(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the versions of oclbn, Python, all packages that take part, platforms and drivers, for a bug report.",
+)
+@click.option(
     "--json",
     is_flag=True,
     is_eager=True,  # before --version, wherever it stands
     expose_value=False,
     callback=_note_json,
     help="With --version: print it as one JSON document.",
-)
-@click.option(
-    "--version",
-    is_flag=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Print the versions of oclbn, Python, all packages that take part, platforms and drivers, for a bug report.",
 )
 def oclbn() -> None:
     """Show what batch normalization does on an OpenCL device: whether it works, how exact and how fast it is.

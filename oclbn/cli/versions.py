@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
+from rich.console import Console
+
 from oclbn.cli import records, survey
+from oclbn.cli.grid import print_hanging
 from oclbn.cli.survey import Survey
 from oclbn.device.selection import WITHOUT_DEVICES
 
@@ -56,6 +59,12 @@ def lines() -> Iterator[str]:
     yield _listed(installed(COMMAND))
     yield f"Optional packages: {_listed(installed(OPTIONAL)) or 'none'}"
     yield from _opencl(survey.asked())
+
+
+def print_lines(console: Console) -> None:
+    """The report, a line as soon as it is known: devices take their time."""
+    for line in lines():
+        print_hanging(console, line, " " * (len(line) - len(line.lstrip()) + 2))
 
 
 def document() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from oclbn.conventions.convention import Convention, Names
-from oclbn.conventions.inference import CAFFE, COREML, DARKNET, DARKNET_CUDA, MATCONVNET, NCNN, OPENCV_DARKNET, OPENVINO
+from oclbn.conventions.inference import CAFFE, COREML, DARKNET, DARKNET_CPU, MATCONVNET, NCNN, OPENCV_DARKNET, OPENVINO
 from oclbn.conventions.training import (
     CHAINER,
     EQUINOX,
@@ -52,7 +52,7 @@ __all__ = [
     "CHAINER",
     "COREML",
     "DARKNET",
-    "DARKNET_CUDA",
+    "DARKNET_CPU",
     "EQUINOX",
     "EQUINOX_EMA",
     "FLAX",
@@ -107,7 +107,7 @@ ALL: Mapping[str, Convention] = MappingProxyType(
             OCLBN,
             CAFFE,
             DARKNET,
-            DARKNET_CUDA,
+            DARKNET_CPU,
             OPENCV_DARKNET,
             NCNN,
             OPENVINO,

@@ -149,7 +149,8 @@ class Convention:
         there = "make one with options(evaluation=True)"
         if self.first_batch in ("step", "settling"):
             what = "normalises by the sample variance" if self.normalises_by == "sample" else "averages deviations"
-            return f"{said}, which {what}; {there}, or one that trains nearly so with conventions.PYTORCH.options()"
+            near = f"conventions.PYTORCH.options({self.factor(10**6, momentum):g}, {self.epsilon:g})"
+            return f"{said}, which {what}; {there}, or one that trains nearly so with {near}"
         weights = ", ".join(f"{self.factor(n, momentum):.4g}" for n in (1, 2, 3))
         given = "" if momentum == "default" else f", {momentum!r}"
         outputs = "" if self.normalises_by == "population" else ", though its outputs in training are others then, too"

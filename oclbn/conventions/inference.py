@@ -1,4 +1,4 @@
-"""PURE: frameworks that evaluate what others trained, and those whose code was read instead of run."""
+"""PURE: frameworks that evaluate what others trained, and older ones, whose training modules do not follow."""
 
 from __future__ import annotations
 
@@ -21,8 +21,24 @@ CAFFE = Convention(
 )
 DARKNET = Convention(
     "darknet",
-    "Darknet, processor",
-    "source of pjreddie/darknet f6afaab",
+    "Darknet",
+    "AlexeyAB/darknet 59596d7, and the source of pjreddie/darknet f6afaab for CUDA",
+    Names("scales", "biases", "rolling_mean", "rolling_variance"),
+    epsilon=1e-5,
+    momentum=0.99,
+    momentum_of="old",
+    estimator="sample",
+    initial_variance=0.0,
+    zero_epsilon=None,
+    one_value="nan",
+    normalises_by="sample",
+    notes="Epsilon and momentum are constants of the code; AlexeyAB's has a momentum of 0.9 on the processor. With "
+    "cuDNN a batch is normalised by its population variance. Files hold biases, scales, means, variances.",
+)
+DARKNET_CPU = Convention(
+    "darknet_cpu",
+    "Darknet, pjreddie's for processors",
+    "pjreddie/darknet f6afaab",
     Names("scales", "biases", "rolling_mean", "rolling_variance"),
     epsilon=1e-6,
     momentum=0.99,
@@ -33,24 +49,7 @@ DARKNET = Convention(
     zero_epsilon=None,
     one_value="nan",
     normalises_by="sample",
-    notes="Epsilon and momentum are constants of the code. Its code for CUDA, and where it merges layers, have 1e-5 in "
-    "the variance: DARKNET_CUDA. Files hold biases first.",
-)
-DARKNET_CUDA = Convention(
-    "darknet_cuda",
-    "Darknet, CUDA; AlexeyAB's",
-    "source of pjreddie/darknet f6afaab and AlexeyAB/darknet 59596d7",
-    Names("scales", "biases", "rolling_mean", "rolling_variance"),
-    epsilon=1e-5,
-    momentum=0.99,
-    momentum_of="old",
-    estimator="sample",
-    initial_variance=0.0,
-    zero_epsilon=None,
-    one_value="nan",
-    normalises_by="sample",
-    notes="AlexeyAB's has a momentum of 0.9 on the processor. With cuDNN a batch is normalised by its population "
-    "variance.",
+    notes="Where the same program merges layers it takes DARKNET's epsilon.",
 )
 OPENCV_DARKNET = Convention(
     "opencv_darknet",

@@ -39,7 +39,7 @@ KERAS = Convention(
 TF_KERAS = Convention(
     "tf_keras",
     "tf_keras",
-    "tf_keras 2.21.0 with tensorflow 2.21.0, two axes",
+    "tf_keras 2.21.0 with tensorflow 2.21.0, (N, C)",
     _GAMMA,
     epsilon=1e-3,
     momentum=0.99,
@@ -47,12 +47,12 @@ TF_KERAS = Convention(
     estimator="population",
     empty_batch="nan",
     axis=-1,
-    notes="Of images, which have four axes, it is TENSORFLOW_FUSED.",
+    notes="Of data with two or three axes, and with fused=False. Otherwise it is TENSORFLOW_FUSED.",
 )
 TENSORFLOW_FUSED = Convention(
     "tensorflow_fused",
     "tf_keras, fused",
-    "tf_keras 2.21.0 with tensorflow 2.21.0, four axes",
+    "tf_keras 2.21.0 with tensorflow 2.21.0, (N, H, W, C)",
     _GAMMA,
     epsilon=1e-3,
     momentum=0.99,
@@ -60,7 +60,7 @@ TENSORFLOW_FUSED = Convention(
     estimator="sample",
     empty_batch="nan",
     axis=-1,
-    notes="TensorFlow's fused kernel. One value per channel moves the variance towards 0.",
+    notes="What tf_keras does to images and volumes, of four and five axes.",
 )
 ONNX = Convention(
     "onnx",
@@ -138,8 +138,8 @@ EQUINOX = Convention(
     estimator="population",
     empty_batch="nan",
     evaluates="divided",
-    notes="Evaluation divides mean and variance by 1 - momentum**batches, though the variance starts from 1: after one "
-    "batch a variance of 1 is taken for 100.",
+    notes="Evaluation divides mean and variance by 1 - momentum^n, n batches in, though the variance starts from 1: "
+    "after one batch a variance of 1 is taken for 100.",
 )
 EQUINOX_EMA = Convention(
     "equinox_ema",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -34,31 +35,37 @@ def without_devices() -> tuple[str, ...]:
 def _survey() -> tuple[tuple[DeviceInfo, ...], list[str]]:
     """The devices, and a line for each platform or device that is none."""
     forks.note_use()
-    try:
-        with pinned_threads():
+    with pinned_threads():  # the loader starts a runtime when it lists platforms, or lets devices do that
+        try:
             platforms = cl.get_platforms()
-    except cl.Error as error:
-        if error.code != cl.status_code.PLATFORM_NOT_FOUND_KHR:
-            return (), [f"OpenCL's loader fails: {error}"]
-        return (), [line for line in (advice.for_no_platform(os.environ),) if line]
+        except cl.Error as error:
+            if error.code != cl.status_code.PLATFORM_NOT_FOUND_KHR:
+                return (), [f"OpenCL's loader fails: {error}"]
+            return (), [line for line in (advice.for_no_platform(os.environ),) if line]
+        handles = [_handles(platform) for platform in platforms]
     found: list[DeviceInfo] = []
     lacking: list[str] = []
-    for platform_index, platform in enumerate(platforms):
+    for platform_index, (platform, (listed, said)) in enumerate(zip(platforms, handles, strict=True)):
         name = version = ""
-        try:
+        with contextlib.suppress(cl.Error):  # of one that cannot be described, which must not keep others from use
             name, version = _one_line(platform.name), _one_line(platform.version)
-            handles, said = platform.get_devices(), "lists no device"
-        except cl.Error as error:  # must not keep the others from being used
-            handles, said = [], f"cannot list its devices: {error}"
         named = f"{name or f'platform {platform_index}'} ({version.partition(',')[0] or 'of no version'})"
-        if not handles:
+        if not listed:
             lacking.append(": ".join(filter(None, (f"{named} {said}", advice.for_platform(name, version, os.environ)))))
-        for index, handle in enumerate(handles):
+        for index, handle in enumerate(listed):
             try:
                 found.append(_info(platform_index, index, handle))
             except cl.Error as error:
                 lacking.append(f"device {platform_index}:{index} of {named} cannot be described: {error}")
     return tuple(found), lacking
+
+
+def _handles(platform: cl.Platform) -> tuple[list[cl.Device], str]:
+    """A platform's devices, and what to say where there are none."""
+    try:
+        return platform.get_devices(), "lists no device"
+    except cl.Error as error:  # must not keep the other platforms from being used
+        return [], f"cannot list its devices: {error}"
 
 
 def select(spec: str | cl.Device | DeviceInfo | None = None) -> DeviceInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
 from pathlib import Path
 
@@ -92,20 +91,3 @@ def _are_numbers(line: str, between: str | None) -> bool:
         return bool([float(part) for part in line.split("#")[0].split(between)])
     except ValueError:
         return False
-
-
-UNPICKLING = (
-    "it holds pickled Python objects, as torch.save writes them, which are never loaded here. Where you trust it: "
-    'python -c "import torch, safetensors.torch as s; '
-    "d = torch.load({path!r}, map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
-    "s.save_file({{k: v.clone().contiguous() for k, v in d.items() if hasattr(v, 'numel')}}, {target!r})\""
-)
-
-
-def is_torch_pickle(path: Path, head: bytes) -> bool:
-    """Whether it is what torch.save writes: a zip archive with a data.pkl, or of old a pickle with PyTorch's number."""
-    if head.startswith(b"PK\x03\x04"):
-        with contextlib.suppress(zipfile.BadZipFile, NotImplementedError, OSError), zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-        return False
-    return head.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")

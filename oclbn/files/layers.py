@@ -7,6 +7,7 @@ elements of the file, bit by bit.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +49,9 @@ class Layer:
     convention: str = "pytorch"
 
     def __post_init__(self) -> None:
-        """WeightsError unless the arrays are vectors of C numbers each, and mean and var are there both or neither."""
+        """WeightsError unless the arrays are vectors of C numbers each, mean and var are both there or neither, and
+        numbers are such as a layer may have.
+        """
         shapes = {name: array.shape for name, array in self.arrays.items()}
         if not shapes:
             raise WeightsError(f"{self}: it has no scale, no bias and no running statistics")
@@ -58,6 +61,15 @@ class Layer:
         for name, array in self.arrays.items():
             if kind(array.dtype) is None:
                 raise WeightsError(f"{self}: {name} holds {array.dtype}; {WANTED} is wanted")
+        limits = {
+            "epsilon": (self.epsilon, math.inf),
+            "factor": (self.factor, 1.0),
+            "batches": (self.batches, math.inf),
+        }
+        for name, (number, most) in limits.items():
+            if number is not None and not (0 <= number <= most and math.isfinite(number)):
+                wanted = "0 to 1" if name == "factor" else "0 on"
+                raise WeightsError(f"{self}: {name} is {number}; a finite number from {wanted} is wanted")
         if (self.mean is None) != (self.var is None):
             lacking = "mean" if self.mean is None else "var"
             raise WeightsError(f"{self}: it has no {lacking}; running statistics are a mean and a variance")

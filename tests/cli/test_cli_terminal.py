@@ -102,6 +102,21 @@ def test_lines_fit_the_terminal(spec: str, source: str, name: str, columns: int)
     assert [line for line in shown if len(line.rstrip()) > columns and os.sep not in line] == []
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        pytest.param(["demo", "--axis", "3"], "it needs --input: the digits have their channels on axis 1", id="usage"),
+        pytest.param(["--version"], "Optional packages: ", id="version"),
+        pytest.param(["devices", "--device", "no such device"], "by its index P:D or by a part of its", id="ours"),
+    ],
+)
+def test_what_is_long_is_broken_at_words(given: list[str], says: str) -> None:
+    _, written = on_terminal([*OCLBN, *given], columns=48, environment={})
+    shown = re.sub(r"\x1b\[[\d;]*m", "", written).splitlines()
+    assert says in " ".join(" ".join(shown).split())
+    assert [line for line in shown if len(line) > 48 and " " in line.strip()] == []
+
+
 # ---- the Tab key
 
 SHELLS = {

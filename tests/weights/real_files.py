@@ -1,12 +1,14 @@
 """Files that frameworks have written, and what these compute from them: real/NAME.json.
 
 Each holds {"made by": packages and versions, "files": {NAME: base64 of zlib}, "layers": {NAME: {"epsilon": number,
-"x": (N, C), "y": the framework's own evaluation of x}}}; the first of files is the one to read.
+"x": (N, C), "y": the framework's own evaluation of x}}}; the first of files is the one to read. Where nothing evaluates
+them there are "arrays": {NAME: {ROLE: numbers}} instead of layers.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import zlib
 from pathlib import Path
@@ -41,6 +43,24 @@ def real(name: str, folder: Path) -> dict[str, Any]:
     """What is kept under a name, after its files were laid into a folder."""
     unpacked(name, folder)
     return described(name)
+
+
+def content(name: str) -> bytes:
+    """A file that is kept whole, as real/NAME.gz."""
+    return gzip.decompress((FOLDER / f"{name}.gz").read_bytes())
+
+
+def copied(name: str, folder: Path) -> Path:
+    """The same in a folder of the test's."""
+    path = folder / name
+    path.write_bytes(content(name))
+    return path
+
+
+def outputs(name: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Beside it, real/NAME.npz: by the layer's name (2, N, C), x and the framework's own evaluation of it."""
+    with np.load(FOLDER / f"{name}.npz") as arrays:
+        return dict(arrays)
 
 
 def evaluated(layer: Layer, x: Any, epsilon: float = 1e-5) -> np.ndarray[Any, Any]:

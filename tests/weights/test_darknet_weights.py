@@ -47,6 +47,15 @@ def test_what_opencv_computes_is_what_is_read(tmp_path: Path) -> None:
     assert {one.epsilon for one in content.layers} == {None}
 
 
+@pytest.mark.parametrize("name", ["darknet_pjreddie", "darknet_alexeyab"])
+def test_what_darknet_has_saved_is_read(name: str, tmp_path: Path) -> None:
+    """Every kind of layer with batch normalization that the two forks have, each with numbers of its own."""
+    content = weights.read(real_files.unpacked(name, tmp_path))
+    found = {layer: {role: array.tolist() for role, array in one.arrays.items()} for layer, one in content.items()}
+    assert found == real_files.described(name)["arrays"]
+    assert len(found) > 20
+
+
 def test_a_copy_of_a_network_differs_in_the_values_alone(tmp_path: Path) -> None:
     path, target = real_files.unpacked("darknet_opencv", tmp_path), tmp_path / "new.weights"
     content = weights.read(path)
@@ -158,6 +167,14 @@ def test_forks_and_versions_are_told_apart_by_the_size(tmp_path: Path) -> None:
         assert last(files(tmp_path, NET + CONV, MARKED, 6, header=header)) == MARKED.reshape(4, 2).tolist()
 
 
+def test_recurrent_layers_of_pjreddie(tmp_path: Path) -> None:
+    """Other names of options, and in [rnn] as many hidden units as outputs: told by the size."""
+    text = f"{NET}[crnn]\nhidden_filters=2\noutput_filters=4\nhidden=9\n{CONV}"
+    assert last(files(tmp_path, text, 2 + 54 + 2 + 36 + 4 + 72, MARKED, 8)) == MARKED.reshape(4, 2).tolist()
+    text = f"{NET}[rnn]\nhidden=9\noutput=4\n{CONV}"
+    assert last(files(tmp_path, text, 4 + 72 * 4 + 4 + 16 + 4 + 16, MARKED, 8)) == MARKED.reshape(4, 2).tolist()
+
+
 def test_weights_of_the_first_layers(tmp_path: Path) -> None:
     """As backbones are handed on: they end with a layer, and what is behind that has no values."""
     content = weights.read(files(tmp_path, NET + CONV + CONV, MARKED, 6))
@@ -181,6 +198,9 @@ def test_what_is_not_known(tmp_path: Path) -> None:
     content = weights.read(files(tmp_path, f"{NET}{CONV}[mine]\n", MARKED, 60))
     assert list(content) == ["0.convolutional"]
     assert "not known" in str(content.notes[0])
+    smooth = "[convolutional]\nfilters=3\nstride=2\nantialiasing=1\n[route]\nlayers=-1\n"
+    with pytest.raises(WeightsError, match="makes of them what is not known"):
+        weights.read(files(tmp_path, f"{NET}{smooth}[connected]\n{CONV}", 99))
     dense = "[connected]\noutput=2\nbatch_normalize=1\n"
     with pytest.raises(WeightsError, match="does not state width and height"):
         weights.read(files(tmp_path, f"[net]\nchannels=3\n[dropout]\n{dense}", 99))
@@ -205,6 +225,7 @@ def test_what_is_not_known(tmp_path: Path) -> None:
         pytest.param(NET + "[upsample]\nstride=0\n" + CONV, "stride", id="a stride of 0"),
         pytest.param(NET + "[reorg]\nstride=999999999\n" * 9 + CONV, "numbers", id="numbers that grow"),
         pytest.param(NET + "[a]\n" * 100_001 + CONV, "sections", id="many sections"),
+        pytest.param(NET + "[route]\nlayers=" + "-1," * 40_000, "letters", id="a long line"),
         pytest.param("[net]\nchannels=-3\n" + CONV, "channels", id="negative channels"),
     ],
 )

@@ -85,6 +85,16 @@ def test_older_versions_of_arrays(tmp_path: Path) -> None:
     assert (one.epsilon, one.factor) == (2e-5, 0.3)
 
 
+def test_version_2_writes_npz_by_the_same_name(tmp_path: Path) -> None:
+    """Its save_parameters makes .npz archives that are called .params."""
+    with (tmp_path / "a.params").open("wb") as file:
+        np.savez(
+            file, **{f"features.0.{name}": np.ones(3) for name in ("gamma", "beta", "running_mean", "running_var")}
+        )
+    content = weights.read(tmp_path / "a.params")
+    assert (content.format, content["features.0"].convention) == ("npz", "mxnet")
+
+
 def test_only_the_values_of_a_model_change(kept: dict[str, Any], tmp_path: Path) -> None:
     before = (tmp_path / "exported-0000.params").read_bytes()
     given = [layer(name, 3, seed=seed) for seed, name in enumerate(weights.read(tmp_path / "exported-0000.params"))]

@@ -124,6 +124,7 @@ def test_a_layer_that_nobody_knows(tmp_path: Path) -> None:
         pytest.param(["BatchNorm bn 9 1 x y 0=2"], "lacks the names", id="blobs that are not there"),
         pytest.param(["BatchNorm bn one 1 x y 0=2"], "no layer", id="no counts"),
         pytest.param(["BatchNorm"], "no layer", id="half a line"),
+        pytest.param([f"Concat c 140000 1{' x' * 140_001}"], "no layer", id="a long line"),
         pytest.param(["LSTM l 1 1 x y 0=0 1=9", BN], "0 outputs", id="a division by 0"),
         pytest.param(["MultiHeadAttention l 1 1 x y 0=0 2=9", BN], "0 wide", id="another one"),
     ],

@@ -146,6 +146,20 @@ def test_initializers_that_are_inputs_as_well(tmp_path: Path) -> None:
     assert "no layer: its scale is an input of the model" in str(content.notes[0])
 
 
+def test_layers_of_an_old_model_part(tmp_path: Path) -> None:
+    """Up to IR version 3 a new initializer has to be an input, too."""
+    inputs = [info("x"), *(info(f"net.bn1.{name}", (3,)) for name in NAMES)]
+    nodes = [node("x", "h", name="one"), node("h", "y", name="two", epsilon=0.5)]
+    path, target = saved(tmp_path, model(nodes, constants(), 7, 3, inputs)), tmp_path / "new.onnx"
+    assert [*weights.read(path)] == ["one", "two"], "of which neither alone has what the constants are called after"
+    given = layer("one", 3, epsilon=1e-5, factor=0.1)
+    weights.write(target, [given], into=path)
+    onnx.checker.check_model(onnx.load(target), full_check=True)
+    after = weights.read(target)
+    assert same_bits(next(iter(after.values())).arrays["mean"], given.arrays["mean"])
+    assert agrees([*after.values()][1])
+
+
 @pytest.mark.parametrize("content", [real_onnx.TORCH_DYNAMO, real_onnx.TORCH_SCRIPT], ids=["dynamo", "script"])
 def test_networks_of_pytorch(content: bytes, tmp_path: Path) -> None:
     """Modules' names, though equal parameters are one constant there; a module that is called twice is one layer."""
@@ -295,14 +309,31 @@ def test_numbers_that_float32_does_not_hold_are_told(tmp_path: Path) -> None:
     (note,) = weights.write(path, [layer()], overwrite=True).notes
     assert not note.lost
     assert "epsilon is not known" in note.text
-    mixed = layer(dtype="float16", epsilon=1e-5, scale=np.ones(5, "f4"))
-    assert not weights.write(path, [mixed], overwrite=True).notes
-    back = weights.read(path)["net.bn1"]
-    assert [array.dtype.name for array in back.arrays.values()] == ["float32", "float32", "float16", "float16"]
     with pytest.raises(WeightsError, match="two layers have the name"):
         weights.write(path, [layer(), layer()], overwrite=True)
     with pytest.raises(WeightsError, match="no Unicode text"):
         weights.write(path, [layer("\ud800")], overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("scale", "others", "stored"),
+    [
+        ("float32", "float16", ["float32", "float32", "float16", "float16"]),
+        ("float64", "float32", ["float64"] * 4),
+        ("bfloat16", "float16", ["float32", "float32", "float16", "float16"]),
+        ("bfloat16", "float32", ["float32"] * 4),
+        ("float16", "bfloat16", ["float32"] * 4),
+    ],
+)
+def test_layers_of_mixed_types(scale: str, others: str, stored: list[str], tmp_path: Path) -> None:
+    """Scale and bias are of one type, mean and variance of one; other mixtures than float16 and float32 are of one."""
+    path = tmp_path / "new.onnx"
+    given = replace(layer(dtype=others, epsilon=1e-5, factor=0.1), scale=layer(dtype=scale).scale)
+    assert not weights.write(path, [given]).notes
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    back = weights.read(path)["net.bn1"]
+    assert [array.dtype.name for array in back.arrays.values()] == stored
+    assert all(same_bits(back.arrays[role].astype(array.dtype), array) for role, array in given.arrays.items())
 
 
 def test_weights_in_a_file_beside_the_model(tmp_path: Path) -> None:
@@ -378,7 +409,7 @@ def test_models_that_do_harm_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     names = {one.name: one for one in constants()}
     looped = node()
     looped.input[1] = "p"
-    refused(model([*circle, looped], constants()[1:]), "'[pq]' is made from itself")
+    refused(model([*circle, looped], constants()[1:]), "'[pq]' is made from itself, or leads")
     huge = TensorProto(name="net.bn1.weight", data_type=1, dims=[1 << 40, 1 << 40], raw_data=b"1234")
     refused(model([node()], [huge, *constants()[1:]]), "4 bytes; ")
     below = TensorProto(name="net.bn1.weight", data_type=1, dims=[-1, -3], raw_data=b"123456789012")
@@ -422,6 +453,39 @@ def _varint(number: int) -> bytes:
         content += bytes([number & 127 | 128])
         number >>= 7
     return content + bytes([number])
+
+
+def test_constants_that_many_read_are_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer takes a hundred bytes of a file, its constants any size: by name, or by a place beside the model."""
+    monkeypatch.setattr(onnxgraph, "_LEAST_ROOM", 0)
+    large = {name: np.ones(1000, "f4") for name in NAMES}
+    nodes = [node(f"x{index}", f"y{index}", epsilon=0.25 + index) for index in range(100)]
+    path = saved(tmp_path, model(nodes[:5], constants(values=large)))
+    first, second, *_ = weights.read(path).values()
+    assert first.mean is not None
+    first.mean[:] = 2
+    assert agrees(second, large), "layers do not share memory"
+    with pytest.raises(WeightsError, match="far more than its size"):
+        weights.read(saved(tmp_path, model(nodes, constants(values=large))))
+    (tmp_path / "beside.bin").write_bytes(np.ones(1000, "f4").tobytes())
+    made = onnx.ModelProto.FromString(external()["external.onnx"])
+    for index, one in enumerate([*made.graph.initializer]):
+        one.dims[:] = [1000]
+        one.external_data[1].value, one.external_data[2].value = "0", "4000"
+        for number in range(2, 40):
+            again = made.graph.initializer.add()
+            again.CopyFrom(one)
+            again.name = f"net.bn{number}.{NAMES[index]}"
+    made.graph.node.extend(node(f"x{number}", f"y{number}", f"net.bn{number}.") for number in range(2, 40))
+    with pytest.raises(WeightsError, match="far more than its size"):
+        weights.read(saved(tmp_path, made))
+
+
+def test_names_that_all_layers_have_are_numbered(tmp_path: Path) -> None:
+    nodes = [node("x", "y", name="y", epsilon=0.25 + index) for index in range(300)]
+    found = weights.read(saved(tmp_path, model(nodes, constants())))
+    assert [*found][:3] == ["y", "y#2", "y#3"]
+    assert len(found) == 300
 
 
 def test_other_files_of_protobuf_are_not_claimed() -> None:

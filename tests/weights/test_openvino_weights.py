@@ -49,7 +49,7 @@ def test_real_files_compute_the_same(kept: dict[str, Any], tmp_path: Path) -> No
 def test_what_is_no_layer_is_told(kept: dict[str, Any], tmp_path: Path) -> None:
     folded = weights.read(tmp_path / "folded.xml")
     assert not folded
-    assert "folded" in folded.notes[0].text
+    assert "convert_model folds" in folded.notes[0].text
     computed = weights.read(tmp_path / "computed.xml")
     assert not computed
     assert str(computed.notes[0]) == "computed: it is not read: scale is no constant, but computed by the network"

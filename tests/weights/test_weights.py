@@ -33,6 +33,10 @@ def test_a_layer_is_vectors_of_one_length() -> None:
         ({"scale": ones, "mean": ones}, "no var"),
         ({"scale": ones.astype(np.int32)}, "int32"),
         ({}, "no scale, no bias"),
+        ({"scale": ones, "epsilon": -1e-5}, "epsilon is -1e-05; a finite number from 0 on"),
+        ({"scale": ones, "epsilon": float("nan")}, "epsilon is nan"),
+        ({"scale": ones, "factor": 1.5}, "factor is 1.5; a finite number from 0 to 1"),
+        ({"scale": ones, "batches": -1}, "batches is -1"),
     ):
         with pytest.raises(WeightsError, match=told):
             Layer("x", **wrong)  # type: ignore[arg-type]

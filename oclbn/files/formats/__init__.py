@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from oclbn.errors import MissingExtraError, WeightsError
-from oclbn.files import foreign, whole
+from oclbn.files import whole
+from oclbn.files.formats import advice
 from oclbn.files.layers import Content, Layer, Written
 
 _HEAD = 4096  # bytes that formats are told by
@@ -84,12 +85,23 @@ FORMATS = (
     ),
     Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
     Format("mxnet", "MXNet's .params", (".params",), FLOATS),
-    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",)),
-    Format(
-        "matconvnet", "MatConvNet's .mat", (".mat",), ("float32", "float64"), keeps=("epsilon", "factor"), derived=True
-    ),
+    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",), ordered=False),
+    Format("matconvnet", "MatConvNet's .mat", (".mat",), DOUBLES, keeps=("epsilon", "factor"), derived=True),
+    Format("keras", "Keras 3", (".weights.h5", ".keras", ".weights.json"), FLOATS, "h5py"),
+    Format("keras2", "Keras 2, tf_keras", (".h5", ".hdf5"), ("float16", "float32", "float64"), "h5py"),
+    Format("nnabla", "NNabla's parameters", (".h5",), ("float16", "float32", "float64"), "h5py"),
+    Format("puzzlelib", "PuzzleLib, modules of oclbn", (".hdf",), FLOATS, "h5py", keeps=("batches",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
     Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
+    Format(
+        "caffe",
+        "Caffe",
+        (".caffemodel",),
+        ("float32", "float64"),
+        companions=(".prototxt",),
+        keeps=("epsilon", "factor", "cumulative"),
+        derived=True,
+    ),
     Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
     Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
 )
@@ -126,19 +138,8 @@ def of_file(path: Path) -> Format:
     for found in sorted(FORMATS, key=lambda one: not lower.endswith(one.endings)):
         if _module(found).claims(path, head):
             return found
-    raise WeightsError(f"{path}: {_advice(path, head)}")
+    raise WeightsError(f"{path}: {advice.of(path, head, [one.name for one in FORMATS])}")
 
 
 def _module(found: Format) -> Any:
     return importlib.import_module(f"{__name__}.{found.name}")
-
-
-def _advice(path: Path, head: bytes) -> str:
-    known = ", ".join(one.name for one in FORMATS)
-    if not head:
-        return "it is empty"
-    if foreign.is_torch_pickle(path, head):
-        return foreign.UNPICKLING.format(path=str(path), target=str(path.with_suffix(".safetensors")))
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "it holds pickled Python objects, which are never loaded: what has written it can write another format"
-    return f"it is of none of the formats that are read here: {known}"

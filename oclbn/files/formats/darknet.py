@@ -54,7 +54,9 @@ def claims(path: Path, head: bytes) -> bool:
     """Nothing in a file tells it: its ending, and a version that there may be."""
     if not path.name.lower().endswith(".weights") or len(head) < 16:
         return False
-    return all(0 <= number <= 2 * _TRANSPOSED for number in struct.unpack("<3i", head[:12]))
+    major, minor, revision = struct.unpack("<3I", head[:12])
+    # Those there have been are 0.1.0 to 0.2.5, and with 1000 added to a number.
+    return all(number % _TRANSPOSED < 10 and number < 2 * _TRANSPOSED for number in (major, minor)) and revision < 1000
 
 
 def read(path: Path) -> Content:
@@ -118,7 +120,7 @@ def _replaced(layers: Sequence[Layer], into: Path) -> tuple[bytes, list[Note]]:
             place = places[there.name].get(role)
             if place is not None:
                 image[place : place + array.nbytes] = array.tobytes()
-            elif role != "bias" or array.any():
+            else:
                 notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
     return bytes(image), notes
 
@@ -137,10 +139,10 @@ def _laid(path: Path) -> tuple[list[_Found], list[Note]]:
     major, minor, _ = struct.unpack("<3i", head)
     header = 20 if major * 10 + minor >= 2 else 16
     size = path.stat().st_size
-    # Forks differ: in the biases of [batchnorm], and in the header where the version is that of transposed weights.
+    # Forks differ in some layers, and in the header where the version is that of transposed weights.
     headers = (header, 36 - header) if max(major, minor) >= _TRANSPOSED else (header,)
-    both = (True, False) if any(one.kind == "batchnorm" for one in sections) else (True,)
-    tried = [_lay(companion, sections, begin, biased) for begin in headers for biased in both]
+    forks = (False, True) if any(one.kind in darknet_cfg.FORKED for one in sections) else (False,)
+    tried = [_lay(companion, sections, begin, original) for begin in headers for original in forks]
     found = next((one for one in tried if one.end == size and not one.missing), tried[0])
     if found.missing:
         if found.end > size:
@@ -157,12 +159,12 @@ def _laid(path: Path) -> tuple[list[_Found], list[Note]]:
     )
 
 
-def _lay(path: Path, sections: list[Section], begin: int, biased: bool) -> _Laid:
+def _lay(path: Path, sections: list[Section], begin: int, original: bool) -> _Laid:
     """Where everything lies in weights whose header ends there."""
     layers: list[_Found] = []
     ends: list[int] = []
     place = begin
-    known = darknet_cfg.units(sections, biased)
+    known = darknet_cfg.units(sections, original)
     while len(ends) < len(sections) - 1:
         try:
             section, units = next(known)

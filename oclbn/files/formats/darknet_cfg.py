@@ -16,7 +16,8 @@ from pathlib import Path
 from oclbn.errors import WeightsError
 from oclbn.files.formats import cursor
 
-_MOST_TEXT = 1 << 24  # bytes; the largest networks have some ten thousand
+_MOST_TEXT = 1 << 22  # bytes; the largest networks have some ten thousand
+_LONGEST_LINE = 1 << 16  # letters
 _MOST_SECTIONS = 100_000
 _MOST_DIGITS = 9
 _LARGEST = 1 << 40  # channels, width or height
@@ -111,6 +112,8 @@ def sections(path: Path) -> list[Section]:
     """All sections but the first one, [net], which is number -1 and comes first."""
     found: list[Section] = []
     for number, line in enumerate(cursor.text_of(path, _MOST_TEXT).split("\n"), 1):
+        if len(line) > _LONGEST_LINE:
+            raise WeightsError(f"{path}: line {number} has {len(line):,} letters")
         text = re.sub(r"[ \t\r]", "", line)
         if text.startswith("["):
             kind = text.strip("[]").lower()
@@ -126,8 +129,8 @@ def sections(path: Path) -> list[Section]:
     return found
 
 
-def units(found: list[Section], biased: bool = True) -> Iterator[tuple[Section, list[Unit]]]:
-    """Each layer and what it has in the weights. biased: a [batchnorm] has biases, as in AlexeyAB's fork.
+def units(found: list[Section], original: bool = False) -> Iterator[tuple[Section, list[Unit]]]:
+    """Each layer and what it has in the weights. original: in pjreddie's code, else in AlexeyAB's fork of it.
 
     Unknown: at a layer whose vectors, or whose shape, do not follow.
     """
@@ -138,12 +141,13 @@ def units(found: list[Section], biased: bool = True) -> Iterator[tuple[Section, 
         raise WeightsError(f"channels of {net} are {channels}")
     shape = Shape(channels, *sides) if channels or any(sides) else Shape(net.whole("inputs"))
     shapes: list[Shape] = []
+    layers = _LAYERS | _ORIGINAL if original else _LAYERS
     for section in found[1:]:
         if section.kind == "batchnorm":
-            roles = ("bias",) * biased + ("scale", "mean", "var")
+            roles = ("scale", "mean", "var") if original else ("bias", "scale", "mean", "var")
             made = [Unit(tuple((role, shape.channels) for role in roles))]
-        elif section.kind in _LAYERS:
-            made, shape = _LAYERS[section.kind](section, shape, shapes)
+        elif section.kind in layers:
+            made, shape = layers[section.kind](section, shape, shapes)
         elif section.kind not in _PASSING:
             raise Unknown("a layer of no kind that Darknet has")
         else:
@@ -155,7 +159,9 @@ def units(found: list[Section], biased: bool = True) -> Iterator[tuple[Section, 
         if not 0 <= max(shape.channels, shape.width or 0, shape.height or 0) <= _LARGEST or shape.channels < 0:
             raise WeightsError(f"{section} gives {shape.channels} x {shape.width} x {shape.height} numbers")
         yield section, made
-        shapes.append(shape)
+        # Those that name a smoothed layer are told of its shape before that, and get its numbers from after it.
+        unsure = section.kind == "convolutional" and section.whole("antialiasing")
+        shapes.append(replace(shape, width=None, height=None) if unsure else shape)
 
 
 Made = tuple[list[Unit], Shape]
@@ -227,6 +233,18 @@ def _crnn(section: Section, shape: Shape, shapes: list[Shape]) -> Made:
     sizes = {"input": (shape.channels, hidden), "self": (hidden, hidden), "output": (hidden, outputs)}
     made = [_convolved(section, *both, suffix, groups, size) for suffix, both in sizes.items()]
     return made, replace(shape, channels=outputs)
+
+
+def _original_crnn(section: Section, shape: Shape, shapes: list[Shape]) -> Made:
+    options = section.options | {"hidden": section.options.get("hidden_filters", "1"), "size": "3", "groups": "1"}
+    options |= {"output": section.options.get("output_filters", "1")}
+    return _crnn(replace(section, options=options), shape, shapes)
+
+
+def _original_rnn(section: Section, shape: Shape, shapes: list[Shape]) -> Made:
+    """With as many hidden units as outputs, whatever is stated."""
+    options = section.options | {"hidden": section.options.get("output", "1")}
+    return _rnn(replace(section, options=options), shape, shapes)
 
 
 def _conv_lstm(section: Section, shape: Shape, shapes: list[Shape]) -> Made:
@@ -331,6 +349,8 @@ _LAYERS: dict[str, Callable[[Section, Shape, list[Shape]], Made]] = {
         replace(shape, channels=shape.channels * section.positive("history_size", 4)),
     ),
 }
+_ORIGINAL = {"crnn": _original_crnn, "rnn": _original_rnn}
+FORKED = frozenset({"batchnorm", *_ORIGINAL})  # kinds that the forks have other vectors for
 _PASSING = frozenset(  # what comes out has the shape of what goes in, and there are no weights
     {
         *("activation", "contrastive", "cost", "detection", "dropout", "empty", "gaussian_yolo", "iseg", "l2norm"),
@@ -344,7 +364,7 @@ def chain(channels: list[int]) -> tuple[str, list[list[int]]]:
 
     As many groups as go: of equal channels a convolution is the identity, else each output takes one channel over.
     """
-    lines = ["[net]", "batch=1", "width=1", "height=1", f"channels={channels[0]}"]
+    lines = ["[net]", "batch=1", "width=2", "height=2", f"channels={channels[0]}"]  # of one pixel a fork divides by 0
     weights = []
     before = channels[0]
     for count in channels:

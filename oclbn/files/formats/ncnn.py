@@ -27,7 +27,8 @@ _ROLES = ("scale", "mean", "var", "bias")  # the order of the blobs
 _FLOAT = np.dtype(np.float32)
 _LEAST = np.float32(1e-4) ** 2  # the variance that ncnn computes with where variance and epsilon are 0
 _EPSILON = 1e-5
-_MOST_TEXT = 1 << 24  # bytes; the largest networks have some hundred thousand
+_MOST_TEXT = 1 << 22  # bytes; the largest networks have some hundred thousand
+_LONGEST_LINE = 1 << 18  # letters
 _LONGEST_NAME = 255  # bytes
 _HALF, _BYTE, _SCALED = 0x01306B47, 0x000D4B38, 0x0002C056  # what a flag says of the elements after it
 
@@ -244,8 +245,12 @@ def _nodes(path: Path) -> Iterator[_Node]:
     if int(counts[0][:10]) != len(filled) - 2:
         raise WeightsError(f"{path} is damaged: it states {counts[0]} layers, and {len(filled) - 2} follow")
     for number in filled[2:]:
-        words = lines[number].split()
-        if len(words) < 4 or not all(word.isdecimal() and len(word) < 10 for word in words[2:4]):
+        words = lines[number][:_LONGEST_LINE].split()
+        if (
+            len(lines[number]) > _LONGEST_LINE
+            or len(words) < 4
+            or not all(word.isdecimal() and len(word) < 10 for word in words[2:4])
+        ):
             raise WeightsError(f"{path} is damaged: line {number + 1} is no layer: {lines[number][:80]!r}")
         named = 4 + int(words[2]) + int(words[3])
         if named > len(words):

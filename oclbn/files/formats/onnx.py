@@ -195,13 +195,13 @@ def _common(names: Sequence[str]) -> str:
             prefix = one.removesuffix(its)
             if one != prefix and prefix + others == other and prefix[-1:] in (".", "/"):
                 return prefix[:-1]
-    prefix = "".join(letters[0] for letters in takewhile(_alike, zip(*names, strict=False)))
+    prefix = "".join(letters[0] for letters in takewhile(_same, zip(*names, strict=False)))
     cut = max(prefix.rfind(letter) for letter in "./_")
     rests = [name[cut + 1 :] for name in names]
     return "" if cut < 1 or all(rest.isdigit() for rest in rests) else prefix[:cut].rstrip("./_")
 
 
-def _alike(letters: tuple[str, ...]) -> bool:
+def _same(letters: tuple[str, ...]) -> bool:
     return len(set(letters)) == 1
 
 
@@ -216,11 +216,13 @@ def _name(places: Sequence[_Place]) -> None:
             break
         for i in clash:
             rank[i] += 1
-    taken: set[str] = set()
+    number: Counter[str] = Counter()
+    taken = {name for name, several in count.items() if several == 1}
     for place, name in zip(places, chosen, strict=True):
-        one, number = name, 2
-        while one in taken:
-            one, number = f"{name}#{number}", number + 1
+        one = name
+        while count[name] > 1 and one in taken:
+            number[name] += 1
+            one = f"{name}#{number[name] + 1}"
         taken.add(one)
         place.layer = replace(place.layer, name=one)
 
@@ -239,7 +241,7 @@ def _new(layers: Sequence[Layer], name: str) -> Written:
         layer = given.complete("ONNX's BatchNormalization")
         allowed = [np.dtype(np.float16), bfloat16(), np.dtype(np.float32), np.dtype(np.float64)]
         layer, more = fitted(layer, allowed, "ONNX")
-        layer = replace(layer, **_paired(layer, "scale", "bias"), **_paired(layer, "mean", "var"))
+        layer = replace(layer, **_paired(layer.arrays))
         prefix = f"{layer.name}." if layer.name else ""
         constants = [_tensor(prefix + _CALLED[role], layer.arrays[role]) for role in _INPUTS]
         said, untold = _said(given)
@@ -266,14 +268,22 @@ def _new(layers: Sequence[Layer], name: str) -> Written:
     return Written({name: model.SerializeToString(deterministic=True)}, tuple(notes))
 
 
-def _paired(layer: Layer, one: str, other: str) -> dict[str, Any]:
-    """Two arrays of a layer as one type that holds both, as the operator wants them."""
-    arrays = {role: layer.arrays[role] for role in (one, other)}
-    types = {array.dtype for array in arrays.values()}
+def _paired(arrays: dict[str, Host]) -> dict[str, Any]:
+    """A layer's arrays with scale and bias of one type, mean and variance of one, as the operator wants them.
+
+    Where these two are float16 and float32 they may differ. ONNX Runtime runs no other mixture: all get one type then.
+    """
+    pairs = [_alike({role: arrays[role] for role in pair}) for pair in (ARRAYS[:2], ARRAYS[2:])]
+    both = pairs[0] | pairs[1]
+    return both if {array.dtype.name for array in both.values()} <= {"float16", "float32"} else _alike(both)
+
+
+def _alike(arrays: dict[str, Host]) -> dict[str, Host]:
+    """Arrays as one type that holds all of them."""
+    types = {array.dtype.name for array in arrays.values()}
     if len(types) == 1:
         return arrays
-    wide = np.dtype(np.float64) if np.dtype(np.float64) in types else np.dtype(np.float32)
-    return {role: array.astype(wide) for role, array in arrays.items()}
+    return {role: array.astype("float64" if "float64" in types else "float32") for role, array in arrays.items()}
 
 
 def _tensor(name: str, array: Host) -> Any:

@@ -25,6 +25,8 @@ DOMAINS = ("", "ai.onnx")  # both mean the standard's own operators
 _MOST_BYTES = 1 << 31  # of one message, by the protocol itself
 _MOST_FIELDS = 2_000_000  # an empty message takes two bytes of a file and a hundred of memory
 _MOST_NODES = 1_000_000  # a function that calls another twice, and so on, has no end that is seen from its size
+_LEAST_ROOM, _TIMES = 1 << 26, 4  # bytes, and file sizes, of copies of constants that several layers read
+_MOST_STEPS = 32  # from a node to a constant
 _DEEPEST = 100  # messages within messages, which protobuf itself reads
 _DEEPEST_CALL = 50
 _FLOAT_DATA = 4  # number of TensorProto's field
@@ -41,12 +43,8 @@ class Scope:
     given: dict[str, Step] = field(default_factory=dict)  # what a call gives the inputs of a function
     attributes: dict[str, Any] = field(default_factory=dict)  # of that call
     calls: int = 1  # of the function that it is or lies in, in the whole model
-    tensors: dict[str, Any] = field(init=False)
-    makers: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tensors = {tensor.name: tensor for tensor in getattr(self.owner, "initializer", ())}
-        self.makers = {name: node for node in self.owner.node for name in node.output if name}
+    tensors: dict[str, Any] = field(default_factory=dict)  # its initializers
+    makers: dict[str, Any] = field(default_factory=dict)  # the nodes that make a name
 
     @property
     def is_graph(self) -> bool:
@@ -101,6 +99,12 @@ class Model:
         self.calls: Counter[int] = Counter()
         self._uses: dict[int, Counter[str]] = {}
         self._names: set[str] = set()
+        self._room = max(_LEAST_ROOM, _TIMES * size)
+        # What several nodes or calls lead to is found once: a small file may have very many ways to it.
+        self._known: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._arrays: dict[Any, Host] = {}
+        self._made: dict[int, Any] = {}
+        self._kept: list[Any] = []  # as what is known by its id has to stay
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -114,10 +118,18 @@ class Model:
         except Exception as error:
             raise WeightsError(f"{self.path} is damaged, or no ONNX model: {error}") from error
 
+    def _scope(self, owner: Any, opset: int, label: str, **given: Any) -> Scope:
+        if id(owner) not in self._known:
+            tensors = {tensor.name: tensor for tensor in getattr(owner, "initializer", ())}
+            self._kept.append(owner)
+            self._known[id(owner)] = tensors, {name: node for node in owner.node for name in node.output if name}
+        tensors, makers = self._known[id(owner)]
+        return Scope(owner, opset, label, tensors=tensors, makers=makers, **given)
+
     def nodes(self) -> Iterator[tuple[Scope, Any]]:
         """Every node of the model, with its scope; those of a function once for each call."""
         found = []
-        for scope, node in self._nodes(Scope(self.proto.graph, self.opset, ""), 0):
+        for scope, node in self._nodes(self._scope(self.proto.graph, self.opset, ""), 0):
             found.append((scope, node))
             if len(found) > _MOST_NODES:
                 raise WeightsError(
@@ -136,7 +148,7 @@ class Model:
         for node in scope.owner.node:
             yield scope, node
             for graph in _graphs_of(node):
-                inner = Scope(graph, scope.opset, scope.label, scope, {}, scope.attributes)
+                inner = self._scope(graph, scope.opset, scope.label, outer=scope, attributes=scope.attributes)
                 yield from self._nodes(inner, depth + 1)
             body = self.functions.get((node.domain, node.op_type, node.overload))
             if body is not None:
@@ -148,7 +160,7 @@ class Model:
                 attributes = {one.name: one for one in body.attribute_proto}
                 attributes |= {one.name: attribute(scope, one) or one for one in node.attribute}
                 label = f"{scope.label}{node.name or node.output[0]}/"
-                inner = Scope(body, _opset(body.opset_import), label, None, given, attributes)
+                inner = self._scope(body, _opset(body.opset_import), label, given=given, attributes=attributes)
                 yield from self._nodes(inner, depth + 1)
 
     def constant(self, scope: Scope, readers: list[tuple[Any, int]]) -> Constant:
@@ -156,16 +168,15 @@ class Model:
         node, index = readers[0]
         name = node.input[index] if index < len(node.input) else ""
         steps: list[Step] = []
-        seen: set[tuple[int, str]] = set()
         while name:
             here: Scope | None = scope
             while here is not None and not (name in here.tensors or name in here.makers or name in here.given):
                 here = here.outer
             if here is None:
                 return Constant([*steps, Step(scope, name, readers)])
-            if (id(here), name) in seen:
-                raise WeightsError(f"{self.path} is damaged: {name!r} is made from itself")
-            seen.add((id(here), name))
+            if len(steps) >= _MOST_STEPS:
+                text = f"{name!r} is made from itself, or leads through more than {_MOST_STEPS} nodes to a constant"
+                raise WeightsError(f"{self.path} is damaged: {text}")
             steps.append(Step(here, name, readers))
             if name in here.tensors:
                 return Constant(steps, here.tensors[name])
@@ -175,7 +186,7 @@ class Model:
                 continue
             maker = here.makers[name]
             if maker.op_type == "Constant" and maker.domain in DOMAINS:
-                return Constant(steps, _value(here, maker), maker)
+                return Constant(steps, self._value(here, maker), maker)
             if maker.op_type != "Identity" or maker.domain not in DOMAINS:
                 return Constant(steps, None, maker)
             scope, name, readers = here, maker.input[0], [(maker, 0)]
@@ -183,14 +194,17 @@ class Model:
 
     def is_shared(self, step: Step) -> bool:
         """Whether somebody else reads this name, here or in a nested graph."""
-        uses = self._uses.get(id(step.scope.owner))
-        if uses is None:
-            uses = self._uses[id(step.scope.owner)] = Counter()
-            for graph in _nested(step.scope.owner):
+        return self._count(step.scope.owner)[step.name] > len(step.readers)
+
+    def _count(self, owner: Any) -> Counter[str]:
+        """How often each name is read in a graph or function, and in what is nested in it."""
+        if id(owner) not in self._uses:
+            uses = self._uses[id(owner)] = Counter()
+            for graph in _nested(owner):
                 for node in graph.node:
                     uses.update(node.input)
                 uses.update(one if isinstance(one, str) else one.name for one in graph.output)
-        return uses[step.name] > len(step.readers)
+        return self._uses[id(owner)]
 
     def add(self, step: Step, name: str, tensor: Any) -> None:
         """Give the readers of a name this tensor instead, as a new initializer of the graph that the name belongs to.
@@ -199,8 +213,8 @@ class Model:
         """
         from onnx import helper
 
-        self._uses.clear()
         graph, reader = step.scope.owner, step.readers[0][0]
+        self._count(graph)[step.name] -= len(step.readers)
         if reader.op_type == "Identity" and reader.output[0] in step.scope.makers:
             tensor.name = reader.output[0]
             del step.scope.makers[tensor.name]
@@ -228,8 +242,40 @@ class Model:
         self._names.add(one)
         return one
 
+    def _value(self, scope: Scope, node: Any) -> Any:
+        """The tensor of a Constant node, made if it is said in numbers; None where it holds something else."""
+        from onnx import TensorProto
+
+        for said in node.attribute:
+            one = attribute(scope, said)
+            if one is not None and said.name == "value":
+                return one.t
+            if one is not None and said.name in ("value_float", "value_floats"):
+                if id(one) not in self._made:
+                    single = said.name == "value_float"
+                    numbers = [one.f] if single else list(one.floats)
+                    dims = [] if single else [len(numbers)]
+                    made = TensorProto(name=node.output[0], data_type=TensorProto.FLOAT, dims=dims, float_data=numbers)
+                    self._made[id(one)] = one, made
+                return self._made[id(one)][1]
+        return None
+
     def array(self, tensor: Any) -> Host:
         """A tensor's elements, in its shape, of its own type, whose bits are kept."""
+        said = tuple(sorted(_said(tensor).items()))
+        key = (said, tensor.data_type, *tensor.dims) if said else id(tensor)
+        if key not in self._arrays:
+            self._kept.append(tensor)
+            self._arrays[key] = self._array(tensor)
+            return self._arrays[key]
+        self._room -= self._arrays[key].nbytes
+        if self._room < 0:
+            raise WeightsError(
+                f"{self.path}: so many nodes read the same constants that they take far more than its size"
+            )
+        return self._arrays[key].copy()
+
+    def _array(self, tensor: Any) -> Host:
         from onnx import TensorProto
 
         name = tensor.name or "a constant"
@@ -320,21 +366,6 @@ class Model:
 def attribute(scope: Scope, one: Any) -> Any:
     """An attribute of a node, or what a call gives where it stands for one of the function's own; None: nothing."""
     return scope.attributes.get(one.ref_attr_name) if one.ref_attr_name else one
-
-
-def _value(scope: Scope, node: Any) -> Any:
-    """The tensor of a Constant node, made if it is said in numbers; None where it holds something else."""
-    from onnx import TensorProto
-
-    for said in node.attribute:
-        one = attribute(scope, said)
-        if one is not None and said.name == "value":
-            return one.t
-        if one is not None and said.name in ("value_float", "value_floats"):
-            numbers = [one.f] if said.name == "value_float" else list(one.floats)
-            dims = [] if said.name == "value_float" else [len(numbers)]
-            return TensorProto(name=node.output[0], data_type=TensorProto.FLOAT, dims=dims, float_data=numbers)
-    return None
 
 
 def _said(tensor: Any) -> dict[str, str]:

@@ -178,7 +178,10 @@ def read(path: Path) -> Content:
     binary = _binary(path)
     layers = [_layer(path, binary, one) for one in found]
     if not layers and not notes:
-        text = "it has no BatchNormInference: what converted the network has folded them into its other layers, if any"
+        text = (
+            "it has no BatchNormInference: convert_model folds those of a network into other layers, while "
+            "openvino.serialize of Core().read_model(ORIGINAL) keeps them"
+        )
         notes = [Note("", text)]
     return Content("openvino", str(path), tuple(layers), tuple(notes))
 
