@@ -24,7 +24,7 @@ from pyopencl.array import Array, empty_like
 
 from oclbn.call import arguments
 from oclbn.call.results import model_of
-from oclbn.device import check_size, limits
+from oclbn.device import check_size, driver_errors, limits
 from oclbn.elements import bfloat16
 from oclbn.functional import accumulate
 
@@ -145,6 +145,7 @@ class Loan:
             lent.written = made
         return made
 
+    @driver_errors("lending a tensor")
     def _buffer(self, address: int, nbytes: int, access: int, *, filled: bool) -> cl.Buffer:
         queue = self._queue
         check_size("a tensor", nbytes, queue.device)
@@ -158,6 +159,7 @@ class Loan:
     def __enter__(self) -> Self:
         return self
 
+    @driver_errors("taking back tensors")
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
