@@ -82,11 +82,13 @@ class Bash(BashComplete):
 
 
 class Zsh(ZshComplete):
-    """Gives whole words."""
+    """Gives whole words, and their colons, which part them from their help; older versions of click do not."""
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
-        """As zsh puts it in, with the option before it."""
-        return super().format_completion(_whole(item, self.get_completion_args()[1]))
+        """Three lines, as click's script wants them: the kind, the word with the option before it, the help."""
+        whole = _whole(item, self.get_completion_args()[1])
+        value = whole.value.replace(":", "\\:") if whole.help else whole.value
+        return f"{whole.type}\n{value}\n{whole.help or '_'}"
 
 
 class Fish(FishComplete):
