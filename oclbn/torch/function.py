@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
@@ -86,10 +87,17 @@ class _Call:
         }
 
 
+def _bound_once(function: _F) -> _F:
+    """Keeps a function's signature, which PyTorch would look for in each call to bind arguments by."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
 class _Normalise(torch.autograd.Function):
     """y of x, weight and bias."""
 
     @staticmethod
+    @_bound_once
     def forward(x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, call: _Call) -> Any:
         y = _like(x)
         if not x.numel():
@@ -138,6 +146,7 @@ class _Gradient(torch.autograd.Function):
     """Gradients of x, weight and bias, of x, weight and dy."""
 
     @staticmethod
+    @_bound_once
     def forward(x: Any, weight: Any, bias: Any, dy: Any, call: _Call) -> tuple[Any, ...]:
         dx = _like(x)
         if not x.numel():
@@ -180,6 +189,7 @@ class _Second(torch.autograd.Function):
     """Gradients with respect to x, dy and weight of a loss of what _Gradient makes."""
 
     @staticmethod
+    @_bound_once
     def forward(x: Any, weight: Any, dy: Any, ddx: Any, ddweight: Any, ddbias: Any, call: _Call) -> tuple[Any, ...]:
         gx, gdy = _like(x), _like(x)
         if not x.numel():
