@@ -109,12 +109,16 @@ def write(
     given = tuple(layers.values() if isinstance(layers, Mapping) else layers)
     if not given:
         raise WeightsError(f"{target}: there is no layer to write")
+    given, assumed = _stating_epsilon(found, given)
     model = None if into is None else Path(into)
     if model is not None:
         whole.check_source(model)
         model.stat()
-        _check_order(found, layers, given, model)
+        there = found.codec().read(model)
+        _check_order(found, layers, given, there, model)
+        given = _as_complete(given, there, model)
     written = found.codec().write(given, target.name, model)
+    written = replace(written, notes=(*assumed, *written.notes))
     _check_names(target, written)
     if strict and (lost := [str(note) for note in written.notes if note.lost]):
         more = f"\n... and {len(lost) - _MOST_TOLD} more" if len(lost) > _MOST_TOLD else ""
@@ -257,11 +261,37 @@ def _fill(module: BatchNormND, layer: Layer) -> None:
             module.numOfProps = unknown if layer.batches is None else layer.batches
 
 
+def _stating_epsilon(found: known.Format, layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], list[Note]]:
+    """Layers whose epsilon is not known, with their framework's default where that of the file's readers is another."""
+    made, notes = [], []
+    for one in layers:
+        if one.epsilon is None and found.convention:
+            own, other = conventions.named(one.convention), conventions.named(found.convention)
+            if own.epsilon != other.epsilon:
+                notes.append(Note(one.name, f"epsilon is not known: {own.name}'s default is taken, {own.epsilon:g}"))
+                one = replace(one, epsilon=own.epsilon)
+        made.append(one)
+    return tuple(made), notes
+
+
+def _as_complete(layers: Sequence[Layer], there: Content, model: Path) -> tuple[Layer, ...]:
+    """Layers for a model that has a scale or a bias where they have none: 1 and 0, which they stand for."""
+    made = {}
+    for one, target in matched(layers, there.layers, model):
+        missing = [name for name in _DEFAULT if getattr(one, name) is None and getattr(target, name) is not None]
+        filled: dict[str, Any] = {name: np.full_like(getattr(target, name), _DEFAULT[name]) for name in missing}
+        made[one.name] = replace(one, **filled)
+    return tuple(made[one.name] for one in layers)
+
+
 def _check_order(
-    found: known.Format, layers: Iterable[Layer] | Mapping[str, Layer], given: Sequence[Layer], model: Path
+    found: known.Format,
+    layers: Iterable[Layer] | Mapping[str, Layer],
+    given: Sequence[Layer],
+    there: Content,
+    model: Path,
 ) -> None:
     """WeightsError where layers would be paired in order, and a format sorts them by name."""
-    there = found.codec().read(model)
     if len(given) == 1 or all(layer.name in there for layer in given):
         return
     source = known.by_name(layers.format) if isinstance(layers, Content) else None

@@ -167,23 +167,29 @@ def fitted(layer: Layer, allowed: Sequence[np.dtype[Any]], title: str) -> tuple[
     """
     made: dict[str, Any] = {}
     notes: list[Note] = []
-    for name, array in layer.arrays.items():
-        if array.dtype in allowed:
-            continue
-        for dtype in allowed:
-            with np.errstate(over="ignore", invalid="ignore"):
-                turned = array.astype(dtype)
-                same = same_bits(turned.astype(array.dtype), array)
-            if same:
-                break
-        made[name] = turned
-        if not same:
-            with np.errstate(invalid="ignore"):
-                infinite = np.isfinite(array) & ~np.isfinite(turned)
-            beyond = f"; {int(infinite.sum())} are beyond {range_of(turned.dtype).max:.3g}" if infinite.any() else ""
-            text = f"{name} is rounded from {array.dtype} to {turned.dtype}, the widest type of {title}{beyond}"
-            notes.append(Note(layer.name, text, lost=True))
-    return replace(layer, **made) if made else layer, notes
+    for role, array in layer.arrays.items():
+        made[role], more = fitted_array(layer.name, role, array, allowed, f"the widest type of {title}")
+        notes += more
+    return replace(layer, **made), notes
+
+
+def fitted_array(
+    name: str, role: str, array: Host, allowed: Sequence[np.dtype[Any]], why: str
+) -> tuple[Host, list[Note]]:
+    """The same of one array of the layer `name`. why: stands behind the type in a note, as "the type of X"."""
+    if array.dtype in allowed:
+        return array, []
+    for dtype in allowed:
+        with np.errstate(over="ignore", invalid="ignore"):
+            turned = array.astype(dtype)
+            same = same_bits(turned.astype(array.dtype), array)
+        if same:
+            return turned, []
+    with np.errstate(invalid="ignore"):
+        infinite = np.isfinite(array) & ~np.isfinite(turned)
+    beyond = f"; {int(infinite.sum())} are beyond {range_of(turned.dtype).max:.3g}" if infinite.any() else ""
+    text = f"{role} is rounded from {array.dtype} to {turned.dtype}, {why}{beyond}"
+    return turned, [Note(name, text, lost=True)]
 
 
 def as_float64(array: Host) -> NDArray[np.float64]:

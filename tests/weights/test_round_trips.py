@@ -109,6 +109,12 @@ def test_a_copy_of_a_model_takes_other_values(form: Format, tmp_path: Path) -> N
             for role, array in one.arrays.items():
                 assert same_bits(same.arrays[role].astype(array.dtype), array)
     assert model.read_bytes() == before
+    if form.names:
+        bare = layer("a", 4, seed=5, scale=None, bias=None)
+        weights.write(target, [bare], into=model, format=form.name, overwrite=True)
+        back = weights.read(target)["a"]
+        assert back.scale is None or (back.scale == 1).all(), "what was there is not left behind"
+        assert back.bias is None or (back.bias == 0).all()
     with pytest.raises(WeightsError, match="channels"):
         weights.write(target, [layer("a", 5), layer("b", 6)], into=model, format=form.name, overwrite=True)
     with pytest.raises(WeightsError, match="layers go by name"):

@@ -112,6 +112,17 @@ def test_what_is_written_twice_or_wrong_changes_nothing(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["one.npz"]
 
 
+def test_an_epsilon_that_no_file_states_is_the_frameworks(tmp_path: Path) -> None:
+    """Keras' 0.001 is not PyTorch's 1e-5: where a file does not say it, the default goes along, and is told."""
+    keras = layer(convention="keras")
+    report = weights.write(tmp_path / "one.onnx", [keras])
+    assert weights.read(tmp_path / "one.onnx")["net.bn1"].epsilon == 1e-3
+    assert str(report.notes[0]) == "net.bn1: epsilon is not known: Keras's default is taken, 0.001"
+    report = weights.write(tmp_path / "one.safetensors", [keras])
+    assert "net.bn1: epsilon is 0.001: give eps=0.001 to PyTorch's layer" in map(str, report.notes)
+    assert not weights.write(tmp_path / "two.safetensors", [layer()]).notes
+
+
 def test_strict_writes_nothing_that_would_be_lost(tmp_path: Path) -> None:
     path = tmp_path / "one.safetensors"
     with pytest.raises(WeightsError, match=r"it would lose:\nnet\.bn1: epsilon is 0\.002"):

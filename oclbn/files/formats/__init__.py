@@ -43,7 +43,8 @@ class Format:
     name: how it is asked for, and its module's name. title: for people. endings: of its files, the one to write first.
     package: what it needs, as "h5py"; "" for none. extra: of oclbn that brings that. dtypes: names of the element
     types that it stores. companions: endings that take the place of the file's own, of files that belong to it.
-    keeps: of epsilon, factor, cumulative and batches those that it has a place for.
+    keeps: of epsilon, factor, cumulative and batches those that it has a place for. convention: of the framework that
+    reads it, by its name in oclbn.conventions; "" where that is open.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Format:
     extra: str = "weights"
     companions: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
+    convention: str = ""
     names: bool = True  # whether it keeps the names of layers
     ordered: bool = True  # whether layers stand in the file as in the network: else they are paired by name alone
     derived: bool = False  # whether it holds other numbers, from which ours are computed: arrays may come back wider
@@ -71,6 +73,7 @@ class Format:
 
 
 DOUBLES = ("float32", "float64")
+PLAIN = ("float16", "float32", "float64")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 FORMATS = (
@@ -81,29 +84,57 @@ FORMATS = (
         dtypes=FLOATS,
         package="safetensors",
         keeps=("batches",),
+        convention="pytorch",
         ordered=False,
     ),
-    Format("onnx", "ONNX", (".onnx",), FLOATS, "onnx", companions=(".onnx.data",), keeps=("epsilon", "factor")),
-    Format("mxnet", "MXNet's .params", (".params",), FLOATS),
-    Format("openvino", "OpenVINO's IR", (".xml",), FLOATS, companions=(".bin",), keeps=("epsilon",), ordered=False),
-    Format("matconvnet", "MatConvNet's .mat", (".mat",), DOUBLES, keeps=("epsilon", "factor"), derived=True),
-    Format("keras", "Keras 3", (".weights.h5", ".keras", ".weights.json"), FLOATS, "h5py"),
-    Format("keras2", "Keras 2, tf_keras", (".h5", ".hdf5"), ("float16", "float32", "float64"), "h5py"),
-    Format("nnabla", "NNabla's parameters", (".h5",), ("float16", "float32", "float64"), "h5py"),
+    Format(
+        name="onnx",
+        title="ONNX",
+        endings=(".onnx",),
+        dtypes=FLOATS,
+        package="onnx",
+        companions=(".onnx.data",),
+        keeps=("epsilon", "factor"),
+        convention="onnx",
+    ),
+    Format("mxnet", "MXNet's .params", (".params",), FLOATS, convention="mxnet"),
+    Format(
+        name="openvino",
+        title="OpenVINO's IR",
+        endings=(".xml",),
+        dtypes=FLOATS,
+        companions=(".bin",),
+        keeps=("epsilon",),
+        convention="openvino",
+        ordered=False,
+    ),
+    Format(
+        name="matconvnet",
+        title="MatConvNet's .mat",
+        endings=(".mat",),
+        dtypes=DOUBLES,
+        keeps=("epsilon", "factor"),
+        convention="matconvnet",
+        derived=True,
+    ),
+    Format("keras", "Keras 3", (".weights.h5", ".keras", ".weights.json"), FLOATS, "h5py", convention="keras"),
+    Format("keras2", "Keras 2, tf_keras", (".h5", ".hdf5"), PLAIN, "h5py", convention="tf_keras"),
+    Format("nnabla", "NNabla's parameters", (".h5",), PLAIN, "h5py", convention="nnabla"),
     Format("puzzlelib", "PuzzleLib, modules of oclbn", (".hdf",), FLOATS, "h5py", keeps=("batches",)),
     Format("npz", "NumPy's .npz", (".npz",), FLOATS, keeps=("epsilon", "factor", "cumulative", "batches")),
-    Format("flax", "Flax", (".msgpack",), FLOATS, ordered=False),
+    Format("flax", "Flax", (".msgpack",), FLOATS, convention="flax", ordered=False),
     Format(
         "caffe",
         "Caffe",
         (".caffemodel",),
-        ("float32", "float64"),
+        DOUBLES,
         companions=(".prototxt",),
         keeps=("epsilon", "factor", "cumulative"),
+        convention="caffe",
         derived=True,
     ),
-    Format("darknet", "Darknet", (".weights",), companions=(".cfg",), names=False),
-    Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",)),
+    Format("darknet", "Darknet", (".weights",), companions=(".cfg",), convention="darknet", names=False),
+    Format("ncnn", "ncnn", (".param",), companions=(".bin",), keeps=("epsilon",), convention="ncnn"),
 )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from oclbn.errors import WeightsError
 from oclbn.files.formats import wire
 from oclbn.files.formats.wire import Wire
-from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, matched, same_bits
+from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, fitted_array, matched, same_bits
 
 _NAME, _OLD_LAYERS, _LAYER = 1, 2, 100  # of a NetParameter
 _L_NAME, _L_TYPE, _L_BOTTOM, _L_TOP, _L_BLOBS, _L_BATCH_NORM, _L_SCALE, _L_INPUT = 1, 2, 3, 4, 7, 139, 142, 143
@@ -372,9 +372,9 @@ def _replaced(layers: Sequence[Layer], into: Path) -> tuple[bytes, list[Note]]:
             if blob is None:
                 notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
                 continue
-            one, more = fitted(Layer(layer.name, scale=array), [blob.dtype], f"that blob of {into.name}")
-            notes += [Note(note.layer, note.text.replace("scale", role, 1), note.lost) for note in more]
-            kept[role] = one.arrays["scale"]
+            why = f"the type of that blob of {into.name}"
+            kept[role], more = fitted_array(layer.name, role, array, [blob.dtype], why)
+            notes += more
             if role in ("scale", "bias"):
                 _put(image, blob, kept[role])
         fraction = _fraction(layer)

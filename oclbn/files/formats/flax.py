@@ -22,7 +22,7 @@ import numpy as np
 
 from oclbn.elements import bfloat16
 from oclbn.errors import WeightsError
-from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted, matched
+from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted, fitted_array, matched
 
 _STATISTICS, _PARAMETERS = "batch_stats", "params"
 _CHUNKED = "__msgpack_chunked_array__"
@@ -326,9 +326,10 @@ def _replaced(layers: Sequence[Layer], into: Path) -> tuple[bytes, list[Note]]:
             if place is None:
                 notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
                 continue
-            fit, more = fitted(Layer(layer.name, scale=array), [_dtype(place.dtype)], f"that array of {into.name}")
-            notes += [Note(note.layer, note.text.replace("scale", role, 1), note.lost) for note in more]
-            content = memoryview(fit.arrays["scale"].tobytes())
+            why = f"the type of that array of {into.name}"
+            fit, more = fitted_array(layer.name, role, array, [_dtype(place.dtype)], why)
+            notes += more
+            content = memoryview(fit.tobytes())
             for begin, end in place.pieces:
                 image[begin:end], content = content[: end - begin], content[end - begin :]
     return bytes(image), notes

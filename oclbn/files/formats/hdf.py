@@ -18,7 +18,7 @@ from oclbn.elements import kind
 from oclbn.errors import WeightsError
 from oclbn.files.foreign import HDF5
 from oclbn.files.hdf5 import Dataset, File
-from oclbn.files.layers import ARRAYS, Host, Layer, Note, fitted, matched
+from oclbn.files.layers import ARRAYS, Host, Layer, Note, fitted_array, matched
 
 if TYPE_CHECKING:
     import h5py
@@ -104,8 +104,7 @@ def paired(layers: Sequence[Layer], there: Sequence[Stored], into: Path) -> tupl
 
 def _fitted(name: str, role: str, array: Host, dataset: Dataset, file: str) -> tuple[Host, list[Note]]:
     assert dataset.dtype is not None
-    one, notes = fitted(Layer(name, scale=array), [dataset.dtype.newbyteorder("=")], f"that array of {file}")
-    return one.arrays["scale"], [Note(note.layer, note.text.replace("scale", role, 1), note.lost) for note in notes]
+    return fitted_array(name, role, array, [dataset.dtype.newbyteorder("=")], f"the type of that array of {file}")
 
 
 def fit_to(dataset: Dataset, array: Host) -> Host:

@@ -28,7 +28,7 @@ import numpy as np
 from oclbn.errors import WeightsError
 from oclbn.files.formats import mat5
 from oclbn.files.formats.mat5 import Matrix
-from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, matched, same_bits
+from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, fitted_array, matched, same_bits
 
 _EPSILON = 1e-5
 _ALLOWED = (np.dtype(np.float32), np.dtype(np.float64))
@@ -331,8 +331,7 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
 
 
 def _fit(layer: Layer, role: str, array: Host, dtype: np.dtype[Any], into: Path) -> tuple[Host, list[Note]]:
-    fit, notes = fitted(Layer(layer.name, scale=array), [dtype], f"that array of {into.name}")
-    return fit.arrays["scale"], [Note(one.layer, one.text.replace("scale", role, 1), one.lost) for one in notes]
+    return fitted_array(layer.name, role, array, [dtype], f"the type of that array of {into.name}")
 
 
 def _changed(layer: Layer, epsilon: float, dtype: np.dtype[Any], into: Path) -> Iterator[Note]:

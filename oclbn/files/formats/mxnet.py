@@ -29,7 +29,7 @@ import numpy as np
 from oclbn.elements import bfloat16, kind
 from oclbn.errors import WeightsError
 from oclbn.files.formats import cursor, parts
-from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, matched
+from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted_array, matched
 
 _LIST = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -158,9 +158,10 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
                 continue
             place = arrays[group.arrays[role]]
             allowed = [bfloat16() if place.code == 12 else np.dtype(_FLOATS[place.code])]
-            fit, more = fitted(Layer(layer.name, scale=array), allowed, f"{group.arrays[role]} of {into.name}")
-            notes += [Note(note.layer, note.text.replace("scale", role, 1), note.lost) for note in more]
-            image[place.begin : place.begin + place.bytes] = _little(fit.arrays["scale"])
+            why = f"the type of {group.arrays[role]} in {into.name}"
+            fit, more = fitted_array(layer.name, role, array, allowed, why)
+            notes += more
+            image[place.begin : place.begin + place.bytes] = _little(fit)
         if symbol is None:
             notes += _untold(layer)
             continue

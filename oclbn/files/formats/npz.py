@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from oclbn.elements import bfloat16, kind
 from oclbn.errors import WeightsError
 from oclbn.files.formats import parts
-from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, matched
+from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted_array, matched
 
 _OURS = parts.Names("oclbn", "scale", "bias", "mean", "var", "batches")
 _ROOM, _TIMES = 1 << 26, 64  # bytes that all arrays may unpack to, whatever the file's size; or times its size
@@ -61,9 +61,10 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
                     notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
                     continue
                 old = arrays[group.arrays[role]]
-                fit, more = fitted(Layer(layer.name, scale=array), [_kept(old).dtype], f"that array of {into.name}")
-                notes += [Note(note.layer, note.text.replace("scale", role, 1), note.lost) for note in more]
-                arrays[group.arrays[role]] = fit.arrays["scale"].reshape(old.shape)
+                why = f"the type of that array of {into.name}"
+                fit, more = fitted_array(layer.name, role, array, [_kept(old).dtype], why)
+                notes += more
+                arrays[group.arrays[role]] = fit.reshape(old.shape)
             if layer.batches is not None and "batches" in group.arrays:
                 old = arrays[group.arrays["batches"]]
                 arrays[group.arrays["batches"]] = np.array(layer.batches, old.dtype).reshape(old.shape)

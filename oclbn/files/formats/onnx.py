@@ -28,7 +28,7 @@ from oclbn.elements import bfloat16
 from oclbn.errors import WeightsError
 from oclbn.files.formats import parts
 from oclbn.files.formats.onnxgraph import DOMAINS, Constant, Model, Scope, attribute, fields
-from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted, matched
+from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted, fitted_array, matched
 
 _OPSET, _IR = 15, 8
 _EPSILON, _MOMENTUM = 1e-5, 0.9  # the standard's defaults
@@ -331,10 +331,10 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
                 if role not in there.arrays:
                     notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
                     continue
-                one = Layer(layer.name, scale=array)
-                fit, more = fitted(one, [there.arrays[role].dtype], f"that constant of {into.name}")
-                notes += [Note(note.layer, note.text.replace("scale", role, 1), note.lost) for note in more]
-                _put(model, place, role, fit.arrays["scale"])
+                why = f"the type of that constant of {into.name}"
+                fit, more = fitted_array(layer.name, role, array, [there.arrays[role].dtype], why)
+                notes += more
+                _put(model, place, role, fit)
             notes += _set_numbers(layer, place)
         files = _files(model, name)
     return Written(files, tuple(notes))

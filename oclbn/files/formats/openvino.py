@@ -29,7 +29,7 @@ import numpy as np
 from oclbn.elements import bfloat16, kind
 from oclbn.errors import WeightsError
 from oclbn.files.formats import cursor
-from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted, matched
+from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted_array, matched
 
 _TYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
 _CODES = {name: code for code, name in _TYPES.items()}
@@ -417,9 +417,10 @@ def _replaced(layers: Sequence[Layer], name: str, beside: str, into: Path) -> Wr
             constant = one.constants[role]
             anew = any(constant.scope.uses.get(number, 0) > 1 for number in constant.through)
             allowed = [_dtype(constant.wanted if anew else constant.code)]
-            fit, more = fitted(Layer(layer.name, scale=array), allowed, f"that constant of {into.name}")
-            notes += [Note(note.layer, note.text.replace("scale", role, 1), note.lost) for note in more]
-            content = _little(fit.arrays["scale"])
+            why = f"the type of that constant of {into.name}"
+            fit, more = fitted_array(layer.name, role, array, allowed, why)
+            notes += more
+            content = _little(fit)
             if content == bytes(binary[constant.begin : constant.begin + constant.size]):
                 continue
             if anew:

@@ -21,7 +21,7 @@ import numpy as np
 from oclbn.elements import bfloat16, kind
 from oclbn.errors import OclbnError, WeightsError
 from oclbn.files.formats import cursor, parts
-from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, matched
+from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, fitted_array, matched
 
 INDEX = ".safetensors.index.json"
 _MOST_HEADER = 100_000_000  # bytes, the library's own bound
@@ -224,10 +224,10 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> tuple[dict[str,
                 continue
             tensor = tensors[group.arrays[role]]
             assert tensor.dtype is not None  # as read has found
-            one = Layer(layer.name, scale=array)
-            fit, more = fitted(one, [tensor.dtype], f"{group.arrays[role]} of {into.name}")
-            notes += [Note(note.layer, note.text.replace("scale", role, 1), note.lost) for note in more]
-            put(tensor, fit.arrays["scale"].tobytes())
+            why = f"the type of {group.arrays[role]} in {into.name}"
+            fit, more = fitted_array(layer.name, role, array, [tensor.dtype], why)
+            notes += more
+            put(tensor, fit.tobytes())
         if layer.batches is not None and "batches" in group.arrays:
             put(tensors[group.arrays["batches"]], layer.batches.to_bytes(8, "little", signed=True))
     if not into.name.lower().endswith(INDEX):
