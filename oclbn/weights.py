@@ -11,9 +11,10 @@ before it takes the place of anything; what a format has no place for is told in
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import pyopencl as cl
 
 from oclbn import conventions
 from oclbn.call import values
-from oclbn.errors import ModuleParameterError, WeightsError
+from oclbn.errors import ModuleParameterError, ParameterError, ParameterWarning, WeightsError, warn_caller
 from oclbn.files import formats as known
 from oclbn.files import whole
 from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, matched, same_bits
@@ -50,6 +51,7 @@ Path_ = str | os.PathLike[str]
 _MODULES = {0: BatchNorm, 1: BatchNorm1D, 2: BatchNorm2D, 3: BatchNorm3D}
 _MOST_SPATIAL = 8
 _MOST_TOLD = 8  # losses in an error
+_OURS = {"epsilon": 1e-5, "minFactor": 0.1, "estimator": "sample"}  # defaults of modules
 _DEFAULT = {"scale": 1.0, "bias": 0.0}  # what a missing array stands for
 
 
@@ -82,9 +84,10 @@ def read(path: Path_, *, format: str | None = None) -> Content:
     try:
         return codec.read(source)
     except WeightsError as error:
-        if str(source) in str(error):
-            raise
-        raise WeightsError(f"{source}: {error}") from error
+        told = str(error) if str(source) in str(error) else f"{source}: {error}"
+        if format is not None and (other := known.other_than(found, source)):
+            told += f"; it looks like {other.title}, format={other.name!r}"
+        raise type(error)(told) from error
 
 
 def write(
@@ -106,7 +109,7 @@ def write(
     """
     target = Path(path)
     found = known.of_name(target) if format is None else known.by_name(format)
-    given = tuple(layers.values() if isinstance(layers, Mapping) else layers)
+    given = _layers_of(layers)
     if not given:
         raise WeightsError(f"{target}: there is no layer to write")
     given, assumed = _stating_epsilon(found, given)
@@ -114,24 +117,25 @@ def write(
     if model is not None:
         whole.check_source(model)
         model.stat()
-        there = found.codec().read(model)
+        there = read(model, format=found.name)
         _check_order(found, layers, given, there, model)
         given = _as_complete(given, there, model)
     written = found.codec().write(given, target.name, model)
-    written = replace(written, notes=(*assumed, *written.notes))
     _check_names(target, written)
-    if strict and (lost := [str(note) for note in written.notes if note.lost]):
-        more = f"\n... and {len(lost) - _MOST_TOLD} more" if len(lost) > _MOST_TOLD else ""
-        raise WeightsError(f"{target} is not written, as it would lose:\n" + "\n".join(lost[:_MOST_TOLD]) + more)
     if not overwrite:
         for name in written.files:
             if target.with_name(name).exists():
                 raise FileExistsError(f"{target.with_name(name)} is there already; overwrite=True replaces it")
-    _check_back(found, target, given, written, model)
+    notes = (*assumed, *written.notes, *_check_back(found, target, given, written, model))
+    if isinstance(layers, Content):  # of another file
+        notes = (*notes, *_on_training(found, given))
+    if strict and (lost := [str(note) for note in notes if note.lost]):
+        more = f"\n... and {len(lost) - _MOST_TOLD} more" if len(lost) > _MOST_TOLD else ""
+        raise WeightsError(f"{target} is not written, as it would lose:\n" + "\n".join(lost[:_MOST_TOLD]) + more)
     for name, content in reversed(list(written.files.items())):  # the one that was asked for last: then all is there
         with whole.replacing(target.with_name(name)) as file:
             file.write(content)
-    return Report(tuple(map(target.with_name, written.files)), found.name, len(given), written.notes)
+    return Report(tuple(map(target.with_name, written.files)), found.name, len(given), notes)
 
 
 def convert(
@@ -148,11 +152,22 @@ def convert(
 
     The report has the notes of both.
     """
+    check_other(source, target, into)
     content = read(source, format=source_format)
     if not content:
         raise WeightsError(f"{content.source} has no batch normalization")
     report = write(target, content, format=format, into=into, overwrite=overwrite, strict=strict)
     return replace(report, notes=(*content.notes, *report.notes))
+
+
+def check_other(source: Path_, target: Path_, into: Path_ | None) -> None:
+    """WeightsError where the source would be replaced by its batch normalizations alone."""
+    there = Path(target)
+    if into is None and there.exists() and there.samefile(source):
+        raise WeightsError(
+            f"{target} is the source, and would keep nothing of it but batch normalizations: give another name, or the "
+            "source as `into`"
+        )
 
 
 def module(
@@ -167,6 +182,7 @@ def module(
     module, instead of what the layer and its framework's convention say (epsilon, initFactor, minFactor, estimator),
     or beside that (axis, activation, dtype, ...).
     """
+    _check_layer(layer)
     nd = values.whole("nd", nd, 0, _MOST_SPATIAL)
     said = _options(layer) | {"name": layer.name if name is None else name, "queue": queue} | options
     if layer.scale is None and layer.bias is None:
@@ -184,13 +200,23 @@ def module(
 def load_into(module: BatchNormND, layer: Layer) -> None:
     """Give a module a layer's values, and the epsilon, factors and count that the file states.
 
-    All or nothing. A missing scale becomes 1, a missing bias 0. ModuleParameterError: the layer has another number of
-    channels, or lacks running statistics that the module has.
+    All or nothing. A missing scale becomes 1, a missing bias 0. What the file does not state stays as it is, and the
+    estimator of the running variance stays in any case; where the layer's framework has another default than the
+    module, which has oclbn's own, a ParameterWarning says so: `module` makes one with the framework's.
+    ModuleParameterError: the layer has another number of channels, or one of the two has running statistics alone.
     """
+    if not isinstance(module, BatchNormND):
+        raise ParameterError(f"module is {values.kind_of(module)}; a BatchNorm module of oclbn's is wanted")
+    _check_layer(layer)
     if layer.channels != module.maps:
         raise ModuleParameterError(f"{module}: it has {module.maps} channels; {layer} has {layer.channels}")
     if layer.mean is None and module.running:
         raise ModuleParameterError(f"{module}: it has running statistics; {layer} has none")
+    if layer.mean is not None and not module.running:
+        raise ModuleParameterError(
+            f"{module}: it has no running statistics; {layer} has some, which dataclasses.replace(layer, mean=None, "
+            "var=None) leaves away"
+        )
     if not module.affine and any(
         not (np.asarray(array, np.float64) == _DEFAULT[key]).all()
         for key, array in layer.arrays.items()
@@ -210,10 +236,28 @@ def load_into(module: BatchNormND, layer: Layer) -> None:
             for key, value in before.items():
                 setattr(module, key, value)
             raise
+    _warn_of_defaults(module, layer, stated)
+
+
+def _warn_of_defaults(module: BatchNormND, layer: Layer, stated: Mapping[str, Any]) -> None:
+    """A ParameterWarning where the layer's framework has other defaults, and the module has those of oclbn."""
+    wanted = {key: value for key, value in _options(layer).items() if key in _OURS and key not in stated}
+    ours = {key: getattr(module, key) for key in wanted if module.running or key == "epsilon"}
+    differ = [key for key, value in ours.items() if value == _OURS[key] != wanted[key]]
+    if differ:
+        name = conventions.named(layer.convention).name
+        told = ", ".join(f"{key} {ours[key]!r} where {name} has {wanted[key]!r}" for key in differ)
+        warn_caller(
+            f"{module}: it keeps {told}, which {layer} does not state: set it, or let weights.module(layer) make the "
+            "module",
+            ParameterWarning,
+        )
 
 
 def layer(module: BatchNormND, name: str | None = None) -> Layer:
     """What a module holds, for `write`. name: None: the module's."""
+    if not isinstance(module, BatchNormND):
+        raise ParameterError(f"module is {values.kind_of(module)}; a BatchNorm module of oclbn's is wanted")
     arrays: dict[str, Host] = {}
     for key in ARRAYS:
         array = getattr(module, key) if module.running or key in _DEFAULT else None
@@ -261,6 +305,27 @@ def _fill(module: BatchNormND, layer: Layer) -> None:
             module.numOfProps = unknown if layer.batches is None else layer.batches
 
 
+def _layers_of(layers: Any) -> tuple[Layer, ...]:
+    if isinstance(layers, Layer | BatchNormND):
+        raise ParameterError(f"layers is one {type(layers).__name__}; several are wanted: [layer]")
+    given = tuple(layers.values() if isinstance(layers, Mapping) else layers)
+    for one in given:
+        _check_layer(one, "layers has ")
+    return given
+
+
+def _check_layer(layer: Any, told: str = "layer is ") -> None:
+    """ParameterError for what is no Layer, with how to have one."""
+    if isinstance(layer, Layer):
+        return
+    advice = "content[name] of what weights.read gives is one"
+    if isinstance(layer, Content):
+        advice = f"a file's content has several: content[{next(iter(layer), 'name')!r}]"
+    elif isinstance(layer, BatchNormND):
+        advice = "weights.layer(bn, name) makes one of a module"
+    raise ParameterError(f"{told}{values.kind_of(layer)}; a Layer is wanted: {advice}")
+
+
 def _stating_epsilon(found: known.Format, layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], list[Note]]:
     """Layers whose epsilon is not known, with their framework's default where that of the file's readers is another."""
     made, notes = [], []
@@ -300,7 +365,8 @@ def _check_order(
         lacking = next(layer.name for layer in given if layer.name not in there)
         raise WeightsError(
             f"{model} has no layer {lacking!r}, and layers cannot be paired in order, as {sorting[0]} does not keep "
-            f"the network's: write them by the names that it has, which are {', '.join(map(repr, list(there)[:8]))}"
+            "the network's: give them the names that it has (weights.renamed, or --rename OLD=NEW): "
+            f"{', '.join(map(repr, list(there)[:8]))}"
             f"{', ...' if len(there) > 8 else ''}"
         )
 
@@ -312,14 +378,21 @@ def _check_names(target: Path, written: Written) -> None:
             raise AssertionError(f"a file beside {target} is to be called {name!r}")
 
 
-def _check_back(found: known.Format, target: Path, given: Sequence[Layer], written: Written, into: Path | None) -> None:
-    """WeightsError unless what was written reads as what was given, but for what the notes tell of."""
+def _check_back(
+    found: known.Format, target: Path, given: Sequence[Layer], written: Written, into: Path | None
+) -> list[Note]:
+    """WeightsError unless what was written reads as what was given, but for what the notes tell of.
+
+    Returns notes of numbers that read otherwise, of which none has told.
+    """
     with tempfile.TemporaryDirectory(prefix="oclbn-") as folder:
         for name, content in written.files.items():
             Path(folder, name).write_bytes(content)
         back = found.codec().read(Path(folder, target.name)).layers
     lost = {(note.layer, note.text.split(" ", 1)[0]) for note in written.notes if note.lost}
-    for one, same in matched(given, back, target) if into is not None or found.names else zip(given, back, strict=True):
+    by_name = into is not None or found.names
+    notes: list[Note] = []
+    for one, same in matched(given, back, target) if by_name else zip(given, back, strict=True):
         for name, array in one.arrays.items():
             there = getattr(same, name)
             if (one.name, name) in lost:
@@ -329,3 +402,27 @@ def _check_back(found: known.Format, target: Path, given: Sequence[Layer], writt
                     f"{target}: {name} of {one} reads differently from what was written, so that nothing was kept; "
                     f"this is a fault of oclbn or of {found.package or 'NumPy'}: please report it"
                 )
+        if (one.name, "epsilon") not in lost and _differ(one.epsilon, same.epsilon):
+            text = f"epsilon is {one.epsilon:g}, and {same.epsilon:g} stands in the file"
+            notes.append(Note(one.name, text, lost=True))
+        if (one.name, "a") not in lost and _differ(one.factor, same.factor):
+            text = f"a new batch weighs {one.factor:g}, and {same.factor:g} by what stands in the file"
+            notes.append(Note(one.name, text, lost=True))
+    return notes
+
+
+def _differ(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and not math.isclose(one, other, rel_tol=1e-6)
+
+
+def _on_training(found: known.Format, layers: Iterable[Layer]) -> Iterator[Note]:
+    """What plays no part in evaluation, and is otherwise where training goes on in another framework."""
+    for one in layers:
+        if one.batches is not None and "batches" not in found.keeps:
+            yield Note(one.name, f"that it has seen {one.batches:,} batches has no place")
+        if found.convention and one.mean is not None:
+            own, other = conventions.named(one.convention), conventions.named(found.convention)
+            if own.trains and other.trains and own.estimator != other.estimator:
+                by = {"sample": "m - 1", "population": "m"}
+                text = f"{own.name}'s running variance is divided by {by[str(own.estimator)]}, {other.name}'s by "
+                yield Note(one.name, f"{text}{by[str(other.estimator)]}: where training goes on it moves by a little")

@@ -13,7 +13,9 @@ from oclbn import weights
 from oclbn.cli import output, selecting
 from oclbn.cli.inspect import gathered
 from oclbn.cli.types import Once, Target, as_json, check_free, overwriting
-from oclbn.files.formats import by_name
+from oclbn.errors import WeightsError
+from oclbn.files import health
+from oclbn.files.formats import by_name, of_name
 from oclbn.files.layers import Content
 
 
@@ -52,10 +54,19 @@ def command(
     The exit status is 1 where nothing was written; --strict makes a loss such a case.
     """
     check_free(target, "TARGET", overwrite=overwrite)
-    content = selecting.read(source, source_format)
-    layers = renamed(selecting.chosen(content, patterns), rename)
-    report = weights.write(target, layers, format=format, into=into, overwrite=overwrite, strict=strict)
+    if format is None:
+        try:
+            of_name(target)
+        except WeightsError as error:
+            message = str(error).replace("name one, as format='onnx'", "name one, as --to onnx")
+            raise click.BadParameter(message, param_hint="TARGET") from None
+    with selecting.told():
+        weights.check_other(source, target, into)
+        content = selecting.read(source, source_format)
+        layers = renamed(selecting.chosen(content, patterns), rename)
+        report = weights.write(target, layers, format=format, into=into, overwrite=overwrite, strict=strict)
     notes = [*layers.notes, *report.notes]
+    wrong = [one for layer in layers.values() for one in health.findings(layer) if one.fault]
     if as_json:
         output.print_json(
             {
@@ -65,6 +76,7 @@ def command(
                 "format": report.format,
                 "layers": list(layers),
                 "notes": [{"layer": note.layer, "text": note.text, "lost": note.lost} for note in notes],
+                "findings": [{"layer": one.layer, "text": one.text, "fault": one.fault} for one in wrong],
             }
         )
         return
@@ -74,6 +86,8 @@ def command(
     console.print(Text(f"{count}, from {titles[0]} to {titles[1]}, written and read back: {target}"))
     for path in report.files[1:]:
         console.print(Text(f"  with {path}"))
+    for line in gathered([(one.layer, one.text) for one in wrong]):
+        console.print(Padding(Text(f"wrong there as here: {line}", style="bold red"), (0, 0, 0, 2), expand=False))
     for lost, heading in ((True, "Lost:"), (False, "Noteworthy:")):
         lines = gathered([(note.layer, note.text) for note in notes if note.lost is lost])
         if lines:

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from oclbn import conventions
 from oclbn.cli import output, selecting, tables
 from oclbn.cli.types import Once, as_json
 from oclbn.files import health
@@ -39,10 +40,11 @@ def command(file: Path, form: str | None, patterns: tuple[str, ...], check: bool
 
     The exit status is 0, with --check 1 where NaN, infinities, or variances below 0 were found.
     """
-    content = selecting.chosen(selecting.read(file, form), patterns)
+    with selecting.told():
+        content = selecting.chosen(selecting.read(file, form), patterns)
     layers = content.layers
     found = {layer.name: health.findings(layer) for layer in layers}
-    notes = content.notes
+    notes = [*content.notes, *map(_unstated, (layer for layer in layers if layer.epsilon is None))]
     faulty = [name for name, told in found.items() if any(one.fault for one in told)]
     if as_json:
         output.print_json(
@@ -57,6 +59,11 @@ def command(file: Path, form: str | None, patterns: tuple[str, ...], check: bool
         _print(content.format, layers, found, notes)
     if check and faulty:
         raise SystemExit(1)
+
+
+def _unstated(layer: Layer) -> Note:
+    convention = conventions.named(layer.convention)
+    return Note(layer.name, f"epsilon is not in the file; {convention.name}'s default is {convention.epsilon:g}")
 
 
 def _print(form: str, layers: Sequence[Layer], found: dict[str, list[health.Finding]], notes: Sequence[Note]) -> None:

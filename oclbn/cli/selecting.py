@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from oclbn import weights
+from oclbn.cli import output
+from oclbn.cli.failures import Failure
 from oclbn.errors import WeightsError
 from oclbn.files.formats import FORMATS
 from oclbn.files.layers import Content
@@ -35,6 +38,18 @@ def chosen(content: Content, patterns: Sequence[str]) -> Content:
     )
     names = {"", *(layer.name for layer in layers)}
     return replace(content, layers=layers, notes=tuple(note for note in content.notes if note.layer in names))
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """The system's own errors with files as the user sees them."""
+    try:
+        yield
+    except OSError as error:
+        if output.is_ours(error):
+            raise
+        name = f"{error.filename}: " if error.filename else ""
+        raise Failure(f"{name}{error.strerror or error}") from error
 
 
 def read(path: Path, format: str | None) -> Content:

@@ -53,6 +53,31 @@ def test_inspect_in_json(model: Path) -> None:
     assert [finding["fault"] for finding in one["findings"]] == [True, True, False, False]
 
 
+def test_convert_tells_of_the_systems_errors(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "x.npz")
+
+    monkeypatch.setattr(weights, "write", refused)
+    result = run("convert", model, tmp_path / "x.npz")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: x.npz: Permission denied\n"
+
+
+def test_convert_tells_what_is_wrong_and_what_training_would_meet(model: Path, tmp_path: Path) -> None:
+    result = run("convert", model, tmp_path / "x.onnx")
+    assert result.exit_code == 0, result.output
+    assert "wrong there as here: head.bn: var is not finite in 1 of 4 channels (1)" in result.output
+    assert "head.bn: that it has seen 5 batches has no place" in result.output
+    assert "PyTorch's running variance is divided by m - 1, ONNX's by m" in result.output
+    strict = run("convert", model, tmp_path / "y.onnx", "--strict", "--json")
+    assert strict.exit_code == 0, "neither is a loss"
+    assert [one["fault"] for one in json.loads(strict.stdout)["findings"]] == [True, True]
+
+
+def test_inspect_tells_an_epsilon_that_the_file_does_not_state(model: Path) -> None:
+    assert "epsilon is not in the file; PyTorch's default is 1e-05" in run("inspect", model).output
+
+
 def test_inspect_says_what_it_cannot_read(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no weights")
     result = run("inspect", tmp_path / "text")
@@ -84,7 +109,18 @@ def test_convert_refuses_and_leaves_files_alone(model: Path, tmp_path: Path) -> 
     assert run("convert", model, model).exit_code == 2
     assert run("convert", model, tmp_path / "x.npz", "--rename", "layer1.bn").exit_code == 2
     assert run("convert", model, tmp_path / "x.npz", "--rename", "layer9.bn=a").exit_code == 2
-    assert run("convert", model, tmp_path / "x.unknown").exit_code == 1
+    unknown = run("convert", model, tmp_path / "x.unknown")
+    assert unknown.exit_code == 2
+    assert "or name one, as --to onnx" in unknown.stderr
+    assert "pickled objects are not written" in run("convert", model, tmp_path / "x.pth").stderr
+    itself = run("convert", model, model, "--overwrite")
+    assert itself.exit_code == 1
+    assert "would keep nothing of it but batch normalizations" in itself.stderr
+    linked = tmp_path / "link.safetensors"
+    linked.symlink_to(model)
+    assert run("convert", model, linked, "--overwrite").exit_code == 1
+    assert run("convert", model, model, "--into", model, "--overwrite").exit_code == 0, "that is what into is for"
+    assert model.read_bytes() == before
     weights.write(tmp_path / "eps.npz", [layer(epsilon=0.5)])
     lossy = run("convert", tmp_path / "eps.npz", tmp_path / "x.safetensors", "--strict")
     assert lossy.exit_code == 1

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "weights"))
 from layer_samples import layer
 
 from oclbn import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNormND, conventions, gpuarray, weights
-from oclbn.errors import ModuleParameterError, ParameterError
+from oclbn.errors import ModuleParameterError, ParameterError, ParameterWarning
 from oclbn.files.formats import FORMATS
 from oclbn.files.layers import same_bits
 
@@ -101,6 +101,17 @@ def test_options_are_the_modules(queue: cl.CommandQueue) -> None:
     assert same_bits(weights.layer(wide).arrays["var"], layer(dtype="bfloat16").arrays["var"].astype(np.float32))
 
 
+def test_loading_tells_what_stays_oclbns_own(queue: cl.CommandQueue) -> None:
+    """Where neither the file nor whoever made the module has said a number, and the framework's default is another."""
+    keras = layer(channels=5, convention="keras")
+    with pytest.warns(ParameterWarning, match=r"epsilon 1e-05 where Keras has 0\.001, .*estimator 'sample'"):
+        weights.load_into(BatchNorm2D(5, queue=queue), keras)
+    with pytest.warns(ParameterWarning, match="keeps estimator 'sample' where Keras has 'population', which"):
+        weights.load_into(BatchNorm2D(5, initFactor=0.0, minFactor=0.5, epsilon=0.5, queue=queue), keras)
+    weights.load_into(weights.module(keras, queue=queue), keras)
+    weights.load_into(BatchNorm2D(5, queue=queue), layer(channels=5))
+
+
 def test_loading_is_all_or_nothing(queue: cl.CommandQueue) -> None:
     bn = weights.module(layer(channels=5, batches=3), 2, queue=queue)
     new = layer(channels=5, seed=9, batches=40, epsilon=0.25, factor=0.5)
@@ -124,6 +135,8 @@ def test_loading_is_all_or_nothing(queue: cl.CommandQueue) -> None:
         weights.load_into(bn, layer(seed=3, epsilon=1e300))
     assert (bn.epsilon, bn.minFactor, bn.numOfProps) == (0.5, 0.5, 40)
     assert same_bits(weights.layer(bn).arrays["var"], before.arrays["var"])
+    with pytest.raises(ModuleParameterError, match="no running statistics"):
+        weights.load_into(BatchNorm2D(5, running=False, queue=queue), new)
     fixed = BatchNorm2D(5, affine=False, queue=queue)
     with pytest.raises(ModuleParameterError, match="not affine"):
         weights.load_into(fixed, new)

@@ -17,7 +17,7 @@ import safetensors.numpy
 from layer_samples import layer
 
 from oclbn import weights
-from oclbn.errors import MissingExtraError, MissingLayerError, WeightsError
+from oclbn.errors import MissingExtraError, MissingLayerError, ParameterError, WeightsError
 from oclbn.files import formats, health
 from oclbn.files.formats import parts
 from oclbn.files.layers import Content, Layer, Note, fitted, same_bits
@@ -121,6 +121,41 @@ def test_an_epsilon_that_no_file_states_is_the_frameworks(tmp_path: Path) -> Non
     report = weights.write(tmp_path / "one.safetensors", [keras])
     assert "net.bn1: epsilon is 0.001: give eps=0.001 to PyTorch's layer" in map(str, report.notes)
     assert not weights.write(tmp_path / "two.safetensors", [layer()]).notes
+
+
+def test_numbers_of_a_model_give_way(tmp_path: Path) -> None:
+    onnx = tmp_path / "model.onnx"
+    weights.write(onnx, [layer(epsilon=0.25, factor=0.5)])
+    report = weights.write(tmp_path / "new.onnx", [layer(epsilon=0.5, factor=0.125)], into=onnx)
+    assert not [note for note in report.notes if note.lost], "ONNX has a place for both"
+
+
+def test_what_is_no_layer_is_told_with_what_makes_one(tmp_path: Path) -> None:
+    one = layer()
+    weights.write(tmp_path / "one.npz", [one])
+    content = weights.read(tmp_path / "one.npz")
+    path = tmp_path / "two.npz"
+    for call, told in (
+        (lambda: weights.module(content), r"content\['net.bn1'\]"),
+        (lambda: weights.module("net.bn1"), "a Layer is wanted"),
+        (lambda: weights.write(path, one), r"wanted: \[layer\]"),
+        (lambda: weights.write(path, ["net.bn1"]), r"layers has a builtins\.str; a Layer"),
+        (lambda: weights.layer(one), "a BatchNorm module"),
+        (lambda: weights.load_into(one, one), "a BatchNorm module"),
+    ):
+        with pytest.raises(ParameterError, match=told):
+            call()
+
+
+def test_a_format_that_a_file_is_not_of_is_told_with_the_one_that_it_looks_like(tmp_path: Path) -> None:
+    weights.write(tmp_path / "one.npz", [layer()])
+    with pytest.raises(WeightsError, match=r"it looks like NumPy's \.npz, format='npz'"):
+        weights.read(tmp_path / "one.npz", format="safetensors")
+    with pytest.raises(WeightsError, match="it looks like NumPy's"):
+        weights.write(tmp_path / "two.safetensors", [layer()], into=tmp_path / "one.npz")
+    weights.write(tmp_path / "one.safetensors", [layer()])
+    with pytest.raises(WeightsError, match="is the source"):
+        weights.convert(tmp_path / "one.safetensors", tmp_path / "one.safetensors", overwrite=True)
 
 
 def test_strict_writes_nothing_that_would_be_lost(tmp_path: Path) -> None:

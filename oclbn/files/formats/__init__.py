@@ -152,8 +152,12 @@ def of_name(path: Path) -> Format:
     for found in FORMATS:
         if lower.endswith(found.endings):
             return found
+    if path.suffix.lower() in (".pth", ".pt", ".ckpt", ".pkl", ".bin"):
+        raise WeightsError(
+            f"{path}: pickled objects are not written; PyTorch loads .safetensors, with safetensors.torch"
+        )
     endings = ", ".join(dict.fromkeys(ending for one in FORMATS for ending in one.endings))
-    raise WeightsError(f"{path}: its ending says no format: {endings} are known; or name one with format=")
+    raise WeightsError(f"{path}: its ending says no format: {endings} are known; or name one, as format='onnx'")
 
 
 def of_file(path: Path) -> Format:
@@ -170,6 +174,15 @@ def of_file(path: Path) -> Format:
         if _module(found).claims(path, head):
             return found
     raise WeightsError(f"{path}: {advice.of(path, head, [one.name for one in FORMATS])}")
+
+
+def other_than(found: Format, path: Path) -> Format | None:
+    """The format that a file looks like, where it is not this one and this one does not claim it."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if _module(found).claims(path, head):
+        return None
+    return next((one for one in FORMATS if one != found and _module(one).claims(path, head)), None)
 
 
 def _module(found: Format) -> Any:

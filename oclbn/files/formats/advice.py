@@ -132,7 +132,10 @@ def _of_names(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> str
 
 
 def _saved(path: Path) -> str:
-    return _SAVE.format(target=str(path.with_suffix(".safetensors")))
+    """Code that writes beside it, by a name that nothing has."""
+    names = itertools.chain([path.with_suffix("")], (path.with_name(f"{path.stem}-{k}") for k in itertools.count(1)))
+    free = next(target for name in names if not (target := name.with_name(f"{name.name}.safetensors")).exists())
+    return _SAVE.format(target=str(free))
 
 
 def _torch(path: Path, classes: Sequence[str]) -> str:
