@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import difflib
 import dis
+import functools
 import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Name(NamedTuple):
@@ -353,6 +357,20 @@ def refuse(call: Callable[..., Any], given: Sequence[Any], options: Mapping[str,
         raise TypeError(f"{label} takes no {unknown!r}{hint}") from None
 
 
+def refusing(call: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The same call, that refuses arguments which do not fit it in words of ours: see `refuse`."""
+
+    @functools.wraps(call)
+    def told(*given: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            return call(*given, **options)
+        except TypeError:
+            refuse(call, given, options)
+            raise
+
+    return told
+
+
 def _too_many(signature: inspect.Signature, given: Sequence[Any]) -> str:
     """What is said of more arguments by position than there are, or nothing."""
     parameters = {name: one.kind for name, one in signature.parameters.items()}
@@ -376,14 +394,17 @@ def absent(whole: str, name: str, names: Sequence[Name], more: str = "") -> Attr
     return AttributeError(message, name=name, obj=None) if hint else AttributeError(message)
 
 
-def lacking(module: str) -> Callable[[str], NoReturn]:
-    """A module's __getattr__, which Python asks for what is not there."""
+def lacking(module: str, meant: Callable[[str], str | None] | None = None) -> Callable[[str], NoReturn]:
+    """A module's __getattr__, which Python asks for what is not there.
+
+    meant: says which of the module's names was most likely meant, None: none; not given: the nearest one.
+    """
 
     def missing(name: str) -> NoReturn:
         parts = [part for part in ("functional", "gpuarray", "device") if name in _public(f"oclbn.{part}")]
         more = f"; did you mean oclbn.{parts[0]}.{name}?" if parts else ""
         hint = hints(CONTENTS, name) or more
-        if not hint and (near := nearest(name, _public(module))):
+        if not hint and (near := meant(name) if meant else nearest(name, _public(module))):
             hint = more = f"; did you mean {near}?"
         if hint and f"{module}.{name}" not in sys.modules and _imports(sys._getframe(1)):
             raise ImportError(f"cannot import name {name!r} from {module!r}{hint}", name=module)

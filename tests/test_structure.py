@@ -56,7 +56,7 @@ WALLS = {
         "renorm",
     },
     "sync": {"errors", "activations", "elements", "call", "device", "gpuarray", "modules", "plan", "steps"},
-    "conventions": {"errors"},
+    "conventions": {"errors", "names"},
     "weights": {"errors", "call", "device", "conventions", "files", "modules"},
     "torch": {"errors", "activations", "elements", "call", "device", "functional"},
     "__init__": {"functional", "gpuarray", "modules", "names", "version"},

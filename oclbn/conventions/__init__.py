@@ -19,7 +19,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
+from oclbn import names
 from oclbn.conventions.convention import Convention, Names
 from oclbn.conventions.inference import CAFFE, COREML, DARKNET, DARKNET_CPU, MATCONVNET, NCNN, OPENCV_DARKNET, OPENVINO
 from oclbn.conventions.training import (
@@ -138,9 +140,27 @@ def named(name: str) -> Convention:
     key = name.lower().replace("-", "_").replace(" ", "_") if isinstance(name, str) else ""
     if key in ALL:
         return ALL[key]
-    near = _ALSO.get(name.lower()) if key else None
-    if near is None and key:
-        near = next(iter(difflib.get_close_matches(key, [*ALL, *_ALSO], 1)), None)
-        near = _ALSO.get(near, near) if near else None
+    near = _nearest(name) if key else None
     meant = f"; did you mean {near!r}?" if near else ";"
     raise ParameterError(f"the convention is {name!r}{meant} there are {', '.join(ALL)}")
+
+
+def _nearest(name: str) -> str | None:
+    """The key of the convention that was most likely meant; None: none is near."""
+    lower = name.lower()
+    if lower in _ALSO:
+        return _ALSO[lower]
+    near = next(iter(difflib.get_close_matches(lower.replace("-", "_").replace(" ", "_"), [*ALL, *_ALSO], 1)), None)
+    return _ALSO.get(near, near) if near else None
+
+
+def _meant(name: str) -> str | None:
+    """The name in this module that was most likely meant by one that is not in it."""
+    found = names.nearest(name, [one for one in __all__ if one.lower() not in ALL])
+    if found is None and not name.startswith("_") and (key := _nearest(name)):
+        found = key.upper()
+    return found
+
+
+if not TYPE_CHECKING:  # checkers would take every name for one that is there
+    __getattr__ = names.lacking(__name__, _meant)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from oclbn.errors import ParameterError
+from oclbn.names import refusing
 
 __all__ = ["Convention", "Names"]
 
@@ -91,6 +92,7 @@ class Convention:
             and self.epsilon_in == "variance"
         )
 
+    @refusing
     def factor(self, n: int, momentum: Momentum = "default") -> float:
         """The weight of batch n, counted from 1, in the running statistics: running = (1 - w) running + w batch.
 
@@ -112,12 +114,14 @@ class Convention:
             return 1.0 if last == 1.0 else min(last / -math.expm1(int(n) * math.log1p(-last)), 1.0)
         return last
 
+    @refusing
     def momentum_for(self, factor: float) -> float:
         """The framework's momentum where a new batch has the weight `factor` (for "debiased", in the long run)."""
         factor = _number("factor", factor, 1.0)
         self._check_training("factor", factor)
         return factor if self.momentum_of == "new" else _rest(factor)
 
+    @refusing
     def options(
         self, momentum: Momentum = "default", epsilon: float | None = None, *, evaluation: bool = False
     ) -> dict[str, Any]:
@@ -160,6 +164,7 @@ class Convention:
             f"conventions.{self.key.upper()}.factor(bn.numOfProps + 1{given}) before each batch{outputs}"
         )
 
+    @refusing
     def in_evaluation(
         self,
         mean: ArrayLike,

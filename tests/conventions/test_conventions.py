@@ -399,6 +399,42 @@ def test_a_name_that_is_nearly_one(name: str, meant: str) -> None:
         named(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("TORCH", "PYTORCH"),
+        ("KERAS3", "KERAS"),
+        ("keras", "KERAS"),
+        ("JAX", "FLAX"),
+        ("TENSORFLOW", "TENSORFLOW_FUSED"),
+        ("Named", "named"),
+        ("BatchNorm2d", "BatchNorm2D"),
+    ],
+)
+def test_a_name_that_the_module_nearly_has(name: str, meant: str) -> None:
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'; did you mean {meant}?"):
+        getattr(conventions, name)
+    with pytest.raises(ImportError, match=f"cannot import name '{name}' from .*; did you mean {meant}"):
+        exec(f"from oclbn.conventions import {name}", {})
+
+
+@pytest.mark.parametrize("name", ["QQQQ", "__wrapped__", "_torch"])
+def test_a_name_that_the_module_has_not(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'$"):
+        getattr(conventions, name)
+
+
+def test_arguments_by_other_names_are_told() -> None:
+    options: Any = conventions.KERAS.options
+    with pytest.raises(TypeError, match=r"^Convention.options\(\) takes no 'eps'; did you mean epsilon\?"):
+        options(eps=1e-4)
+    in_evaluation: Any = conventions.KERAS.in_evaluation
+    with pytest.raises(TypeError, match=r"in_evaluation\(\) takes no 'moving_variance'; did you mean variance\?"):
+        in_evaluation(1.0, moving_variance=1.0)
+    with pytest.raises(TypeError, match="takes by position momentum, epsilon, and was given 3 values; by keyword"):
+        options(0.9, 1e-4, True)
+
+
 @pytest.mark.parametrize("name", ["", "qqqq", None, 3])
 def test_a_name_that_is_none(name: Any) -> None:
     with pytest.raises(ParameterError, match=r"^the convention is .*; there are pytorch, keras, .*, matconvnet$"):
