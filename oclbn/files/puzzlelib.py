@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oclbn.errors import MissingExtraError, ModuleError, ModuleFileError, ModuleParameterError
-from oclbn.files import whole
+from oclbn.files import formats, whole
 from oclbn.files.foreign import HDF5
 
 try:
@@ -56,6 +56,8 @@ _SLACK = 1 << 16  # the same of all pieces together
 _HARMLESS_FILTERS = (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)  # those that do not unpack
 _BFLOAT16 = ((15, 7, 8, 0, 7), 127, h5t.NORM_IMPLIED)  # fields, bias, normalization of HDF5's type
 _BFLOAT16_TAGS = (b"", b"NUMPY:<V2", b"bfloat16")  # of opaque elements: h5py's without a word, h5py.opaque_dtype's
+_ENDINGS = (".hdf", ".h5", ".hdf5")  # of HDF5; the other formats' own would mislead whoever reads them
+_ELSEWHERE = "oclbn.weights.read reads files of other frameworks, or says what to do"
 _FORMAT = "v110"  # the first one with checksums over everything but the elements; those have their own
 
 
@@ -92,8 +94,8 @@ def save(
 
     hdf: a path (written atomically; missing folders are made), an open file or group (added to, left open), or None.
     varlinks: key -> number of the variables that the file already holds; they are only linked to, and those written now
-    are added. ModuleFileError: the names are taken, HDF5 cannot write, or the path is a file that is not HDF5. OSError:
-    the disk's own, or the path is a folder, a pipe, a device or the like.
+    are added. ModuleFileError: the names are taken, HDF5 cannot write, or the path is a file that is not HDF5, or has
+    the ending of another format. OSError: the disk's own, or the path is a folder, a pipe, a device or the like.
     """
     if not (compress in (None, "gzip", "lzf") or (type(compress) is int and 0 <= compress <= 9)):
         raise ModuleParameterError(f"compress is {compress!r}; wanted None, 'gzip', 'lzf' or a gzip level from 0 to 9")
@@ -104,6 +106,7 @@ def save(
             hdf.file.flush()
     elif hdf is None or isinstance(hdf, (str, os.PathLike)):
         if hdf is not None:
+            _check_ending(Path(hdf))
             _check_replaceable(Path(hdf))
         # HDF5 works in memory, so that a full disk or a lost connection meets plain file operations only.
         with h5py.File(_unique_name(), "w", driver="core", backing_store=False, libver=_FORMAT) as file:
@@ -118,6 +121,17 @@ def save(
         raise ModuleParameterError(f"hdf is a {type(hdf).__name__}; wanted a path, an open h5py.File or Group, or None")
     varlinks.update(links)
     return image
+
+
+def _check_ending(path: Path) -> None:
+    """ModuleFileError where the path's ending is that of another format of weights."""
+    for form in formats.FORMATS:
+        ending = next((one for one in form.endings if path.name.lower().endswith(one)), None)
+        if ending is not None and not ending.endswith(_ENDINGS):
+            raise ModuleFileError(
+                f"{path}: save() writes HDF5, and {ending} is the ending of another format, {form.title}: take "
+                f"{_ENDINGS[0]}, or write that format with oclbn.weights.write(path, [oclbn.weights.layer(bn)])"
+            )
 
 
 def _check_replaceable(path: Path) -> None:
@@ -272,7 +286,9 @@ def _opened(hdf: object) -> Iterator[tuple[h5py.Group, str]]:
     try:
         file = _open_image(bytes(hdf)) if isinstance(hdf, (bytes, bytearray)) else h5py.File(hdf, "r")
     except Exception as error:
-        raise ModuleFileError(f"{label} is no HDF5 file, or is cut short: {error}") from error
+        foreign = isinstance(hdf, (str, os.PathLike)) and Path(hdf).is_file() and not _is_marked(Path(hdf))
+        advice = f"; {_ELSEWHERE}" if foreign else ""
+        raise ModuleFileError(f"{label} is no HDF5 file, or is cut short: {error}{advice}") from error
     with file:
         yield file, label
 
@@ -312,7 +328,8 @@ def _found(group: h5py.Group, key: str, label: str) -> Any:
 def _group(root: h5py.Group, key: str, label: str) -> h5py.Group:
     found = _found(root, key, label)
     if not isinstance(found, h5py.Group):
-        raise ModuleFileError(f"{label} has no group {key!r}: it was not written by oclbn or PuzzleLib")
+        advice = f"; {_ELSEWHERE}" if key == "links" else ""  # other groups lack in damaged files of ours
+        raise ModuleFileError(f"{label} has no group {key!r}: it was not written by oclbn or PuzzleLib{advice}")
     return found
 
 

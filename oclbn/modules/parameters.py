@@ -384,7 +384,7 @@ class Parameters(metaclass=Contract):
         share variables in one file. name: instead of the module's own. compress: None, "gzip", "lzf", a gzip level.
         assumeUniqueNames: "a.b.c" is written as "a.c". withBlueprint: adds the JSON of `getBlueprint`.
         MissingExtraError: no h5py. ModuleStateError: nothing to save yet. ModuleFileError: the names are taken, or the
-        path is a file, not empty, that is not HDF5.
+        path is a file, not empty, that is not HDF5, or has the ending of another format of weights.
         OSError: the system's own, or the path is a folder, a pipe, a device or the like.
         """
         from oclbn.files import puzzlelib

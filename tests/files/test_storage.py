@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -20,10 +21,12 @@ import pytest
 from h5py import h5d, h5s, h5t
 from stored import SHAPE, TENSORS, C, as_puzzlelib, contents, fresh, refused, trained, values
 
-from oclbn import BatchNorm, BatchNorm2D, BatchNorm3D, BatchNormND
+import oclbn.weights
+from oclbn import BatchNorm, BatchNorm2D, BatchNorm3D, BatchNormND, weights
 from oclbn.elements import numbers_of
 from oclbn.errors import MissingExtraError, ModuleFileError, ModuleParameterError, ModuleStateError
 from oclbn.files import puzzlelib
+from oclbn.files.formats import FORMATS
 from oclbn.truth.hostile import make
 
 pytestmark = pytest.mark.once(reason="files are read and written by the host")
@@ -490,6 +493,35 @@ def test_a_file_that_is_no_hdf5_is_not_written_over(queue: cl.CommandQueue, tmp_
     assert [*tmp_path.iterdir()] == [path]
 
 
+OF_OTHERS = [ending for form in FORMATS for ending in form.endings if not ending.endswith((".hdf", ".h5", ".hdf5"))]
+
+
+@pytest.mark.parametrize("ending", [*OF_OTHERS, ".ONNX"])
+def test_hdf5_is_not_written_under_the_ending_of_another_format(
+    queue: cl.CommandQueue, tmp_path: Path, ending: str
+) -> None:
+    bn = trained(queue)
+    path = tmp_path / f"bn{ending}"
+    with pytest.raises(ModuleFileError, match=r"ending of another format, .*: take \.hdf, or write that") as refusal:
+        bn.save(path)
+    assert not [*tmp_path.iterdir()]
+    if path.suffix not in (".keras", ".json"):  # which are written into a model alone, as the error says
+        advised = re.search(r"oclbn\.weights\.write\(.*\)", str(refusal.value))
+        assert advised is not None
+        exec(advised[0], {"oclbn": oclbn, "path": path, "bn": bn})
+        np.testing.assert_array_equal(
+            next(iter(weights.read(path).values())).bias.astype(np.float32), bn.bias.get().ravel()
+        )
+
+
+@pytest.mark.parametrize("name", ["bn.h5", "bn.hdf5", "bn.HDF", "bn.weights.h5", "bn", "onnx", "bn.7"])
+def test_names_that_hdf5_may_have(queue: cl.CommandQueue, tmp_path: Path, name: str) -> None:
+    bn, other = trained(queue), fresh(queue)
+    bn.save(tmp_path / name)
+    other.load(tmp_path / name)
+    assert values(other) == values(bn)
+
+
 @pytest.mark.parametrize("block", [None, 512, 4096])
 def test_an_older_save_and_an_empty_file_are_written_over(
     queue: cl.CommandQueue, tmp_path: Path, block: int | None
@@ -657,11 +689,22 @@ def test_a_file_of_another_kind(queue: cl.CommandQueue, tmp_path: Path, content:
         refused(fresh(queue), hdf, "no HDF5 file, or is cut short")
 
 
+def test_a_file_of_another_framework_is_told_who_reads_it(queue: cl.CommandQueue, tmp_path: Path) -> None:
+    bn = trained(queue)
+    weights.write(tmp_path / "model.npz", [weights.layer(bn, "bn")])
+    refused(fresh(queue), tmp_path / "model.npz", "no HDF5 file, .*; oclbn.weights.read reads files of other")
+    np.testing.assert_array_equal(weights.read(tmp_path / "model.npz")["bn"].mean, bn.mean.get().ravel())
+    image = bn.save()
+    assert image is not None
+    (tmp_path / "bn.hdf").write_bytes(image[: len(image) // 2])
+    refused(fresh(queue), tmp_path / "bn.hdf", "no HDF5 file, or is cut short: [^;]*$")
+
+
 def test_hdf5_of_another_program(queue: cl.CommandQueue, tmp_path: Path) -> None:
     path = tmp_path / "model.h5"
     with h5py.File(path, "w") as file:
         file["model_weights/layer/gamma:0"] = np.ones(C, np.float32)
-    refused(fresh(queue), path, "has no group 'links': it was not written by oclbn or PuzzleLib")
+    refused(fresh(queue), path, "'links': it was not written by oclbn or PuzzleLib; oclbn.weights.read reads")
 
 
 def test_compressed_data_that_is_damaged(queue: cl.CommandQueue, tmp_path: Path) -> None:
