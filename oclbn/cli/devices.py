@@ -86,9 +86,7 @@ def _print_one(spec: str, as_json: bool) -> None:
 def _print_table(console: Console, listed: Sequence[DeviceInfo], default: DeviceInfo | None) -> None:
     table = tables.fitting(console, functools.partial(as_table, listed, default), _LEFT_OUT_FIRST)
     console.print(table)
-    missing = [heading for heading in FACTS if heading not in [column.header for column in table.columns]]
-    if missing:
-        console.print(Text(f"Not shown in {console.width} columns: {', '.join(missing)}; --json has all.", style="dim"))
+    tables.print_left_out(console, table, FACTS)
 
 
 def _print_failures(console: Console, listed: Sequence[DeviceInfo]) -> None:

@@ -21,7 +21,12 @@ from oclbn.files import health
 from oclbn.files.formats import by_name
 from oclbn.files.layers import ARRAYS, Layer, Note, as_float64
 
+_FACTS = ("Type", "Epsilon", "Weight", "Batches", "Variance", "Largest factor")
 _LEFT_OUT_FIRST = ("Batches", "Weight", "Epsilon", "Type", "Largest factor", "Variance")
+_EXPLAINED = {
+    "Weight": "of a new batch in the running averages",
+    "Largest factor": "of scale / sqrt(variance + epsilon)",
+}
 _MOST_NAMED = 3  # layers of which the same is said
 
 
@@ -68,7 +73,11 @@ def _unstated(layer: Layer) -> Note:
 
 def _print(form: str, layers: Sequence[Layer], found: dict[str, list[health.Finding]], notes: Sequence[Note]) -> None:
     console = output.console()
-    console.print(tables.fitting(console, functools.partial(as_table, layers), _LEFT_OUT_FIRST))
+    table = tables.fitting(console, functools.partial(as_table, layers), _LEFT_OUT_FIRST)
+    console.print(table)
+    tables.print_left_out(console, table, _FACTS)
+    for heading in [column.header for column in table.columns if column.header in _EXPLAINED]:
+        console.print(Text(f"{heading}: {_EXPLAINED[str(heading)]}", style="dim"))
     console.print()
     count = "1 batch normalization" if len(layers) == 1 else f"{len(layers)} batch normalizations"
     console.print(Text(f"{count}, {sum(layer.channels for layer in layers):,} channels; {by_name(form).title}"))
@@ -104,7 +113,7 @@ def as_table(layers: Sequence[Layer], shown: Collection[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("Layer", overflow="fold")
     table.add_column("Channels", justify="right", no_wrap=True)
-    for heading in ("Type", "Epsilon", "Weight", "Batches", "Variance", "Largest factor"):
+    for heading in _FACTS:
         if heading in shown:
             table.add_column(heading, no_wrap=True, justify="left" if heading == "Type" else "right")
     for layer in layers:
@@ -156,6 +165,7 @@ def as_dict(layer: Layer, findings: Sequence[health.Finding]) -> dict[str, Any]:
         "factor": layer.factor,
         "cumulative": layer.cumulative,
         "batches": layer.batches,
+        "largest_factor": _largest(layer),
         "convention": layer.convention,
         "ranges": {name: _extremes(getattr(layer, name)) for name in ARRAYS if getattr(layer, name) is not None},
         "findings": [{"text": one.text, "fault": one.fault} for one in findings],

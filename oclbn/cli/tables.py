@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _UNBOUNDED = 10_000
 
@@ -17,3 +18,11 @@ def fitting(console: Console, make: Callable[[Collection[str]], Table], optional
         if console.measure(table, options=console.options.update(width=_UNBOUNDED)).maximum <= console.width:
             break
     return table
+
+
+def print_left_out(console: Console, table: Table, headings: Sequence[str]) -> None:
+    """Say which of these columns were left out of a table, where any was."""
+    shown = [column.header for column in table.columns]
+    missing = [heading for heading in headings if heading not in shown]
+    if missing:
+        console.print(Text(f"Not shown in {console.width} columns: {', '.join(missing)}; --json has all.", style="dim"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 import oclbn as package
-from oclbn import device
+from oclbn import device, weights
 from oclbn.cli import check_run, group, output, records, types
 from oclbn.tools.check.checklist import NumberCheck, SpeedCheck
 from oclbn.tools.check.outcomes import Checked, Outcome
@@ -23,9 +23,12 @@ from oclbn.tools.check.outcomes import Checked, Outcome
 GUIDE = Path(__file__).parents[2] / "docs" / "pages" / "guide" / "commands.md"
 OF_DATA = {  # whose own keys are names of what was measured, and how many levels of them
     **dict.fromkeys(("versions", "packages", "peers", "choices", "before", "after", "entry"), 1),
+    **dict.fromkeys(("types", "ranges"), 1),
     **dict.fromkeys(("checks", "channels", "operations", "speeds"), 1),
 }
-UNITS = re.compile(r"(_seconds|bytes_per_second|_in_tolerances|ratio_to_\w+|gain|mean|std|value)$|^seconds$")
+UNITS = re.compile(
+    r"(_seconds|bytes_per_second|_in_tolerances|ratio_to_\w+|gain|mean|std|value|epsilon|factor)$|^seconds$"
+)
 
 pytestmark = pytest.mark.once(reason="what is printed is the host's")
 
@@ -184,6 +187,21 @@ def test_check(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "ratio_to_copy": 1.2,
     }
     assert one["faults"] == [{"check": "train of 4x3, ordinary", "fault": "y is NaN"}]
+
+
+def test_files_of_weights(tmp_path: Path) -> None:
+    one = weights.Layer("bn", *np.ones((3, 4), np.float32), var=np.array([1, 2, np.nan, 0.5], np.float32), epsilon=1e-3)
+    weights.write(tmp_path / "model.npz", [replace(one, factor=0.1, batches=5)])
+    found = document("inspect", str(tmp_path / "model.npz"), "--check", "--json", status=1)
+    check_documented(found, "layers", "findings", "notes", "ranges", "types", "largest_factor", "file", "format")
+    assert [layer["name"] for layer in found["layers"]] == ["bn"]
+    given = (str(tmp_path / "model.npz"), str(tmp_path / "model.safetensors"))
+    found = document("convert", *given, "--json")
+    check_documented(found, "source", "source_format", "files", "format", "layers", "notes")
+    assert [note["lost"] for note in found["notes"] if note["layer"] == "bn"]
+    for command in (("inspect",), ("convert", str(tmp_path / "target.npz"))):
+        given = (command[0], str(tmp_path / "none.npz"), *command[1:], "--json")
+        assert CliRunner().invoke(group.oclbn, given).exit_code == 2
 
 
 def test_the_version() -> None:

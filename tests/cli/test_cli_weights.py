@@ -43,6 +43,22 @@ def test_inspect_lists_layers_and_what_is_wrong(model: Path) -> None:
     assert "Nothing wrong with their statistics." in good.output
 
 
+def test_inspect_names_what_a_narrow_screen_leaves_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = run("inspect", model).stdout
+    assert "Not shown" not in wide
+    assert "\nWeight: of a new batch in the running averages\nLargest factor: of scale / sqrt(variance +" in wide
+    monkeypatch.setenv("COLUMNS", "50")
+    narrow = run("inspect", model).stdout
+    told = " ".join(narrow.partition("Not shown in 50 columns: ")[2].partition("; --json has all.")[0].split())
+    left_out = told.split(", ")
+    assert "Weight" in left_out
+    assert "Weight: " not in narrow
+    headings = narrow.splitlines()[0]
+    assert not [heading for heading in left_out if heading in headings]
+    assert all(heading in headings for heading in {"Type", "Batches", "Variance", "Largest factor"} - {*left_out})
+
+
 def test_inspect_in_json(model: Path) -> None:
     document = json.loads(run("inspect", model, "--json", "--layer", "head.bn").stdout)
     assert document["command"] == "inspect"
