@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,9 @@ def write(
     given = tuple(layers.values() if isinstance(layers, Mapping) else layers)
     if not given:
         raise WeightsError(f"{target}: there is no layer to write")
+    if found.names and len({layer.name for layer in given}) < len(given):
+        twice = Counter(layer.name for layer in given).most_common(1)[0][0]
+        raise WeightsError(f"{target}: two of the layers have the name {twice!r}; names of their own are wanted")
     model = None if into is None else Path(into)
     if model is not None:
         whole.check_source(model)
@@ -123,11 +127,9 @@ def write(
         for name in written.files:
             if target.with_name(name).exists():
                 raise FileExistsError(f"{target.with_name(name)} is there already; overwrite=True replaces it")
-    _check_back(found, target, given, written, model)
-    for name, content in reversed(list(written.files.items())):  # the one that was asked for last: then all is there
-        with whole.replacing(target.with_name(name)) as file:
-            file.write(content)
-    return Report(tuple(map(target.with_name, written.files)), found.name, len(given), written.notes)
+    notes = *written.notes, *_check_back(found, target, given, written, model)
+    whole.replace_together({target.with_name(name): content for name, content in written.files.items()})
+    return Report(tuple(map(target.with_name, written.files)), found.name, len(given), notes)
 
 
 def convert(
@@ -282,8 +284,13 @@ def _check_names(target: Path, written: Written) -> None:
             raise AssertionError(f"a file beside {target} is to be called {name!r}")
 
 
-def _check_back(found: known.Format, target: Path, given: Sequence[Layer], written: Written, into: Path | None) -> None:
-    """WeightsError unless what was written reads as what was given, but for what the notes tell of."""
+def _check_back(
+    found: known.Format, target: Path, given: Sequence[Layer], written: Written, into: Path | None
+) -> Iterator[Note]:
+    """WeightsError unless what was written reads as what was given, but for what the notes tell of.
+
+    Notes of names that read differently, as where a name ends with what parts it from those of its arrays.
+    """
     with tempfile.TemporaryDirectory(prefix="oclbn-") as folder:
         for name, content in written.files.items():
             Path(folder, name).write_bytes(content)
@@ -299,3 +306,6 @@ def _check_back(found: known.Format, target: Path, given: Sequence[Layer], writt
                     f"{target}: {name} of {one} reads differently from what was written, so that nothing was kept; "
                     f"this is a fault of oclbn or of {found.package or 'NumPy'}: please report it"
                 )
+        changed = into is None and found.names and one.name != same.name
+        if changed and not any(note.layer == one.name and repr(same.name) in note.text for note in written.notes):
+            yield Note(one.name, f"it is called {same.name!r} in {target.name}: its own name has no place there")
