@@ -112,7 +112,7 @@ def write(
         raise WeightsError(f"{target}: there is no layer to write")
     if found.names and len({layer.name for layer in given}) < len(given):
         twice = Counter(layer.name for layer in given).most_common(1)[0][0]
-        raise WeightsError(f"{target}: two of the layers have the name {twice!r}; names of their own are wanted")
+        raise WeightsError(f"{target}: two layers have the name {twice!r}; names of their own are wanted")
     model = None if into is None else Path(into)
     if model is not None:
         whole.check_source(model)
@@ -278,10 +278,18 @@ def _check_order(
 
 
 def _check_names(target: Path, written: Written) -> None:
-    """No writer puts a file anywhere but beside the one that was asked for."""
+    """No writer puts a file anywhere but beside the one that was asked for.
+
+    WeightsError: that one is a link and another one is none, so that the file it leads to would lose its companion.
+    """
     for name in written.files:
         if Path(name).name != name:
             raise AssertionError(f"a file beside {target} is to be called {name!r}")
+        if target.is_symlink() and not target.with_name(name).is_symlink():
+            raise WeightsError(
+                f"{target} is a link to {target.resolve()}, and {name}, which would be written with it, is no link: "
+                "name the file that it leads to, or remove the link"
+            )
 
 
 def _check_back(
@@ -301,7 +309,9 @@ def _check_back(
             there = getattr(same, name)
             if (one.name, name) in lost:
                 continue
-            if there is None or not same_bits(there.astype(array.dtype), array):
+            with np.errstate(invalid="ignore"):  # of NaN that signals
+                kept = there is not None and same_bits(there.astype(array.dtype), array)
+            if not kept:
                 raise WeightsError(
                     f"{target}: {name} of {one} reads differently from what was written, so that nothing was kept; "
                     f"this is a fault of oclbn or of {found.package or 'NumPy'}: please report it"

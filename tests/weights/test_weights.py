@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from layer_samples import layer
+from layer_samples import layer, strange
 
 from oclbn import weights
 from oclbn.errors import MissingExtraError, MissingLayerError, WeightsError
@@ -137,6 +137,26 @@ def test_a_pair_of_files_stays_a_pair_where_the_disk_is_full(
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
+def test_a_link_does_not_part_a_pair_of_files(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.xml", tmp_path / "link.xml"
+    weights.write(real, [layer(epsilon=1e-5)])
+    link.symlink_to(real.name)
+    with pytest.raises(WeightsError, match=r"link\.xml is a link to .*real\.xml, and link\.bin"):
+        weights.write(link, [layer(seed=1, epsilon=1e-5)], overwrite=True)
+    assert same_bits(weights.read(real)["net.bn1"].mean, layer().mean)
+    link.with_suffix(".bin").symlink_to("real.bin")
+    weights.write(link, [layer(seed=1, epsilon=1e-5)], overwrite=True)
+    assert same_bits(weights.read(real)["net.bn1"].mean, layer(seed=1).mean)
+    assert link.is_symlink()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_reads_wider_is_compared_without_a_warning(tmp_path: Path) -> None:
+    signals = strange("bfloat16")
+    given = layer(channels=signals.size, dtype="bfloat16", mean=signals, epsilon=1e-5)
+    weights.write(tmp_path / "net.param", [given])
+
+
 def test_order_does_not_overrule_names(tmp_path: Path) -> None:
     model, path = tmp_path / "model.onnx", tmp_path / "one.onnx"
     weights.write(model, [layer(name, seed=seed) for seed, name in enumerate(("a", "b", "c"))])
@@ -157,7 +177,7 @@ def test_numbers_that_frameworks_give_are_no_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["one.npz", "one.safetensors", "one.params", "one.xml"])
 def test_two_layers_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="two of the layers have the name 'a'"):
+    with pytest.raises(WeightsError, match="two layers have the name 'a'"):
         weights.write(tmp_path / name, [layer("a"), layer("b"), layer("a")])
 
 
