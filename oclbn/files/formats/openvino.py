@@ -210,7 +210,7 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
         raise WeightsError(f"{name}: the description's name is wanted, which ends in .xml; {beside} comes beside it")
     if into is not None:
         return _replaced(layers, name, beside, into)
-    notes = [note for layer in layers for note in (*_assumed(layer), *_untold(layer))]
+    notes = [note for layer in layers for note in (*_untold(layer), *_assumed(layer))]
     binary = bytearray()
     described = _Description(binary)
     for layer in layers:
