@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,6 +113,9 @@ def write(
     given = _layers_of(layers)
     if not given:
         raise WeightsError(f"{target}: there is no layer to write")
+    if found.names and len({layer.name for layer in given}) < len(given):
+        twice = Counter(layer.name for layer in given).most_common(1)[0][0]
+        raise WeightsError(f"{target}: two layers have the name {twice!r}; names of their own are wanted")
     given, assumed = _stating_epsilon(found, given)
     model = None if into is None else Path(into)
     if model is not None:
@@ -132,9 +136,7 @@ def write(
     if strict and (lost := [str(note) for note in notes if note.lost]):
         more = f"\n... and {len(lost) - _MOST_TOLD} more" if len(lost) > _MOST_TOLD else ""
         raise WeightsError(f"{target} is not written, as it would lose:\n" + "\n".join(lost[:_MOST_TOLD]) + more)
-    for name, content in reversed(list(written.files.items())):  # the one that was asked for last: then all is there
-        with whole.replacing(target.with_name(name)) as file:
-            file.write(content)
+    whole.replace_together({target.with_name(name): content for name, content in written.files.items()})
     return Report(tuple(map(target.with_name, written.files)), found.name, len(given), notes)
 
 
@@ -372,10 +374,18 @@ def _check_order(
 
 
 def _check_names(target: Path, written: Written) -> None:
-    """No writer puts a file anywhere but beside the one that was asked for."""
+    """No writer puts a file anywhere but beside the one that was asked for.
+
+    WeightsError: that one is a link and another one is none, so that the file it leads to would lose its companion.
+    """
     for name in written.files:
         if Path(name).name != name:
             raise AssertionError(f"a file beside {target} is to be called {name!r}")
+        if target.is_symlink() and not target.with_name(name).is_symlink():
+            raise WeightsError(
+                f"{target} is a link to {target.resolve()}, and {name}, which would be written with it, is no link: "
+                "name the file that it leads to, or remove the link"
+            )
 
 
 def _check_back(
@@ -383,7 +393,7 @@ def _check_back(
 ) -> list[Note]:
     """WeightsError unless what was written reads as what was given, but for what the notes tell of.
 
-    Returns notes of numbers that read otherwise, of which none has told.
+    Returns notes of numbers and names that read otherwise, of which none has told.
     """
     with tempfile.TemporaryDirectory(prefix="oclbn-") as folder:
         for name, content in written.files.items():
@@ -397,7 +407,9 @@ def _check_back(
             there = getattr(same, name)
             if (one.name, name) in lost:
                 continue
-            if there is None or not same_bits(there.astype(array.dtype), array):
+            with np.errstate(invalid="ignore"):  # of NaN that signals
+                kept = there is not None and same_bits(there.astype(array.dtype), array)
+            if not kept:
                 raise WeightsError(
                     f"{target}: {name} of {one} reads differently from what was written, so that nothing was kept; "
                     f"this is a fault of oclbn or of {found.package or 'NumPy'}: please report it"
@@ -408,6 +420,10 @@ def _check_back(
         if (one.name, "a") not in lost and _differ(one.factor, same.factor):
             text = f"a new batch weighs {one.factor:g}, and {same.factor:g} by what stands in the file"
             notes.append(Note(one.name, text, lost=True))
+        changed = into is None and found.names and one.name != same.name
+        if changed and not any(note.layer == one.name and repr(same.name) in note.text for note in written.notes):
+            text = f"it is called {same.name!r} in {target.name}: its own name has no place there"
+            notes.append(Note(one.name, text))
     return notes
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ Host = NDArray[Any]
 ARRAYS = ("scale", "bias", "mean", "var")
 NUMBERS = ("epsilon", "factor", "cumulative", "batches")
 _NAMES_SHOWN = 8
+_MOST_BATCHES = 2**63 - 1
+_COUNTED = re.compile(r"_\d+$")  # of names that frameworks give, counting on from model to model
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +64,14 @@ class Layer:
         for name, array in self.arrays.items():
             if kind(array.dtype) is None:
                 raise WeightsError(f"{self}: {name} holds {array.dtype}; {WANTED} is wanted")
-        limits = {
-            "epsilon": (self.epsilon, math.inf),
-            "factor": (self.factor, 1.0),
-            "batches": (self.batches, math.inf),
-        }
-        for name, (number, most) in limits.items():
+        for name, number, most in (("epsilon", self.epsilon, math.inf), ("factor", self.factor, 1.0)):
             if number is not None and not (0 <= number <= most and math.isfinite(number)):
                 wanted = "0 to 1" if name == "factor" else "0 on"
                 raise WeightsError(f"{self}: {name} is {number}; a finite number from {wanted} is wanted")
+        if self.batches is not None and not (
+            isinstance(self.batches, int | np.integer) and 0 <= self.batches <= _MOST_BATCHES
+        ):
+            raise WeightsError(f"{self}: batches is {self.batches!r}; a whole number from 0 to 2**63 - 1 is wanted")
         if (self.mean is None) != (self.var is None):
             lacking = "mean" if self.mean is None else "var"
             raise WeightsError(f"{self}: it has no {lacking}; running statistics are a mean and a variance")
@@ -208,13 +210,15 @@ def same_bits(one: Host, other: Host) -> bool:
 def matched(layers: Sequence[Layer], there: Sequence[Layer], into: Path) -> list[tuple[Layer, Layer]]:
     """Each layer with that of the model `into` whose values it is to replace: by name, or else all in order.
 
-    WeightsError: neither the names nor the number fit, or a channel count differs.
+    WeightsError: neither the names nor the number fit, a layer would go to another place in order than by its name, or
+    a channel count differs.
     """
     by_name = {layer.name: layer for layer in there}
     if all(layer.name in by_name for layer in layers):
         pairs = [(layer, by_name[layer.name]) for layer in layers]
     elif len(layers) == len(there):
         pairs = list(zip(layers, there, strict=True))
+        _check_crossed(pairs, by_name, into)
     else:
         lacking = next(layer.name for layer in layers if layer.name not in by_name)
         shown = ", ".join(map(repr, list(by_name)[:_NAMES_SHOWN])) or "none"
@@ -229,3 +233,21 @@ def matched(layers: Sequence[Layer], there: Sequence[Layer], into: Path) -> list
                 f"{target.channels}"
             )
     return pairs
+
+
+def _check_crossed(pairs: Sequence[tuple[Layer, Layer]], by_name: Mapping[str, Layer], into: Path) -> None:
+    """WeightsError where order and those names that are in the model contradict each other.
+
+    Names that differ by the number at their end may: batch_normalization_1 is a model's second layer or its first one.
+    """
+    for layer, target in pairs:
+        if (
+            layer.name in by_name
+            and layer.name != target.name
+            and _COUNTED.sub("", layer.name) != _COUNTED.sub("", target.name)
+        ):
+            lacking = next(other.name for other, _ in pairs if other.name not in by_name)
+            raise WeightsError(
+                f"{into} has no layer {lacking!r}, and in order {layer.name!r}, which it has, would go to "
+                f"{target.name!r}: write all layers by the names that it has"
+            )

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +47,19 @@ def replacing(path: str | os.PathLike[str], *, parents: bool = False) -> Iterato
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
+
+
+def replace_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together, each as `replacing` does: none takes its place before all are on the disk.
+
+    The first one is the last to do so: where it is new, what it needs is there.
+    """
+    with contextlib.ExitStack() as stack:  # which ends with what it has entered first
+        for path, content in contents.items():
+            file = stack.enter_context(replacing(path))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

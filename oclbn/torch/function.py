@@ -285,6 +285,8 @@ def _check(x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, 
         _check_place(name, vector)
         if vector.numel() != x.shape[1]:
             raise ShapeError(f"{name} has {vector.numel()} elements; input has {x.shape[1]} channels on axis 1")
+        if name.startswith("running") and vector.requires_grad and torch.is_grad_enabled():
+            raise ArrayTypeError(f"{name} requires a gradient, which it has none of: {name}.detach() is wanted")
         if vector.dtype != x.dtype and not (x.dtype in _HALVES and vector.dtype == _SINGLE):
             also = " or torch.float32" if x.dtype in _HALVES else ""
             raise DtypeError(

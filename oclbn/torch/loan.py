@@ -118,14 +118,25 @@ class Loan:
     def __init__(self, queue: cl.CommandQueue, way: Way | None = None) -> None:
         self._queue, self._way = queue, way or way_of(queue)
         self._lent: dict[tuple[int, int], _Lent] = {}
+        self._copies: list[tuple[Any, Any]] = []  # tensors, and what was lent instead
 
     def read(self, tensor: Any) -> Any:
         """As an array that kernels read; None for None."""
-        return None if tensor is None else self._lend(tensor, cl.mem_flags.READ_ONLY, filled=True)
+        return None if tensor is None else self._lend(tensor.resolve_neg(), cl.mem_flags.READ_ONLY, filled=True)
 
     def change(self, tensor: Any) -> Any:
-        """As an array that kernels read and write; None for None."""
-        return None if tensor is None else self._lend(tensor, cl.mem_flags.READ_WRITE, filled=True)
+        """As an array that kernels read and write; None for None.
+
+        Where there are gaps in the tensor, or a sign that PyTorch adds when it reads it, a copy is lent, and what was
+        written goes into the tensor at the end: whose the gaps are nobody knows here.
+        """
+        if tensor is None:
+            return None
+        lent = tensor
+        if tensor.is_neg() or not (tensor.is_contiguous() or 0 in tensor.stride()):
+            lent = tensor.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+            self._copies.append((tensor, lent))
+        return self._lend(lent, cl.mem_flags.READ_WRITE, filled=True)
 
     def write(self, tensor: Any) -> Array:
         """As an array that kernels write every element of; there are no gaps in the tensor."""
@@ -170,7 +181,11 @@ class Loan:
             for one in self._lent.values():
                 if one.written is not None:
                     self._bring_back(one)
+            for tensor, copy in self._copies:
+                with torch.no_grad():
+                    tensor.copy_(copy)
         self._lent.clear()
+        self._copies.clear()
 
     def _bring_back(self, one: _Lent) -> None:
         if self._way == "copied":

@@ -357,3 +357,12 @@ def test_a_queue_of_ones_own(queue: Any) -> None:
     x = torch.randn(6, 4)
     theirs, mine = pair(x, queue)
     assert torch.allclose(mine(x), theirs(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_that_want_a_gradient_are_refused(training: bool, spec: Any) -> None:
+    mean = torch.zeros(4, requires_grad=True)
+    with pytest.raises(ArrayTypeError, match="running_mean requires a gradient"):
+        ours.batch_norm(torch.randn(3, 4), mean, torch.ones(4), training=training, opencl=spec)
+    with torch.no_grad():
+        ours.batch_norm(torch.randn(3, 4), mean, torch.ones(4), training=training, opencl=spec)

@@ -123,3 +123,34 @@ def test_the_next_step_finds_the_memory_of_the_last(spec: str) -> None:
     assert len(addresses) == 2
     ours.release_memory()
     assert function.pool.kept() == 0
+
+
+@pytest.mark.parametrize("way", ["shared", "mapped", "copied"])
+def test_statistics_between_others_numbers_move_alone(way: Any, queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two columns of one array: neither brings old numbers of the other one back."""
+    if way == "shared" and loan.way_of(queue) != "shared":
+        pytest.skip("needs a device whose kernels and the host see one memory")
+    monkeypatch.setattr(function, "forced_way", way)
+    x, statistics = torch.randn(4, 3, 5), torch.rand(3, 2)
+    wanted = statistics.clone()
+    torch.nn.functional.batch_norm(x, *wanted.unbind(1), training=True)
+    ours.batch_norm(x, *statistics.unbind(1), training=True, opencl=queue)
+    torch.testing.assert_close(statistics, wanted)
+
+
+def test_a_sign_that_pytorch_keeps_apart_is_seen(queue: Any) -> None:
+    """The imaginary part of a conjugate is its memory, read with the other sign."""
+
+    def part(*shape: int) -> Any:
+        made = torch.randn(*shape, dtype=torch.complex64).conj().imag
+        assert made.is_neg()
+        return made
+
+    x, dy, weight, mean = part(4, 3, 5), part(4, 3, 5), part(3), part(3)
+    found = []
+    for call, options in ((torch.nn.functional.batch_norm, {}), (ours.batch_norm, {"opencl": queue})):
+        given, moved = x.detach().requires_grad_(), mean.resolve_neg().clone().conj()
+        y = call(given, moved, torch.ones(3), weight, None, True, **options)
+        y.backward(dy)
+        found.append((y, given.grad, moved))
+    torch.testing.assert_close(found[1], found[0])

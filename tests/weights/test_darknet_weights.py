@@ -259,3 +259,8 @@ def test_what_has_no_place_is_told(tmp_path: Path) -> None:
     assert [path.name for path in report.files] == ["net.weights", "net.cfg"]
     assert sum(note.lost for note in report.notes) == 3
     assert list(weights.read(tmp_path / "net.weights")) == [f"{number}.convolutional" for number in range(3)]
+
+
+def test_a_layer_without_channels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="it has no channels"):
+        weights.write(tmp_path / "net.weights", [layer(channels=0)])

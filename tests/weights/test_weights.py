@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from layer_samples import layer
+from layer_samples import layer, strange
 
 from oclbn import weights
 from oclbn.errors import MissingExtraError, MissingLayerError, ParameterError, WeightsError
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.once(reason="files are the host's affair")
 def test_a_layer_is_vectors_of_one_length() -> None:
     ones = np.ones(3, np.float32)
     for wrong, told in (
+        ({"mean": ones, "var": ones, "batches": 2.5}, "batches is 2.5; a whole number from 0"),
+        ({"mean": ones, "var": ones, "batches": 10**400}, "a whole number from 0 to 2"),
         ({"scale": ones, "mean": ones[:2], "var": ones}, r"scale \(3,\), mean \(2,\)"),
         ({"scale": ones[None], "mean": ones[None], "var": ones[None]}, "one number per channel"),
         ({"scale": ones, "mean": ones}, "no var"),
@@ -156,6 +159,98 @@ def test_a_format_that_a_file_is_not_of_is_told_with_the_one_that_it_looks_like(
     weights.write(tmp_path / "one.safetensors", [layer()])
     with pytest.raises(WeightsError, match="is the source"):
         weights.convert(tmp_path / "one.safetensors", tmp_path / "one.safetensors", overwrite=True)
+@pytest.mark.parametrize(
+    ("name", "beside"), [("net.param", ".bin"), ("net.xml", ".bin"), ("net.caffemodel", ".prototxt")]
+)
+def test_a_pair_of_files_stays_a_pair_where_the_disk_is_full(
+    name: str, beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    weights.write(path, [layer(epsilon=1e-5)])
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    assert set(before) == {name, path.with_suffix(beside).name}
+    synced = iter([None, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))])
+
+    def fsync(_: int) -> None:
+        if error := next(synced):
+            raise error
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        weights.write(path, [layer(seed=1, epsilon=1e-5, channels=7)], overwrite=True)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+
+
+def test_a_link_does_not_part_a_pair_of_files(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.xml", tmp_path / "link.xml"
+    weights.write(real, [layer(epsilon=1e-5)])
+    link.symlink_to(real.name)
+    with pytest.raises(WeightsError, match=r"link\.xml is a link to .*real\.xml, and link\.bin"):
+        weights.write(link, [layer(seed=1, epsilon=1e-5)], overwrite=True)
+    assert same_bits(weights.read(real)["net.bn1"].mean, layer().mean)
+    link.with_suffix(".bin").symlink_to("real.bin")
+    weights.write(link, [layer(seed=1, epsilon=1e-5)], overwrite=True)
+    assert same_bits(weights.read(real)["net.bn1"].mean, layer(seed=1).mean)
+    assert link.is_symlink()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_reads_wider_is_compared_without_a_warning(tmp_path: Path) -> None:
+    signals = strange("bfloat16")
+    given = layer(channels=signals.size, dtype="bfloat16", mean=signals, epsilon=1e-5)
+    weights.write(tmp_path / "net.param", [given])
+
+
+def test_order_does_not_overrule_names(tmp_path: Path) -> None:
+    model, path = tmp_path / "model.onnx", tmp_path / "one.onnx"
+    weights.write(model, [layer(name, seed=seed) for seed, name in enumerate(("a", "b", "c"))])
+    with pytest.raises(WeightsError, match="in order 'b', which it has, would go to 'a'"):
+        weights.write(path, [layer(name) for name in ("b", "a", "x")], into=model)
+    assert not path.exists()
+    weights.write(path, [layer("x", seed=7), layer("b", seed=8), layer("y", seed=9)], into=model)
+    assert same_bits(weights.read(path)["c"].mean, layer(seed=9).mean)
+
+
+def test_numbers_that_frameworks_give_are_no_names(tmp_path: Path) -> None:
+    """batch_normalization_1 is the second layer of a process' first model, and the first one of its second."""
+    model, path = tmp_path / "model.onnx", tmp_path / "one.onnx"
+    weights.write(model, [layer("bn_1"), layer("bn_2")])
+    weights.write(path, [layer("bn", seed=3), layer("bn_1", seed=4)], into=model)
+    assert same_bits(weights.read(path)["bn_1"].mean, layer(seed=3).mean)
+
+
+@pytest.mark.parametrize("name", ["one.npz", "one.safetensors", "one.params", "one.xml"])
+def test_two_layers_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="two layers have the name 'a'"):
+        weights.write(tmp_path / name, [layer("a"), layer("b"), layer("a")])
+
+
+def test_a_name_that_reads_differently_is_told(tmp_path: Path) -> None:
+    for name, given, read in (("one.npz", "a/", "a"), ("one.params", "bn_", "bn"), ("one.mat", "", "layer1")):
+        notes = weights.write(tmp_path / name, [layer(given, epsilon=1e-5)]).notes
+        assert any(note.layer == given and f"called {read!r} in {name}" in note.text for note in notes)
+        assert list(weights.read(tmp_path / name)) == [read]
+
+
+@pytest.mark.parametrize("name", ["one.xml", "one.mat", "one.onnx", "one.param", "one.caffemodel"])
+def test_an_epsilon_that_is_made_up_is_told(name: str, tmp_path: Path) -> None:
+    notes = weights.write(tmp_path / name, [layer(epsilon=None)]).notes
+    assert any("epsilon is not known" in note.text for note in notes)
+
+
+def test_a_model_is_read_a_few_times_whatever_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model.safetensors"
+    weights.write(model, [layer(f"bn{number}") for number in range(20)])
+    content = weights.read(model)
+    read, opened = Path.read_bytes, []
+
+    def read_bytes(path: Path) -> bytes:
+        opened.append(path)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    weights.write(tmp_path / "one.safetensors", content, into=model)
+    assert opened == [model]
 
 
 def test_strict_writes_nothing_that_would_be_lost(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
     given: list[Layer] = []
     notes: list[Note] = []
     for layer in layers:
+        if not layer.channels:
+            raise WeightsError(f"{layer}: it has no channels; 1 or more are wanted in Darknet")
         fit, more = fitted(layer.complete("Darknet"), [_FLOAT], "Darknet")
         given.append(fit)
         notes += [*more, *_untold(layer)]

@@ -78,6 +78,8 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
     for layer in layers:
         fit, more = fitted(layer, _ALLOWED, "MATLAB's arrays")
         notes += [*more, *_untold(layer)]
+        if layer.epsilon is None:
+            notes.append(Note(layer.name, f"its epsilon is not known: {_EPSILON:g} is written"))
         cells.append(_struct(fit))
     return Written({name: mat5.written({"layers": cells, "meta": {"writer": "oclbn"}})}, tuple(notes))
 

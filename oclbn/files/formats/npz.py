@@ -144,10 +144,10 @@ def _arrays(path: Path) -> dict[str, Host]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]
-            for name in names:
+            for name in dict.fromkeys(names):
                 content = _unpacked(archive, name, room)
                 room -= len(content)
-                if room < 0 or names.count(name) > 1:
+                if room < 0:
                     break
                 found[name.removesuffix(".npy")] = npy.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:

@@ -40,6 +40,7 @@ _DEEPEST, _CONVERTS = 200, 16
 _ATTRIBUTE = re.compile(rb"""([^\s=<>/"']+)\s*=\s*("[^"]*"|'[^']*')""")
 _NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _LARGEST_HALF = 65504
+_EPSILON = 1e-5  # where a layer says none
 _ALIGN = 64  # bytes, of constants that are added
 
 
@@ -209,12 +210,17 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
         raise WeightsError(f"{name}: the description's name is wanted, which ends in .xml; {beside} comes beside it")
     if into is not None:
         return _replaced(layers, name, beside, into)
-    notes = [note for layer in layers for note in _untold(layer)]
+    notes = [note for layer in layers for note in (*_untold(layer), *_assumed(layer))]
     binary = bytearray()
     described = _Description(binary)
     for layer in layers:
         described.add(layer.complete("OpenVINO's IR"))
     return Written({name: described.text().encode(), beside: bytes(binary)}, tuple(notes))
+
+
+def _assumed(layer: Layer) -> Iterator[Note]:
+    if layer.epsilon is None:
+        yield Note(layer.name, f"its epsilon is not known: {_EPSILON:g} is written")
 
 
 def _untold(layer: Layer) -> Iterator[Note]:
@@ -254,7 +260,7 @@ class _Description:
                 data = f'destination_type="{code}"'
                 source = self._layer(f"{layer.name}/{role}/as {code}", _CONVERT, data, [source], (array.size,), code)
             sources.append(source)
-        epsilon = 1e-5 if layer.epsilon is None else float(layer.epsilon)
+        epsilon = _EPSILON if layer.epsilon is None else float(layer.epsilon)
         # The role's place in ARRAYS is that of its port: gamma, beta, mean, variance.
         normalized = self._layer(layer.name, _BATCH_NORM, f'epsilon="{epsilon!r}"', sources, sizes, code, "opset5")
         self._layer(f"{layer.name}/y", "Result", "", [normalized], None, code)

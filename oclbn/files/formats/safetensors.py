@@ -213,8 +213,9 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> tuple[dict[str,
     images: dict[Path, bytearray] = {}
 
     def put(tensor: _Tensor, value: bytes) -> None:
-        image = images.setdefault(tensor.path, bytearray(tensor.path.read_bytes()))
-        image[tensor.begin : tensor.end] = value
+        if tensor.path not in images:
+            images[tensor.path] = bytearray(tensor.path.read_bytes())
+        images[tensor.path][tensor.begin : tensor.end] = value
 
     for layer, there in matched(layers, read(into).layers, into):
         group = groups[there.name]
@@ -231,10 +232,10 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> tuple[dict[str,
         if layer.batches is not None and "batches" in group.arrays:
             put(tensors[group.arrays["batches"]], layer.batches.to_bytes(8, "little", signed=True))
     if not into.name.lower().endswith(INDEX):
-        return {name: bytes(images.get(into, into.read_bytes()))}, notes
+        return {name: bytes(images[into] if into in images else into.read_bytes())}, notes
     if not name.lower().endswith(INDEX):
         raise WeightsError(f"{name}: {into.name} is an index of several files, and so is what is written: {INDEX}")
     shards = {shard: into.with_name(shard) for shard in sorted(set(_map(into).values()))}
     files = {name: into.read_bytes()}
-    files |= {shard: bytes(images.get(path, path.read_bytes())) for shard, path in shards.items()}
+    files |= {shard: bytes(images[path] if path in images else path.read_bytes()) for shard, path in shards.items()}
     return files, notes
