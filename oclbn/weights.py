@@ -126,6 +126,8 @@ def write(
         given = _as_complete(given, there, model)
     written = found.codec().write(given, target.name, model)
     _check_names(target, written)
+    if isinstance(layers, Content):
+        _check_source(layers, map(target.with_name, written.files), model)
     if not overwrite:
         for name in written.files:
             if target.with_name(name).exists():
@@ -154,7 +156,6 @@ def convert(
 
     The report has the notes of both.
     """
-    check_other(source, target, into)
     content = read(source, format=source_format)
     if not content:
         raise WeightsError(f"{content.source} has no batch normalization")
@@ -162,14 +163,19 @@ def convert(
     return replace(report, notes=(*content.notes, *report.notes))
 
 
-def check_other(source: Path_, target: Path_, into: Path_ | None) -> None:
-    """WeightsError where the source would be replaced by its batch normalizations alone."""
-    there = Path(target)
-    if into is None and there.exists() and there.samefile(source):
-        raise WeightsError(
-            f"{target} is the source, and would keep nothing of it but batch normalizations: give another name, or the "
-            "source as `into`"
-        )
+def _check_source(layers: Content, targets: Iterable[Path], model: Path | None) -> None:
+    """WeightsError where the file that layers are of, or one beside it, would be replaced by them alone."""
+    source = Path(layers.source)
+    beside = [source, *(source.with_suffix(ending) for ending in known.by_name(layers.format).companions)]
+    own = [path for path in beside if path.exists()]
+    for target in targets:
+        if target.exists() and any(target.samefile(path) for path in own):
+            if model is not None and source.exists() and model.samefile(source):
+                continue  # which is kept as a whole
+            raise WeightsError(
+                f"{target} is of the source, and would keep nothing of it but batch normalizations: give another name, "
+                "or the source as `into`"
+            )
 
 
 def module(
@@ -361,8 +367,8 @@ def _check_order(
     """WeightsError where layers would be paired in order, and a format sorts them by name."""
     if len(given) == 1 or all(layer.name in there for layer in given):
         return
-    source = known.by_name(layers.format) if isinstance(layers, Content) else None
-    sorting = [one.title for one in (source, found) if one is not None and not one.ordered]
+    files = [(found, there), *([(known.by_name(layers.format), layers)] if isinstance(layers, Content) else [])]
+    sorting = [form.title for form, content in files if not (form.ordered and content.ordered)]
     if sorting:
         lacking = next(layer.name for layer in given if layer.name not in there)
         raise WeightsError(

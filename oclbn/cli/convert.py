@@ -61,7 +61,6 @@ def command(
             message = str(error).replace("name one, as format='onnx'", "name one, as --to onnx")
             raise click.BadParameter(message, param_hint="TARGET") from None
     with selecting.told():
-        weights.check_other(source, target, into)
         content = selecting.read(source, source_format)
         layers = renamed(selecting.chosen(content, patterns), rename)
         report = weights.write(target, layers, format=format, into=into, overwrite=overwrite, strict=strict)

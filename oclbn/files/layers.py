@@ -122,12 +122,16 @@ class Note:
 
 @dataclass(frozen=True, eq=False)
 class Content(Mapping[str, Layer]):
-    """The batch normalizations of a file by name, in the file's order."""
+    """The batch normalizations of a file by name, in the file's order.
+
+    ordered: whether that may be the network's, as far as this file tells; its format may have none at all.
+    """
 
     format: str
     source: str  # what to call the file in messages
     layers: tuple[Layer, ...]
     notes: tuple[Note, ...] = ()
+    ordered: bool = True
     by_name: dict[str, Layer] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

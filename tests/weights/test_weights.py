@@ -157,8 +157,10 @@ def test_a_format_that_a_file_is_not_of_is_told_with_the_one_that_it_looks_like(
     with pytest.raises(WeightsError, match="it looks like NumPy's"):
         weights.write(tmp_path / "two.safetensors", [layer()], into=tmp_path / "one.npz")
     weights.write(tmp_path / "one.safetensors", [layer()])
-    with pytest.raises(WeightsError, match="is the source"):
+    with pytest.raises(WeightsError, match="is of the source"):
         weights.convert(tmp_path / "one.safetensors", tmp_path / "one.safetensors", overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("name", "beside"), [("net.param", ".bin"), ("net.xml", ".bin"), ("net.caffemodel", ".prototxt")]
 )
@@ -425,6 +427,30 @@ def test_an_archive_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
             archive.writestr(f"bn/{index}.npy", array.getvalue())
     with pytest.raises(WeightsError, match="unpack to far more"):
         weights.read(path)
+
+
+def test_only_archives_of_ours_are_paired_in_order(tmp_path: Path) -> None:
+    """Those that a line of advice makes of a checkpoint are sorted by name."""
+    names = [f"block{index}/bn" for index in (1, 10, 2)]
+    arrays = {
+        f"{name}/{key}": np.ones(4, "f4") for name in names for key in ("gamma", "moving_mean", "moving_variance")
+    }
+    np.savez(tmp_path / "foreign.npz", **arrays)  # type: ignore[arg-type]
+    weights.write(tmp_path / "model.npz", [layer(name, 4) for name in "abc"])
+    with pytest.raises(WeightsError, match="cannot be paired in order"):
+        weights.write(tmp_path / "new.npz", weights.read(tmp_path / "foreign.npz"), into=tmp_path / "model.npz")
+    weights.write(tmp_path / "ours.npz", [layer(name, 4) for name in "xyz"])
+    weights.write(tmp_path / "new.npz", weights.read(tmp_path / "ours.npz"), into=tmp_path / "model.npz")
+
+
+def test_what_lies_beside_the_source_is_not_replaced(tmp_path: Path) -> None:
+    """OpenVINO and ncnn both keep numbers in NAME.bin."""
+    weights.write(tmp_path / "net.xml", [layer()])
+    before = (tmp_path / "net.bin").read_bytes()
+    with pytest.raises(WeightsError, match=r"net\.bin is of the source"):
+        weights.convert(tmp_path / "net.xml", tmp_path / "net.param", overwrite=True)
+    assert (tmp_path / "net.bin").read_bytes() == before
+    assert not (tmp_path / "net.param").exists()
 
 
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:

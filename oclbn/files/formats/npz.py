@@ -4,6 +4,7 @@ Written are NAME/scale, NAME/bias, NAME/mean, NAME/var of (C,), and as scalars N
 NAME/cumulative and NAME/batches; without the slash where the layer has no name. Read are these, and names of PyTorch,
 Keras, MXNet, PaddlePaddle and Chainer (whose serializer writes such files). bfloat16, which NumPy does not know, is two
 bytes of no type; as such it is read, too. Nothing is unpickled.
+Arrays that we have not written may lie in any order.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def read(path: Path) -> Content:
     if any(one.names.convention == "pytorch" for one in used) and not any("batches" in one.arrays for one in used):
         text = "names are PyTorch's, without a counter, as MLX has them, which before 0.32 averaged variances of n"
         notes.append(Note("", text))
-    return Content("npz", str(path), tuple(layers), tuple(notes))
+    ordered = all(one.names is _OURS for one in used)
+    return Content("npz", str(path), tuple(layers), tuple(notes), ordered=ordered)
 
 
 def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
