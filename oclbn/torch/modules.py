@@ -8,7 +8,7 @@ import torch
 
 from oclbn.call import fusing
 from oclbn.errors import ArrayTypeError, ParameterError
-from oclbn.torch.function import Device, batch_norm, check_device
+from oclbn.torch.function import Device, batch_norm, check_device, check_tensor
 
 
 class _Choice:
@@ -41,6 +41,7 @@ class _Layer:
 
     def forward(self: Any, input: Any) -> Any:
         """y of a tensor on the CPU; in training the running statistics and their counter move."""
+        check_tensor("input", input)
         self._check_input_dim(input)
         factor = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
