@@ -1,4 +1,4 @@
-"""What errors of oclbn.torch advise works."""
+"""Settings of oclbn.torch's layers, and that what errors and warnings advise works."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import re
 from typing import Any
 
 import numpy as np
+import pyopencl as cl
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'oclbn[torch]'")
 import oclbn.device  # noqa: E402
 import oclbn.torch as ours  # noqa: E402
 from oclbn import gpuarray  # noqa: E402
+from oclbn.activations import NAMES  # noqa: E402
 from oclbn.elements import bfloat16  # noqa: E402
-from oclbn.errors import ArrayTypeError, ParameterError  # noqa: E402
+from oclbn.errors import ArrayTypeError, ParameterError, ParameterWarning  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,74 @@ def advised(error: pytest.ExceptionInfo[Any], pattern: str, **names: Any) -> Any
     found = re.search(pattern, str(error.value))
     assert found is not None, str(error.value)
     return eval(found[1], {"torch": torch, "np": np, "oclbn": oclbn, **names})
+
+
+# --- activations and devices as attributes
+
+
+@pytest.mark.parametrize("activation", [*NAMES[1:], ("leaky_relu", 0.2), ("elu", 0.5)], ids=str)
+def test_an_activation_that_revert_refuses_is_had_behind_the_layer(activation: Any, spec: str) -> None:
+    layer = ours.BatchNorm1d(4, activation=activation, opencl=spec)
+    assert layer.activation == activation
+    model, x = torch.nn.Sequential(layer), torch.randn(64, 4) * 4
+    right = model(x)
+    with pytest.raises(ParameterError, match=r"layer '0' with activation=.*: set layer\.activation = None") as caught:
+        ours.revert(model)
+    assert type(layer) is ours.BatchNorm1d
+    model.append(advised(caught, r"put (torch\.nn\.\w+\(.*\)) behind it"))
+    layer.activation = None
+    assert "activation" not in repr(layer)
+    assert torch.allclose(model(x), right, atol=1e-5)
+    assert torch.allclose(ours.revert(model)(x), right, atol=1e-5)
+    assert "activation" not in layer.__dict__
+
+
+def test_an_activation_can_be_set(spec: str) -> None:
+    layer = ours.convert(torch.nn.BatchNorm1d(4), opencl=spec)
+    assert layer.activation is None
+    plain = layer(torch.ones(2, 4).cumsum(0))
+    layer.activation = "relu"
+    assert repr(layer).endswith(f"oclbn, activation='relu', opencl={spec!r})")
+    assert torch.equal(layer(torch.ones(2, 4).cumsum(0)), plain.relu())
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("relo", "activation is 'relo'"),
+        (torch.nn.ReLU(), r"activation is ReLU\(\); .*did you mean 'relu'"),
+        (torch.nn.Parameter(torch.ones(1)), "activation is a torch.nn.parameter.Parameter of shape"),
+    ],
+)
+def test_what_is_set_is_checked(value: Any, words: str) -> None:
+    layer = ours.BatchNorm1d(4, activation="silu")
+    with pytest.raises(ParameterError, match=words):
+        layer.activation = value
+    assert layer.activation == "silu"
+    assert not [*layer.children()]
+    with pytest.raises(ParameterError, match=r"opencl is .*; a name or index of a device"):
+        layer.opencl = 0
+    assert layer.opencl is None
+
+
+def test_a_device_is_set_for_one_layer(queue: Any, spec: str) -> None:
+    info = oclbn.device.select(spec)
+    model = ours.convert(torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4)))
+    assert repr(model[0]).endswith("track_running_stats=True, oclbn)")
+    for choice, shown in (
+        (spec, repr(spec)),
+        (info, repr(info.title)),
+        (info.device, repr(info.name)),
+        (queue, f"a queue on {info.name!r}"),
+    ):
+        model[0].opencl = choice
+        assert model[0].opencl is choice
+        assert repr(model[0]).endswith(f", oclbn, opencl={shown})")
+        assert model[0](torch.randn(3, 4)).shape == (3, 4)
+    assert model[1].opencl is None
+    assert isinstance(info.device, cl.Device)
+    ours.revert(model)
+    assert repr(model[0]) == repr(torch.nn.BatchNorm1d(4))
 
 
 # --- numbers
@@ -152,3 +222,43 @@ def test_a_tensor_without_strides(spec: str) -> None:
         ours.batch_norm(x.to_sparse(), torch.zeros(4), torch.ones(4), opencl=spec)
     assert "revert" not in str(caught.value)
     assert torch.equal(advised(caught, r"(input\.to_dense\(\)) makes one", input=x.to_sparse()), x)
+
+
+# --- convert where there is nothing to convert
+
+
+def test_convert_tells_what_it_left(spec: str) -> None:
+    class Own(torch.nn.BatchNorm1d):  # type: ignore[misc]
+        pass
+
+    options = {"eps": 0.25, "momentum": None, "affine": False}
+    model = torch.nn.Sequential(torch.nn.SyncBatchNorm(4, **options), Own(4), torch.nn.LazyBatchNorm1d())
+    left = r"'0' \(SyncBatchNorm\), '1' \(Own\), '2' \(LazyBatchNorm1d\)\. A lazy layer"
+    with pytest.warns(
+        ParameterWarning, match=f"^module has no .*nothing is converted. Left as they are: {left}"
+    ) as seen:
+        ours.convert(model, opencl=spec)
+    assert seen[0].filename == __file__
+    found = re.search(r"put (oclbn.*?\)), 1d or 3d", str(seen[0].message))
+    assert found is not None
+    layer, x = model[0], torch.randn(3, 4, 2, 2)
+    mine = eval(found[1], {"oclbn": oclbn, "layer": layer})
+    mine.opencl = spec
+    mine.load_state_dict(layer.state_dict())
+    assert torch.allclose(mine.eval()(x), layer.eval()(x), atol=1e-6)
+    model[0] = mine
+    assert ours.convert(model) is model  # which has a layer of ours: nothing to say
+
+
+def test_convert_tells_only_what_is_there() -> None:
+    def said(module: Any) -> str:
+        with pytest.warns(ParameterWarning) as caught:
+            ours.convert(module)
+        return str(caught[0].message)
+
+    assert said(torch.nn.Linear(2, 2)).endswith("nothing is converted")
+    lazy = said(torch.nn.LazyBatchNorm2d())
+    assert lazy.endswith("'itself' (LazyBatchNorm2d). A lazy layer can be converted after its first call")
+    many = said(torch.nn.ModuleList(torch.nn.SyncBatchNorm(2) for _ in range(8)))
+    assert "'4' (SyncBatchNorm) and 3 more" in many
+    assert "lazy" not in many
