@@ -29,7 +29,7 @@ OclbnError
 Warnings, beside the tree:
 DriverWarning         (UserWarning) a driver gives wrong results; oclbn goes round the kernels that it gets wrong
 SkippedBatchesWarning (UserWarning) the guard of a module left out every channel
-ParameterWarning      (UserWarning) an argument has no effect beside another one
+ParameterWarning      (UserWarning) an argument has no effect, beside another one or as it is
 """
 
 from __future__ import annotations
@@ -159,4 +159,4 @@ class SkippedBatchesWarning(UserWarning):
 
 
 class ParameterWarning(UserWarning):
-    """An argument has no effect beside another one, so that likely something else was meant."""
+    """An argument has no effect, beside another one or as it is, so that likely something else was meant."""

@@ -7,14 +7,16 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import pyopencl as cl
 import torch
+from pyopencl.array import Array
 
 from oclbn import functional
 from oclbn.activations import Activation
 from oclbn.call import fusing, values
 from oclbn.device import DeviceInfo, default_queue, driver_errors, queue_for
-from oclbn.elements import WANTED
+from oclbn.elements import WANTED, is_narrow
 from oclbn.errors import ArrayTypeError, DerivativeError, DtypeError, ParameterError, ShapeError
 from oclbn.torch.loan import Loan, Way, dtype_of
 from oclbn.torch.pool import pool
@@ -25,6 +27,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _DOUBLE, _SINGLE = torch.float64, torch.float32
 _HALVES = (torch.float16, torch.bfloat16)
+_GREATEST = {kind: torch.finfo(kind).max for kind in (_DOUBLE, _SINGLE)}
 _GATHERED = ("scale_grad", "bias_grad")  # what functional.batch_norm_backward writes sums to that are there
 _LAST = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}  # axes of pictures and volumes with channels last, as they lie
 
@@ -243,7 +246,8 @@ def batch_norm(
     input: a tensor (N, C) or (N, C, *spatial) on the CPU, of float32, float64, bfloat16 or float16, with any strides.
     running_mean, running_var, weight, bias: tensors of C elements, or None; of input's dtype, or of float32 where that
     is narrower. training: the batch's own statistics are used, and the running ones moved in place, by momentum (0 to
-    1): running = (1 - momentum) * running + momentum * batch, the variance being the unbiased one. eps: at least 0.
+    1): running = (1 - momentum) * running + momentum * batch, the variance being the unbiased one. Where none is moved
+    momentum is not looked at. eps: at least 0.
 
     activation: y = f(...), by the same kernel: a name, or a pair of a name and its number, as
     oclbn.functional.batch_norm_train takes it. opencl: the device, as oclbn.device.select takes it, or a queue; None:
@@ -258,7 +262,10 @@ def batch_norm(
     """
     fused = fusing.activation_of(activation)
     _check(input, running_mean, running_var, weight, bias, training=training)
-    call = _Call(queue_of(opencl), momentum, eps, fused, training=training)
+    moved = training and not (running_mean is None and running_var is None)
+    factor = values.number("momentum", momentum, 0.0, 1.0) if moved else 0.0
+    epsilon = values.number("eps", eps, 0.0, _GREATEST[_numbers(input.dtype)])
+    call = _Call(queue_of(opencl), factor, epsilon, fused, training=training)
     tensors = input, weight, bias
     call.recorded = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
     return _Normalise.apply(*tensors, running_mean, running_var, call)
@@ -266,6 +273,7 @@ def batch_norm(
 
 def _check(x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, *, training: bool) -> None:
     """The errors of batch_norm's tensors."""
+    check_tensor("input", x)
     _check_place("input", x)
     if dtype_of(x.dtype) is None:
         raise DtypeError(f"input is of {x.dtype}; {WANTED} is wanted: input.float() makes a tensor of float32")
@@ -282,6 +290,7 @@ def _check(x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, 
             if not training and name.startswith("running"):
                 raise ArrayTypeError(f"{name} is None; in evaluation a tensor of {x.shape[1]} elements is wanted")
             continue
+        check_tensor(name, vector)
         _check_place(name, vector)
         if vector.numel() != x.shape[1]:
             raise ShapeError(f"{name} has {vector.numel()} elements; input has {x.shape[1]} channels on axis 1")
@@ -295,16 +304,50 @@ def _check(x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, 
             )
 
 
+def check_tensor(name: str, value: Any) -> None:
+    """ArrayTypeError for what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise ArrayTypeError(f"{name} is {values.kind_of(value)}; a torch.Tensor is wanted{_made_of(name, value)}")
+
+
+def _made_of(name: str, value: Any) -> str:
+    """How a tensor is made of an array that came instead, or nothing where it is none of numbers."""
+    host = f"{name}.get()" if isinstance(value, Array) else name
+    if not isinstance(value, np.ndarray | Array) or not (value.dtype.kind in "biuf" or is_narrow(value.dtype)):
+        return ""
+    if not value.dtype.isnative or value.dtype not in (np.float16, np.float32, np.float64):
+        host = f"np.array({host}, np.float32)"
+    elif isinstance(value, np.ndarray) and not _is_taken(value):
+        host = f"np.array({host})"
+    return f": torch.from_numpy({host}) makes one"
+
+
+def _is_taken(array: np.ndarray[Any, Any]) -> bool:
+    """Whether PyTorch takes an array's memory as it is, for which it must know its layout and may write to it."""
+    return array.flags.writeable and all(step >= 0 and step % array.itemsize == 0 for step in array.strides)
+
+
 def _check_place(name: str, tensor: Any) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise ArrayTypeError(f"{name} is {values.kind_of(tensor)}; a torch.Tensor is wanted")
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        place = tensor.device if tensor.device.type != "cpu" else f"{tensor.device}, of layout {tensor.layout}"
-        raise ArrayTypeError(
-            f"{name} is a tensor on {place}; one of the CPU's with strides is wanted, which OpenCL reads where it "
-            f"lies: {name}.{'cpu' if tensor.device.type != 'cpu' else 'to_dense'}() makes one. For another device's "
-            "tensors PyTorch has layers of its own, which oclbn.torch.revert(model) puts back"
+    if tensor.device.type == "cpu" and tensor.layout == torch.strided:
+        return
+    place = str(tensor.device) if tensor.layout == torch.strided else f"{tensor.device}, of layout {tensor.layout}"
+    parameter = name != "input"
+    if tensor.device.type == "meta":
+        advice = (
+            "layer.to_empty(device='cpu') gives a layer's memory, which layer.load_state_dict(state) then fills, or "
+            "layer.reset_parameters()"
+            if parameter
+            else "PyTorch's layers, which oclbn.torch.revert(model) puts back, find shapes without it"
         )
+        raise ArrayTypeError(f"{name} is a tensor on {place}, without data; one on the CPU is wanted: {advice}")
+    wanted = "one of the CPU's with strides is wanted, which OpenCL reads where it lies"
+    if tensor.device.type == "cpu":
+        raise ArrayTypeError(f"{name} is a tensor on {place}; {wanted}: {name}.to_dense() makes one")
+    advice = "layer.cpu() moves those of a layer" if parameter else f"{name}.cpu() makes one"
+    raise ArrayTypeError(
+        f"{name} is a tensor on {place}; {wanted}: {advice}. For another device's tensors PyTorch has layers of its "
+        "own, which oclbn.torch.revert(model) puts back"
+    )
 
 
 def _numbers(dtype: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'oclbn[torch]'")
 import oclbn.torch as ours  # noqa: E402
-from oclbn.errors import ArrayTypeError, ParameterError  # noqa: E402
+from oclbn.errors import ArrayTypeError, ParameterError, ParameterWarning  # noqa: E402
 
 
 class Own(torch.nn.BatchNorm2d):
@@ -86,7 +86,9 @@ def test_a_copy_leaves_the_model_alone(spec: str) -> None:
 
 
 def test_lazy_layers_are_converted_once_they_are_made(spec: str) -> None:
-    model = ours.convert(torch.nn.Sequential(torch.nn.LazyBatchNorm1d()), opencl=spec)
+    model = torch.nn.Sequential(torch.nn.LazyBatchNorm1d())
+    with pytest.warns(ParameterWarning, match="A lazy layer can be converted after its first call"):
+        ours.convert(model, opencl=spec)
     assert type(model[0]) is torch.nn.LazyBatchNorm1d
     model(torch.randn(4, 3))
     assert type(ours.convert(model, opencl=spec)[0]) is ours.BatchNorm1d

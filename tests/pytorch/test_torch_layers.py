@@ -327,7 +327,7 @@ def test_wrong_ranks_are_pytorchs_errors(spec: str) -> None:
     ("given", "error", "words"),
     [
         (lambda: np.zeros((2, 4), np.float32), ArrayTypeError, "input is .*; a torch.Tensor is wanted"),
-        (lambda: torch.randn(2, 4, device="meta"), ArrayTypeError, "on meta; one of the CPU's.*input.cpu.. makes one"),
+        (lambda: torch.randn(2, 4, device="meta"), ArrayTypeError, "input is a tensor on meta, without data"),
         (lambda: torch.randn(2, 4).to_sparse(), ArrayTypeError, "layout torch.sparse_coo.*input.to_dense.. makes one"),
         (lambda: torch.ones(2, 4, dtype=torch.int32), DtypeError, "input is of torch.int32; .*input.float"),
         (lambda: torch.ones(4), ShapeError, r"input has shape \(4,\)"),
@@ -349,8 +349,6 @@ def test_errors_of_options(spec: str) -> None:
         ours.BatchNorm1d(4, activation="relo")
     with pytest.raises(ArrayTypeError, match="running_var is None; in evaluation a tensor of 4 elements"):
         ours.batch_norm(torch.randn(2, 4), torch.zeros(4), None, opencl=spec)
-    with pytest.raises(ParameterError, match="factor"):
-        ours.BatchNorm1d(4, momentum=2.0, opencl=spec)(torch.randn(3, 4))
 
 
 def test_a_queue_of_ones_own(queue: Any) -> None:
