@@ -28,7 +28,7 @@ from oclbn.call import values
 from oclbn.errors import ModuleParameterError, ParameterError, ParameterWarning, WeightsError, warn_caller
 from oclbn.files import formats as known
 from oclbn.files import whole
-from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, matched, same_bits
+from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, gathered, matched, same_bits
 from oclbn.modules.averaging import settled_count
 from oclbn.modules.batchnorm import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D
 from oclbn.modules.batchnormnd import BatchNormND
@@ -135,7 +135,7 @@ def write(
     notes = (*assumed, *written.notes, *_check_back(found, target, given, written, model))
     if isinstance(layers, Content):  # of another file
         notes = (*notes, *_on_training(found, given))
-    if strict and (lost := [str(note) for note in notes if note.lost]):
+    if strict and (lost := gathered([(note.layer, note.text) for note in notes if note.lost], len(given))):
         more = f"\n... and {len(lost) - _MOST_TOLD} more" if len(lost) > _MOST_TOLD else ""
         raise WeightsError(f"{target} is not written, as it would lose:\n" + "\n".join(lost[:_MOST_TOLD]) + more)
     whole.replace_together({target.with_name(name): content for name, content in written.files.items()})

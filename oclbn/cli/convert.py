@@ -11,12 +11,11 @@ from rich.text import Text
 
 from oclbn import weights
 from oclbn.cli import output, selecting
-from oclbn.cli.inspect import gathered
 from oclbn.cli.types import Once, Target, as_json, check_free, overwriting
 from oclbn.errors import WeightsError
 from oclbn.files import health
 from oclbn.files.formats import by_name, of_name
-from oclbn.files.layers import Content
+from oclbn.files.layers import Content, gathered
 
 
 @click.command(cls=Once)
@@ -85,10 +84,10 @@ def command(
     console.print(Text(f"{count}, from {titles[0]} to {titles[1]}, written and read back: {target}"))
     for path in report.files[1:]:
         console.print(Text(f"  with {path}"))
-    for line in gathered([(one.layer, one.text) for one in wrong]):
+    for line in gathered([(one.layer, one.text) for one in wrong], len(layers)):
         console.print(Padding(Text(f"wrong there as here: {line}", style="bold red"), (0, 0, 0, 2), expand=False))
     for lost, heading in ((True, "Lost:"), (False, "Noteworthy:")):
-        lines = gathered([(note.layer, note.text) for note in notes if note.lost is lost])
+        lines = gathered([(note.layer, note.text) for note in notes if note.lost is lost], len(layers))
         if lines:
             console.print(Text(heading, style="bold"))
         for line in lines:

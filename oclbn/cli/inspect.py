@@ -19,7 +19,7 @@ from oclbn.cli import output, selecting, tables
 from oclbn.cli.types import Once, as_json
 from oclbn.files import health
 from oclbn.files.formats import by_name
-from oclbn.files.layers import ARRAYS, Layer, Note, as_float64
+from oclbn.files.layers import ARRAYS, Layer, Note, as_float64, gathered
 
 _FACTS = ("Type", "Epsilon", "Weight", "Batches", "Variance", "Largest factor")
 _LEFT_OUT_FIRST = ("Batches", "Weight", "Epsilon", "Type", "Largest factor", "Variance")
@@ -27,7 +27,6 @@ _EXPLAINED = {
     "Weight": "of a new batch in the running averages",
     "Largest factor": "of scale / sqrt(variance + epsilon)",
 }
-_MOST_NAMED = 3  # layers of which the same is said
 
 
 @click.command(cls=Once)
@@ -83,29 +82,15 @@ def _print(form: str, layers: Sequence[Layer], found: dict[str, list[health.Find
     console.print(Text(f"{count}, {sum(layer.channels for layer in layers):,} channels; {by_name(form).title}"))
     told = [one for findings in found.values() for one in findings]
     for fault, heading, style in ((True, "Wrong:", "bold red"), (False, "Noteworthy:", "bold")):
-        lines = gathered([(one.layer, one.text) for one in told if one.fault is fault])
+        lines = gathered([(one.layer, one.text) for one in told if one.fault is fault], len(layers))
         if not fault:
-            lines += gathered([(note.layer, note.text) for note in notes])
+            lines += gathered([(note.layer, note.text) for note in notes], len(layers))
         if lines:
             console.print(Text(heading, style=style))
         for line in lines:
             console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
     if not told:
         console.print(Text("Nothing wrong with their statistics.", style="green"))
-
-
-def gathered(told: Sequence[tuple[str, str]]) -> list[str]:
-    """Sentences, each once, behind the layers that it is said of: of many, the first few and how many there are."""
-    by_text: dict[str, list[str]] = {}
-    for name, text in told:
-        by_text.setdefault(text, []).append(name)
-    lines = []
-    for text, names in by_text.items():
-        shown = ", ".join(name or "(no name)" for name in names[:_MOST_NAMED])
-        more = len(names) - _MOST_NAMED
-        whole = names == [""]
-        lines.append(text if whole else f"{shown}{f' and {more} more' if more > 0 else ''}: {text}")
-    return lines
 
 
 def as_table(layers: Sequence[Layer], shown: Collection[str]) -> Table:

@@ -24,6 +24,7 @@ Host = NDArray[Any]
 ARRAYS = ("scale", "bias", "mean", "var")
 NUMBERS = ("epsilon", "factor", "cumulative", "batches")
 _NAMES_SHOWN = 8
+_MOST_NAMED = 3  # layers of which the same is said
 _MOST_BATCHES = 2**63 - 1
 _COUNTED = re.compile(r"_\d+$")  # of names that frameworks give, counting on from model to model
 
@@ -118,6 +119,23 @@ class Note:
 
     def __str__(self) -> str:
         return f"{self.layer}: {self.text}" if self.layer else self.text
+
+
+def gathered(told: Sequence[tuple[str, str]], layers: int) -> list[str]:
+    """Sentences, each once, behind the names that it is said of: of many the first few, or that it is all `layers`."""
+    by_text: dict[str, list[str]] = {}
+    for name, text in told:
+        by_text.setdefault(text, []).append(name)
+    lines = []
+    for text, names in by_text.items():
+        more = len(names) - _MOST_NAMED
+        shown = ", ".join(name or "(no name)" for name in names[:_MOST_NAMED]) + (
+            f" and {more} more" if more > 0 else ""
+        )
+        if more > 0 and len(set(names)) == layers:
+            shown = f"all {layers} layers"
+        lines.append(text if names == [""] else f"{shown}: {text}")
+    return lines
 
 
 @dataclass(frozen=True, eq=False)

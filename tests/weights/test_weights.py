@@ -21,7 +21,7 @@ from oclbn import weights
 from oclbn.errors import MissingExtraError, MissingLayerError, ParameterError, WeightsError
 from oclbn.files import formats, health
 from oclbn.files.formats import parts
-from oclbn.files.layers import Content, Layer, Note, fitted, same_bits
+from oclbn.files.layers import Content, Layer, Note, fitted, gathered, same_bits
 
 pytestmark = pytest.mark.once(reason="files are the host's affair")
 
@@ -261,6 +261,16 @@ def test_strict_writes_nothing_that_would_be_lost(tmp_path: Path) -> None:
         weights.write(path, [layer(epsilon=0.002)], strict=True)
     assert not path.exists()
     assert not weights.write(path, [layer(epsilon=1e-5)], strict=True).notes
+
+
+def test_what_is_said_of_many_layers_is_said_once(tmp_path: Path) -> None:
+    told = [(name, "text") for name in "abcde"]
+    assert gathered(told[:2], 5) == ["a, b: text"]
+    assert gathered(told[:4], 5) == ["a, b, c and 1 more: text"]
+    assert gathered(told, 5) == ["all 5 layers: text"]
+    assert gathered([("", "of the file"), *told[:1]], 5) == ["of the file", "a: text"]
+    with pytest.raises(WeightsError, match=r"all 5 layers: epsilon is 0\.5: give eps=0\.5 to PyTorch's layer$"):
+        weights.write(tmp_path / "x.safetensors", [layer(name, epsilon=0.5) for name in "abcde"], strict=True)
 
 
 def test_a_writer_that_writes_something_else_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
