@@ -31,6 +31,8 @@ from oclbn import BatchNorm, BatchNorm2D, conventions, functional, gpuarray, wei
 from oclbn.conventions import ALL, Convention, named
 from oclbn.errors import ParameterError
 
+pytestmark = pytest.mark.once(reason="options of modules, whose kernels are compared on each runtime")
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 U = 2.0**-24
 STORED = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.glob("*.json")}
