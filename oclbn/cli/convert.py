@@ -21,8 +21,12 @@ from oclbn.files.layers import Content, gathered
 @click.command(cls=Once)
 @click.argument("source", type=selecting.SOURCE)
 @click.argument("target", type=Target())
-@click.option("--from", "source_format", type=click.Choice(selecting.NAMES), help="Else told by what it holds.")
-@click.option("--to", "format", type=click.Choice(selecting.NAMES), help="Else told by TARGET's ending.")
+@click.option(
+    "--from", "source_format", type=click.Choice(selecting.NAMES), metavar="FORMAT", help="Else told by what it holds."
+)
+@click.option(
+    "--to", "format", type=click.Choice(selecting.NAMES), metavar="FORMAT", help="Else told by TARGET's ending."
+)
 @click.option(
     "--into",
     type=selecting.SOURCE,
@@ -49,6 +53,9 @@ def command(
 
     Arrays keep their bits. What TARGET has no place for is told: epsilon and momentum for safetensors, for instance.
     TARGET is read back and compared with SOURCE before it is put in its place.
+
+    Formats: safetensors (PyTorch's), onnx, mxnet, openvino, matconvnet, keras, keras2, nnabla, puzzlelib, npz, flax,
+    caffe, darknet, ncnn; `docs/pages/guide/weights.md` tells of each.
 
     The exit status is 1 where nothing was written; --strict makes a loss such a case.
     """

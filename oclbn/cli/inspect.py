@@ -31,14 +31,21 @@ _EXPLAINED = {
 
 @click.command(cls=Once)
 @click.argument("file", type=selecting.SOURCE)
-@click.option("--format", "form", type=click.Choice(selecting.NAMES), help="Of the file; else told by what it holds.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(selecting.NAMES),
+    metavar="FORMAT",
+    help="Of the file; else told by what it holds.",
+)
 @selecting.only
 @click.option("--check", is_flag=True, help="End with status 1 where a layer has numbers that are no statistics.")
 @as_json
 def command(file: Path, form: str | None, patterns: tuple[str, ...], check: bool, as_json: bool) -> None:
     """List the batch normalizations of a file of weights, and what is wrong with their statistics.
 
-    Formats: safetensors of PyTorch, ONNX, Keras, Flax and others; `docs/pages/guide/weights.md` has all. Nothing in the
+    Formats: safetensors (PyTorch's), onnx, mxnet, openvino, matconvnet, keras, keras2, nnabla, puzzlelib, npz, flax,
+    caffe, darknet, ncnn; `docs/pages/guide/weights.md` tells of each. Nothing in the
     file is run. Weight is that of a new batch in the running averages. The largest factor is that of
     scale / sqrt(variance + epsilon): what evaluation multiplies the channel by.
 

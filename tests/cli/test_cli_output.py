@@ -32,7 +32,7 @@ FULL = Path("/dev/full")
         ("demos", "did you mean demo?"),
         ("Bench", "did you mean bench?"),
         ("version", "did you mean --version?"),
-        ("zzz", "there are devices, demo, check, bench, tune"),
+        ("zzz", "there are devices, demo, check, bench, tune, inspect, convert"),
     ],
 )
 def test_a_command_that_there_is_not_gets_a_hint(name: str, hint: str) -> None:

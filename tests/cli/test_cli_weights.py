@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "weights"))
 from layer_samples import layer
 
 from oclbn import weights
-from oclbn.cli import group
+from oclbn.cli import group, selecting
 
 pytestmark = pytest.mark.once(reason="files are the host's affair")
 
@@ -57,6 +57,12 @@ def test_inspect_names_what_a_narrow_screen_leaves_out(model: Path, monkeypatch:
     headings = narrow.splitlines()[0]
     assert not [heading for heading in left_out if heading in headings]
     assert all(heading in headings for heading in {"Type", "Batches", "Variance", "Largest factor"} - {*left_out})
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_help_names_every_format(command: str) -> None:
+    told = " ".join(run(command, "--help").output.split())
+    assert f"{', '.join(selecting.NAMES[1:])};" in told
 
 
 def test_inspect_in_json(model: Path) -> None:
