@@ -28,7 +28,7 @@ from oclbn.call import values
 from oclbn.errors import ModuleParameterError, ParameterError, ParameterWarning, WeightsError, warn_caller
 from oclbn.files import formats as known
 from oclbn.files import whole
-from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, gathered, matched, same_bits
+from oclbn.files.layers import ARRAYS, FIXED, Content, Host, Layer, Note, Written, gathered, matched, same_bits
 from oclbn.modules.averaging import settled_count
 from oclbn.modules.batchnorm import BatchNorm, BatchNorm1D, BatchNorm2D, BatchNorm3D
 from oclbn.modules.batchnormnd import BatchNormND
@@ -53,7 +53,6 @@ _MODULES = {0: BatchNorm, 1: BatchNorm1D, 2: BatchNorm2D, 3: BatchNorm3D}
 _MOST_SPATIAL = 8
 _MOST_TOLD = 8  # losses in an error
 _OURS = {"epsilon": 1e-5, "minFactor": 0.1, "estimator": "sample"}  # defaults of modules
-_DEFAULT = {"scale": 1.0, "bias": 0.0}  # what a missing array stands for
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,6 @@ def write(
         model.stat()
         there = read(model, format=found.name)
         _check_order(found, layers, given, there, model)
-        given = _as_complete(given, there, model)
     written = found.codec().write(given, target.name, model)
     _check_names(target, written)
     if isinstance(layers, Content):
@@ -226,9 +224,7 @@ def load_into(module: BatchNormND, layer: Layer) -> None:
             "var=None) leaves away"
         )
     if not module.affine and any(
-        not (np.asarray(array, np.float64) == _DEFAULT[key]).all()
-        for key, array in layer.arrays.items()
-        if key in _DEFAULT
+        not (np.asarray(array, np.float64) == FIXED[key]).all() for key, array in layer.arrays.items() if key in FIXED
     ):
         raise ModuleParameterError(f"{module}: it is not affine; {layer} has a scale and a bias that are not 1 and 0")
     stated = {} if layer.epsilon is None else {"epsilon": layer.epsilon}
@@ -268,8 +264,8 @@ def layer(module: BatchNormND, name: str | None = None) -> Layer:
         raise ParameterError(f"module is {values.kind_of(module)}; a BatchNorm module of oclbn's is wanted")
     arrays: dict[str, Host] = {}
     for key in ARRAYS:
-        array = getattr(module, key) if module.running or key in _DEFAULT else None
-        if array is not None and (module.affine or key not in _DEFAULT):
+        array = getattr(module, key) if module.running or key in FIXED else None
+        if array is not None and (module.affine or key not in FIXED):
             arrays[key] = array.get().ravel()
     cumulative = module.initFactor == 1.0 and module.minFactor == 0.0
     return Layer(
@@ -302,10 +298,10 @@ def _options(layer: Layer) -> dict[str, Any]:
 
 def _fill(module: BatchNormND, layer: Layer) -> None:
     """All values and the counter, or none and an error."""
-    given: dict[str, Any] = {name: np.full(layer.channels, value) for name, value in _DEFAULT.items()}
+    given: dict[str, Any] = {name: np.full(layer.channels, value) for name, value in FIXED.items()}
     given |= layer.arrays
     if not module.running:
-        given = {name: array for name, array in given.items() if name in _DEFAULT}
+        given = {name: array for name, array in given.items() if name in FIXED}
     with module.lock:
         module._take_values(given)
         if module.running:
@@ -345,16 +341,6 @@ def _stating_epsilon(found: known.Format, layers: Sequence[Layer]) -> tuple[tupl
                 one = replace(one, epsilon=own.epsilon)
         made.append(one)
     return tuple(made), notes
-
-
-def _as_complete(layers: Sequence[Layer], there: Content, model: Path) -> tuple[Layer, ...]:
-    """Layers for a model that has a scale or a bias where they have none: 1 and 0, which they stand for."""
-    made = {}
-    for one, target in matched(layers, there.layers, model):
-        missing = [name for name in _DEFAULT if getattr(one, name) is None and getattr(target, name) is not None]
-        filled: dict[str, Any] = {name: np.full_like(getattr(target, name), _DEFAULT[name]) for name in missing}
-        made[one.name] = replace(one, **filled)
-    return tuple(made[one.name] for one in layers)
 
 
 def _check_order(

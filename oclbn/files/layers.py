@@ -22,7 +22,7 @@ from oclbn.errors import MissingLayerError, WeightsError
 
 Host = NDArray[Any]
 ARRAYS = ("scale", "bias", "mean", "var")
-NUMBERS = ("epsilon", "factor", "cumulative", "batches")
+FIXED = {"scale": 1.0, "bias": 0.0}  # what a missing array stands for
 _NAMES_SHOWN = 8
 _MOST_NAMED = 3  # layers of which the same is said
 _MOST_BATCHES = 2**63 - 1
@@ -98,11 +98,12 @@ class Layer:
         """With a scale of ones and a bias of zeros where it has none, for a format that wants all; as check_running."""
         self.check_running(where)
         assert self.mean is not None
-        made: dict[str, Any] = {}
-        if self.scale is None:
-            made["scale"] = np.ones_like(self.mean)
-        if self.bias is None:
-            made["bias"] = np.zeros_like(self.mean)
+        return self._with(dict.fromkeys(FIXED, self.mean))
+
+    def _with(self, wanted: Mapping[str, Host]) -> Layer:
+        """With the arrays that it has not and that are wanted, of types as these: what a missing one stands for."""
+        missing = [role for role in FIXED if role in wanted and getattr(self, role) is None]
+        made: dict[str, Any] = {role: np.full_like(wanted[role], FIXED[role]) for role in missing}
         return replace(self, **made) if made else self
 
 
@@ -232,6 +233,7 @@ def same_bits(one: Host, other: Host) -> bool:
 def matched(layers: Sequence[Layer], there: Sequence[Layer], into: Path) -> list[tuple[Layer, Layer]]:
     """Each layer with that of the model `into` whose values it is to replace: by name, or else all in order.
 
+    A layer without scale or bias gets what that stands for where the other one has it: nothing of it is left behind.
     WeightsError: neither the names nor the number fit, a layer would go to another place in order than by its name, or
     a channel count differs.
     """
@@ -254,7 +256,49 @@ def matched(layers: Sequence[Layer], there: Sequence[Layer], into: Path) -> list
                 f"{layer} has {layer.channels} channels; {target.name!r} of {into}, whose values it would replace, has "
                 f"{target.channels}"
             )
-    return pairs
+    return [(layer._with(target.arrays), target) for layer, target in pairs]
+
+
+def placed(layer: Layer, target: Layer, into: Path) -> tuple[dict[str, Host], list[Note]]:
+    """Those of a layer's arrays that its `target` in a model has, of the types that these have; notes of the others."""
+    made: dict[str, Host] = {}
+    notes: list[Note] = []
+    for role, array in layer.arrays.items():
+        if (there := target.arrays.get(role)) is None:
+            notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
+            continue
+        why = f"the type of that array of {into.name}"
+        made[role], more = fitted_array(layer.name, role, array, [there.dtype], why)
+        notes += more
+    return made, notes
+
+
+def untold(
+    layer: Layer,
+    owner: str,
+    *,
+    epsilon: float,
+    factor: float,
+    called: str = "epsilon",
+    momentum_of: str = "old",
+    alike: str = "",
+) -> Iterator[Note]:
+    """What a file of weights alone has no place for, where it differs from what layers of its framework have.
+
+    owner: to whom it is to be given, as "Keras' layer". epsilon, factor: of such a layer by default. called: its name
+    for epsilon. momentum_of: whether its momentum weighs the "old" average or the "new" batch. alike: what it takes
+    where all batches weigh alike; "": nothing.
+    """
+    if layer.epsilon is not None and layer.epsilon != epsilon:
+        text = f"epsilon is {layer.epsilon:g}: give {called}={layer.epsilon:g} to {owner}"
+        yield Note(layer.name, text, lost=True)
+    if layer.cumulative:
+        what = f"give {alike} to {owner}" if alike else f"{owner} knows a fixed momentum alone"
+        yield Note(layer.name, f"all batches weigh alike: {what}", lost=True)
+    elif layer.factor is not None and layer.factor != factor:
+        momentum = layer.factor if momentum_of == "new" else 1 - layer.factor
+        text = f"a new batch weighs {layer.factor:g}: give momentum={momentum:.9g} to {owner}"
+        yield Note(layer.name, text, lost=True)
 
 
 def _check_crossed(pairs: Sequence[tuple[Layer, Layer]], by_name: Mapping[str, Layer], into: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ import numpy as np
 
 from oclbn.elements import bfloat16
 from oclbn.errors import WeightsError
-from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted, fitted_array, matched
+from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted, matched, placed, untold
 
 _STATISTICS, _PARAMETERS = "batch_stats", "params"
 _CHUNKED = "__msgpack_chunked_array__"
@@ -75,7 +75,7 @@ def read(path: Path) -> Content:
 
 
 def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
-    notes = [note for layer in layers for note in _untold(layer)]
+    notes = [note for layer in layers for note in untold(layer, "Flax's layer", epsilon=1e-5, factor=1 - 0.99)]
     if into is not None:
         image, more = _replaced(layers, into)
         return Written({name: image}, (*more, *notes))
@@ -88,18 +88,6 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
         for role in [role for role in ("bias", "scale", "mean", "var") if role in fit.arrays]:
             _put(tree, (_STATISTICS if role in ("mean", "var") else _PARAMETERS, *within), role, fit.arrays[role])
     return Written({name: _packed(tree)}, tuple(notes))
-
-
-def _untold(layer: Layer) -> Iterator[Note]:
-    """What variables have no place for."""
-    if layer.epsilon is not None and layer.epsilon != 1e-5:
-        text = f"epsilon is {layer.epsilon:g}: give epsilon={layer.epsilon:g} to Flax's layer"
-        yield Note(layer.name, text, lost=True)
-    if layer.cumulative:
-        yield Note(layer.name, "all batches weigh alike, which no momentum of Flax's layer says", lost=True)
-    elif layer.factor is not None and layer.factor != 1 - 0.99:
-        text = f"a new batch weighs {layer.factor:g}: give momentum={1 - layer.factor:g} to Flax's layer"
-        yield Note(layer.name, text, lost=True)
 
 
 def _read(path: Path) -> tuple[list[Layer], list[Note], dict[str, dict[str, _Array]]]:
@@ -321,16 +309,11 @@ def _replaced(layers: Sequence[Layer], into: Path) -> tuple[bytes, list[Note]]:
     there, notes, places = _read(into)
     image = bytearray(into.read_bytes())
     for layer, target in matched(layers, there, into):
-        for role, array in layer.arrays.items():
-            place = places[target.name].get(role)
-            if place is None:
-                notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
-                continue
-            why = f"the type of that array of {into.name}"
-            fit, more = fitted_array(layer.name, role, array, [_dtype(place.dtype)], why)
-            notes += more
-            content = memoryview(fit.tobytes())
-            for begin, end in place.pieces:
+        arrays, more = placed(layer, target, into)
+        notes += more
+        for role, array in arrays.items():
+            content = memoryview(array.tobytes())
+            for begin, end in places[target.name][role].pieces:
                 image[begin:end], content = content[: end - begin], content[end - begin :]
     return bytes(image), notes
 

@@ -7,7 +7,7 @@ model, once that was read here, where an array of its is packed.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,10 @@ from oclbn.elements import kind
 from oclbn.errors import WeightsError
 from oclbn.files.foreign import HDF5
 from oclbn.files.hdf5 import Dataset, File
-from oclbn.files.layers import ARRAYS, Host, Layer, Note, fitted_array, matched
+from oclbn.files.layers import Host, Layer, Note, fitted_array, matched
 
 if TYPE_CHECKING:
     import h5py
-
-_DEFAULT = {"scale": 1.0, "bias": 0.0}  # what a missing array stands for
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,24 +76,18 @@ def vectors(datasets: Mapping[str, Dataset], others: Mapping[str, Dataset] | Non
 
 
 def paired(layers: Sequence[Layer], there: Sequence[Stored], into: Path) -> tuple[Pairs, list[Note]]:
-    """Which dataset of a model takes what, of its own type; and what it has no place for.
-
-    A scale or bias that a layer lacks is put there as ones and zeros.
-    """
+    """Which dataset of a model takes what, of its own type; and what it has no place for."""
     pairs: Pairs = []
     notes: list[Note] = []
     stored = {one.layer.name: one for one in there}
     for layer, target in matched(layers, [one.layer for one in there], into):
         layer.check_running(into.name)
         place = stored[target.name]
-        for role in ARRAYS:
-            array, dataset = layer.arrays.get(role), place.arrays.get(role)
+        for role, array in layer.arrays.items():
+            dataset = place.arrays.get(role)
             if dataset is None:
-                if array is not None:
-                    notes.append(Note(layer.name, f"{role} is left out: {into.name} has no place for it", lost=True))
+                notes.append(Note(layer.name, f"{role} is left out: {into.name} has no place for it", lost=True))
                 continue
-            if array is None:
-                array = np.full_like(layer.arrays["mean"], _DEFAULT[role])
             fit, more = _fitted(layer.name, role, array, dataset, into.name)
             pairs.append((dataset, fit))
             notes += more
@@ -165,14 +157,6 @@ def made(fill: Callable[[h5py.File], None]) -> bytes:
     return image.getvalue()
 
 
-def check_names(layers: Sequence[Layer]) -> None:
-    """WeightsError: two layers have one name."""
-    names = [layer.name for layer in layers]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise WeightsError(f"two of the layers have the name {twice!r}; names of their own are wanted")
-
-
 def check_name(name: str, *, path: bool) -> None:
     """WeightsError: HDF5 cannot store a name. path: it is to be one of groups, with slashes between them."""
     strange = "\0" in name or not _is_text(name)
@@ -186,21 +170,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def untold(layer: Layer, owner: str, *, epsilon: float, factor: float) -> Iterator[Note]:
-    """What Keras and others have no place for in files of weights, where it differs from what layers of theirs have.
-
-    owner: "Keras' layer"; factor: of which its momentum is the rest to 1.
-    """
-    if layer.epsilon is not None and layer.epsilon != epsilon:
-        text = f"epsilon is {layer.epsilon:g}: give epsilon={layer.epsilon:g} to {owner}"
-        yield Note(layer.name, text, lost=True)
-    if layer.cumulative:
-        yield Note(layer.name, f"all batches weigh alike: {owner} knows a fixed momentum alone", lost=True)
-    elif layer.factor is not None and layer.factor != factor:
-        text = f"a new batch weighs {layer.factor:g}: give momentum={1 - layer.factor:g} to {owner}"
-        yield Note(layer.name, text, lost=True)
 
 
 def number(value: Any) -> float | None:

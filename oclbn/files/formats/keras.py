@@ -33,7 +33,7 @@ from oclbn.files.formats.cursor import MOST_TEXT, text_of
 from oclbn.files.formats.hdf import Stored
 from oclbn.files.formats.kerasconfig import Config, Said
 from oclbn.files.hdf5 import Dataset, File, Group
-from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, matched
+from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, matched, untold
 
 if TYPE_CHECKING:
     import h5py
@@ -93,7 +93,6 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
             f"{name}: this is written with the model alone whose values are replaced (into); a name that ends in "
             f".weights.h5 makes a file of weights"
         )
-    hdf.check_names(layers)
     allowed = [np.dtype(np.float16), bfloat16(), np.dtype(np.float32), np.dtype(np.float64)]
     notes: list[Note] = []
     ready: list[Layer] = []
@@ -103,7 +102,7 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
         if (layer.scale is None) != (layer.bias is None):
             layer = layer.complete("a layer of Keras'")  # three arrays do not say which one is missing
         fit, more = fitted(layer, allowed, "Keras' files")
-        notes += (*more, *hdf.untold(layer, "Keras' layer", epsilon=1e-3, factor=0.01))
+        notes += (*more, *untold(layer, "Keras' layer", epsilon=1e-3, factor=0.01))
         ready.append(fit)
 
     def fill(file: h5py.File) -> None:
@@ -423,7 +422,7 @@ def number_notes(layers: Sequence[Layer], there: Sequence[Stored], into: Path) -
     for layer, target in matched(layers, [one.layer for one in there], into):
         epsilon = 1e-3 if target.epsilon is None else target.epsilon
         factor = 0.01 if target.factor is None else target.factor
-        yield from hdf.untold(layer, f"the layer of {into.name}", epsilon=epsilon, factor=factor)
+        yield from untold(layer, f"the layer of {into.name}", epsilon=epsilon, factor=factor)
 
 
 def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:

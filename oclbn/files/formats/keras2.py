@@ -22,7 +22,7 @@ from oclbn.files.formats.hdf import Stored
 from oclbn.files.formats.keras import kept_notes, number_notes, renorm_pairs
 from oclbn.files.formats.kerasconfig import Config
 from oclbn.files.hdf5 import Dataset, File, Group
-from oclbn.files.layers import Content, Layer, Note, Written, fitted
+from oclbn.files.layers import Content, Layer, Note, Written, fitted, untold
 
 if TYPE_CHECKING:
     import h5py
@@ -60,7 +60,6 @@ def read(path: Path) -> Content:
 def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
     if into is not None:
         return _replaced(layers, name, into)
-    hdf.check_names(layers)
     allowed: list[np.dtype[Any]] = [np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)]
     notes: list[Note] = []
     ready: list[Layer] = []
@@ -70,7 +69,7 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
             raise WeightsError(f"{layer}: layers go by name in Keras' .h5 files, and this one has none")
         layer.check_running("a layer of Keras'")
         fit, more = fitted(layer, allowed, "Keras' .h5 files")
-        notes += (*more, *hdf.untold(layer, "Keras' layer", epsilon=1e-3, factor=0.01))
+        notes += (*more, *untold(layer, "Keras' layer", epsilon=1e-3, factor=0.01))
         ready.append(fit)
 
     def fill(file: h5py.File) -> None:

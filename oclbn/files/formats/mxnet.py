@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import numpy as np
 from oclbn.elements import bfloat16, kind
 from oclbn.errors import WeightsError
 from oclbn.files.formats import cursor, parts
-from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted_array, matched
+from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted_array, matched, untold
 
 _LIST = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -109,7 +109,7 @@ def read(path: Path) -> Content:
 def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
     if into is not None:
         return _replaced(layers, name, into)
-    notes = [note for layer in layers for note in _untold(layer)]
+    notes = [note for layer in layers for note in untold(layer, "Gluon's layer", epsilon=1e-5, factor=0.1)]
     arrays: dict[str, Host] = {}
     for layer in layers:
         layer = layer.complete("MXNet's .params")  # a BatchNorm there has all four
@@ -123,17 +123,6 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
     words.append(np.array([len(arrays)], "<u8").tobytes())
     words += [np.array([len(called)], "<u8").tobytes() + called for called in map(str.encode, arrays)]
     return Written({name: b"".join(words)}, tuple(notes))
-
-
-def _untold(layer: Layer) -> Iterator[Note]:
-    """What arrays alone do not say."""
-    if layer.epsilon is not None and layer.epsilon != 1e-5:
-        yield Note(layer.name, f"epsilon is {layer.epsilon:g}: give epsilon={layer.epsilon:g} to Gluon's layer", True)
-    if layer.cumulative:
-        yield Note(layer.name, "all batches weigh alike, which MXNet's layers cannot do", lost=True)
-    elif layer.factor is not None and layer.factor != 0.1:
-        momentum = f"{1 - layer.factor:.9g}"
-        yield Note(layer.name, f"a new batch weighs {layer.factor:g}: give momentum={momentum} to Gluon's layer", True)
 
 
 def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
@@ -163,7 +152,7 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
             notes += more
             image[place.begin : place.begin + place.bytes] = _little(fit)
         if symbol is None:
-            notes += _untold(layer)
+            notes += untold(layer, "Gluon's layer", epsilon=1e-5, factor=0.1)
             continue
         for key in ("epsilon", "factor"):
             wanted, has = getattr(layer, key), getattr(target, key)

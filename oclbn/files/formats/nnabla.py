@@ -16,7 +16,7 @@ from oclbn.errors import WeightsError
 from oclbn.files.formats import hdf
 from oclbn.files.formats.hdf import Stored
 from oclbn.files.hdf5 import Dataset, File
-from oclbn.files.layers import Content, Layer, Note, Written, fitted
+from oclbn.files.layers import Content, Layer, Note, Written, fitted, untold
 
 if TYPE_CHECKING:
     import h5py
@@ -48,13 +48,12 @@ def read(path: Path) -> Content:
 def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
     notes: list[Note] = []
     for layer in layers:
-        notes += hdf.untold(layer, _OWNER, epsilon=1e-5, factor=0.1)
+        notes += untold(layer, _OWNER, epsilon=1e-5, factor=0.1)
     if into is not None:
         with hdf.opened(into) as file:
             there, _ = _stored(file)
             pairs, more = hdf.paired(layers, there, into)
         return Written({name: hdf.replaced(into.read_bytes(), pairs)}, (*more, *notes))
-    hdf.check_names(layers)
     allowed: list[np.dtype[Any]] = [np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)]
     ready: list[Layer] = []
     for layer in layers:

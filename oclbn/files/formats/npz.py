@@ -22,7 +22,7 @@ from numpy.lib import format as npy
 from oclbn.elements import bfloat16, kind
 from oclbn.errors import WeightsError
 from oclbn.files.formats import parts
-from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted_array, matched
+from oclbn.files.layers import Content, Host, Layer, Note, Written, matched, placed
 
 _OURS = parts.Names("oclbn", "scale", "bias", "mean", "var", "batches")
 _ROOM, _TIMES = 1 << 26, 64  # bytes that all arrays may unpack to, whatever the file's size; or times its size
@@ -58,15 +58,10 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
         there, groups, arrays = _read(into)
         for layer, target in matched(layers, there, into):
             group = groups[target.name]
-            for role, array in layer.arrays.items():
-                if role not in group.arrays:
-                    notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
-                    continue
-                old = arrays[group.arrays[role]]
-                why = f"the type of that array of {into.name}"
-                fit, more = fitted_array(layer.name, role, array, [_kept(old).dtype], why)
-                notes += more
-                arrays[group.arrays[role]] = fit.reshape(old.shape)
+            fit, more = placed(layer, target, into)
+            notes += more
+            for role, array in fit.items():
+                arrays[group.arrays[role]] = array.reshape(arrays[group.arrays[role]].shape)
             if layer.batches is not None and "batches" in group.arrays:
                 old = arrays[group.arrays["batches"]]
                 arrays[group.arrays["batches"]] = np.array(layer.batches, old.dtype).reshape(old.shape)

@@ -28,7 +28,7 @@ from oclbn.elements import bfloat16
 from oclbn.errors import WeightsError
 from oclbn.files.formats import parts
 from oclbn.files.formats.onnxgraph import DOMAINS, Constant, Model, Scope, attribute, fields
-from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted, fitted_array, matched
+from oclbn.files.layers import ARRAYS, Content, Host, Layer, Note, Written, fitted, matched, placed
 
 _OPSET, _IR = 15, 8
 _EPSILON, _MOMENTUM = 1e-5, 0.9  # the standard's defaults
@@ -327,14 +327,10 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> Written:
         by_name = {place.layer.name: place for place in places}
         for layer, there in matched(layers, [place.layer for place in places], into):
             place = by_name[there.name]
-            for role, array in layer.arrays.items():
-                if role not in there.arrays:
-                    notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
-                    continue
-                why = f"the type of that constant of {into.name}"
-                fit, more = fitted_array(layer.name, role, array, [there.arrays[role].dtype], why)
-                notes += more
-                _put(model, place, role, fit)
+            arrays, more = placed(layer, there, into)
+            notes += more
+            for role, array in arrays.items():
+                _put(model, place, role, array)
             notes += _set_numbers(layer, place)
         files = _files(model, name)
     return Written(files, tuple(notes))

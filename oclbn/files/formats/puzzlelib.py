@@ -17,7 +17,7 @@ from oclbn.errors import ModuleFileError, WeightsError
 from oclbn.files.formats import hdf
 from oclbn.files.formats.hdf import Stored
 from oclbn.files.hdf5 import Dataset, File, Group
-from oclbn.files.layers import Content, Layer, Note, Written, matched
+from oclbn.files.layers import Content, Layer, Note, Written, matched, untold
 
 _GROUPS = ("links", "params", "attrs")
 _COUNTER = "numOfProps"
@@ -38,8 +38,7 @@ def read(path: Path) -> Content:
 def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
     from oclbn.files import puzzlelib
 
-    hdf.check_names(layers)
-    notes = [note for layer in layers for note in hdf.untold(layer, _OWNER, epsilon=1e-5, factor=0.1)]
+    notes = [note for layer in layers for note in untold(layer, _OWNER, epsilon=1e-5, factor=0.1)]
     if into is not None:
         files, more = _replaced(layers, name, into)
         return Written(files, (*more, *notes))

@@ -21,7 +21,7 @@ import numpy as np
 from oclbn.elements import bfloat16, kind
 from oclbn.errors import OclbnError, WeightsError
 from oclbn.files.formats import cursor, parts
-from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, fitted_array, matched
+from oclbn.files.layers import Content, Host, Layer, Note, Written, fitted, matched, placed, untold
 
 INDEX = ".safetensors.index.json"
 _MOST_HEADER = 100_000_000  # bytes, the library's own bound
@@ -91,14 +91,9 @@ def write(layers: Sequence[Layer], name: str, into: Path | None) -> Written:
 
 def _untold(layer: Layer) -> Iterator[Note]:
     """What a state_dict has no place for."""
-    if layer.epsilon is not None and layer.epsilon != 1e-5:
-        text = f"epsilon is {layer.epsilon:g}: give eps={layer.epsilon:g} to PyTorch's layer"
-        yield Note(layer.name, text, lost=True)
-    if layer.cumulative:
-        yield Note(layer.name, "all batches weigh alike: give momentum=None to PyTorch's layer", lost=True)
-    elif layer.factor is not None and layer.factor != 0.1:
-        text = f"a new batch weighs {layer.factor:g}: give momentum={layer.factor:g} to PyTorch's layer"
-        yield Note(layer.name, text, lost=True)
+    return untold(
+        layer, "PyTorch's layer", epsilon=1e-5, factor=0.1, called="eps", momentum_of="new", alike="momentum=None"
+    )
 
 
 def _serialized(tensors: Mapping[str, Host]) -> bytes:
@@ -219,16 +214,10 @@ def _replaced(layers: Sequence[Layer], name: str, into: Path) -> tuple[dict[str,
 
     for layer, there in matched(layers, read(into).layers, into):
         group = groups[there.name]
-        for role, array in layer.arrays.items():
-            if role not in group.arrays:
-                notes.append(Note(layer.name, f"{role} has no place in {into.name}", lost=True))
-                continue
-            tensor = tensors[group.arrays[role]]
-            assert tensor.dtype is not None  # as read has found
-            why = f"the type of {group.arrays[role]} in {into.name}"
-            fit, more = fitted_array(layer.name, role, array, [tensor.dtype], why)
-            notes += more
-            put(tensor, fit.tobytes())
+        arrays, more = placed(layer, there, into)
+        notes += more
+        for role, array in arrays.items():
+            put(tensors[group.arrays[role]], array.tobytes())
         if layer.batches is not None and "batches" in group.arrays:
             put(tensors[group.arrays["batches"]], layer.batches.to_bytes(8, "little", signed=True))
     if not into.name.lower().endswith(INDEX):
