@@ -13,6 +13,8 @@ from oclbn.device.selection import classify
 from oclbn.errors import SizeError
 from oclbn.plan.words import DeviceLimits
 
+_MOST_CACHE = 1 << 24  # bytes of a processor's outermost cache that one core can be thought to have
+
 
 @functools.cache
 def limits(device: cl.Device) -> DeviceLimits:
@@ -21,7 +23,7 @@ def limits(device: cl.Device) -> DeviceLimits:
     kind = classify(device.type, device.name, device.platform.name)[0]
     cache_bytes = device.global_mem_cache_size
     if kind == "cpu":
-        cache_bytes = max(cache_bytes, _host_cache_bytes())  # some drivers name a core's own cache
+        cache_bytes = _counted_on(cache_bytes, _host_cache_bytes(), device.max_compute_units)
     return DeviceLimits(
         kind=kind,
         compute_units=device.max_compute_units,
@@ -53,6 +55,15 @@ def _host_cache_bytes(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache"))
         if size is not None:
             sizes.append(int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]])
     return max(sizes)
+
+
+def _counted_on(stated: int, host: int, cores: int) -> int:
+    """What a processor's cores may count on, of the cache that its driver states and of the host's largest one.
+
+    Some drivers name a core's own cache. A virtual machine is shown all of the outermost one, 480 MB for two cores, and
+    not the dozens of other cores that share it.
+    """
+    return min(max(stated, host), cores * _MOST_CACHE)
 
 
 @functools.cache

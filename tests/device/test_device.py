@@ -268,6 +268,19 @@ def test_the_largest_cache_is_read_off_the_host(tmp_path: Path) -> None:
     assert facts._host_cache_bytes(tmp_path / "nowhere") == 0
 
 
+@pytest.mark.parametrize(
+    ("stated", "host", "cores", "counted"),
+    [
+        pytest.param(1 << 20, 32 << 20, 2, 32 << 20, id="a driver names a core's own"),
+        pytest.param(480 << 20, 480 << 20, 2, 32 << 20, id="a virtual machine of a large processor"),
+        pytest.param(480 << 20, 480 << 20, 96, 480 << 20, id="all of that processor"),
+        pytest.param(0, 0, 8, 0, id="nobody tells"),
+    ],
+)
+def test_cores_count_on_their_part_of_a_cache(stated: int, host: int, cores: int, counted: int) -> None:
+    assert facts._counted_on(stated, host, cores) == counted
+
+
 def test_tuning_knows_the_native_width(queue: cl.CommandQueue) -> None:
     """What families of oclbn.tuning ask for."""
     named = oclbn.device.tuning_names(queue.device)[2]
