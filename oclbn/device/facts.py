@@ -13,7 +13,9 @@ from oclbn.device.selection import classify
 from oclbn.errors import SizeError
 from oclbn.plan.words import DeviceLimits
 
-_MOST_CACHE = 1 << 24  # bytes of a processor's outermost cache that one core can be thought to have
+# Bytes of a processor's outermost cache. More for each core than the first tells that other cores share it, which are
+# not to be seen; a core is then thought to have the second, its part on most processors for servers.
+_MOST_CACHE, _SHARED_CACHE = 1 << 24, 1 << 22
 
 
 @functools.cache
@@ -63,7 +65,8 @@ def _counted_on(stated: int, host: int, cores: int) -> int:
     Some drivers name a core's own cache. A virtual machine is shown all of the outermost one, 480 MB for two cores, and
     not the dozens of other cores that share it.
     """
-    return min(max(stated, host), cores * _MOST_CACHE)
+    largest = max(stated, host)
+    return largest if largest <= cores * _MOST_CACHE else cores * _SHARED_CACHE
 
 
 @functools.cache
