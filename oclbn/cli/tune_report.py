@@ -115,7 +115,8 @@ def print_tuned(console: Console, tuned: Tuned, entry: Choices, written: Path | 
     for candidate, reason in rejected.items():
         if reason:
             console.print(Text(f"rejected {candidate}: {reason}", style="yellow"), soft_wrap=True)
-    end = "" if tuned.found.complete else ", then the time was over" if tuned.rows else ", then interrupted"
+    near = ", all the nearest among them" if tuned.found.best_around and not tuned.found.complete else ""
+    end = "" if tuned.found.complete else f"{near}, then the time was over" if tuned.rows else ", then interrupted"
     counted = f"{len(tuned.tried)} candidate{'' if len(tuned.tried) == 1 else 's'}{end}"
     if not tuned.worthwhile:
         left = "what was found is no faster in the last timing" if changed else "none of them faster"

@@ -92,6 +92,7 @@ class _Shown:
     def __init__(self, tuned: Tuned, bar: Progress, task: TaskID) -> None:
         self.tuned, self.moves = tuned, search.candidates(tuned.info.kind)
         self._bar, self._task = bar, task
+        self._begun = (0, 0)  # the pass, and its candidates
         bar.update(task, total=len(self.moves))
 
     def say(self, text: str) -> None:
@@ -99,7 +100,9 @@ class _Shown:
         self._bar.update(self._task, description=text, best=best)
 
     def starting(self, name: str, value: Value) -> None:
-        self._bar.update(self._task, completed=self.moves.index((name, value)))
+        number, begun = self._begun
+        self._begun = (number, begun + 1) if number == self.tuned.found.passes else (self.tuned.found.passes, 1)
+        self._bar.update(self._task, completed=self._begun[1])
         self.say(f"pass {self.tuned.found.passes + 1}: {name} = {value}")
 
     def report(self, tried: Tried) -> None:

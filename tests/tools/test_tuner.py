@@ -19,7 +19,17 @@ from oclbn.plan.words import DeviceLimits, Tuning
 from oclbn.program import building
 from oclbn.tools.tune import search as tuner
 from oclbn.tools.tune.process import TrialProcess
-from oclbn.tools.tune.search import Choices, Found, Tried, Verdict, candidates, choices_of, search, shapes_for
+from oclbn.tools.tune.search import (
+    Choices,
+    Found,
+    Tried,
+    Verdict,
+    candidates,
+    choices_of,
+    nearest_first,
+    search,
+    shapes_for,
+)
 from oclbn.tools.tune.trials import Trials, WrongResult
 from oclbn.truth.cases import Case
 from oclbn.tuning import tuning_for, using
@@ -106,7 +116,7 @@ def test_the_search_ends_with_the_time() -> None:
     search(found, MOVES, costs, enough=lambda: len(costs.asked) >= 3)
     assert len(costs.asked) <= 4
     assert not found.complete
-    assert found.choices["lanes"] == 4, "what was found until then stays"
+    assert found.choices["lanes"] == 2, "what was found until then stays"
 
 
 def test_the_search_ends_when_it_is_interrupted_and_keeps_what_it_has() -> None:
@@ -118,7 +128,27 @@ def test_the_search_ends_when_it_is_interrupted_and_keeps_what_it_has() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         search(found, MOVES, costs, starting=interrupt)
-    assert found.choices["lanes"] == 4
+    assert found.choices["lanes"] == 2
+
+
+def test_the_nearest_values_come_first() -> None:
+    order = nearest_first(MOVES, START)
+    assert order[:3] == [("lanes", 1), ("vec", 8), ("unroll", 4)], "those in force"
+    assert order[3:7] == [("lanes", 2), ("vec", 4), ("vec", 16), ("unroll", 2)]
+    assert order[-1] == ("vec", 1)
+    assert sorted(map(str, order)) == sorted(map(str, MOVES))
+
+
+def test_a_value_that_is_none_of_those_tried_has_neighbours() -> None:
+    order = nearest_first(MOVES, {"lanes": 3, "vec": 8, "unroll": 4})
+    assert {move for move in order[:5] if move[0] == "lanes"} == {("lanes", 2), ("lanes", 4)}
+
+
+@pytest.mark.parametrize(("compared", "around"), [(4, True), (3, False)])
+def test_the_search_says_when_all_around_is_worse(compared: int, around: bool) -> None:
+    found, costs = Found(START), Costs(lambda choices: 1.0 if choices == START else 2.0)
+    search(found, MOVES, costs, enough=lambda: len(costs.asked) >= compared)
+    assert (found.best_around, found.complete) == (around, False)
 
 
 # --- what is searched

@@ -1,4 +1,4 @@
-"""Looking for better choices: one field at a time, again and again until nothing more is gained.
+"""Looking for better choices: one field at a time, nearest values first, again and again until nothing more is gained.
 
 Pure: it times nothing. Who calls `search` says how a candidate compares with the incumbent; oclbn.tools.tune.process
 does it on a device. A candidate takes the incumbent's place when it is faster by a margin in two comparisons that know
@@ -88,6 +88,7 @@ class Found:
     gain: float = 1.0  # times as fast as at the start, as the comparisons of the search have it
     passes: int = 0
     complete: bool = False  # nothing more to gain; False where the time was over
+    best_around: bool = False  # no field's next value on either side gains anything
 
 
 def choices_of(tuning: Tuning) -> Choices:
@@ -149,12 +150,14 @@ def search(
     compared: set[tuple[tuple[str, Value], ...]] = set()  # what lost once loses to every later, faster incumbent
     while found.passes < MOST_PASSES:
         before = dict(found.choices)
-        for name, value in moves:
+        for name, value in nearest_first(moves, before):
             candidate = found.choices | {name: value}
             key = _key(candidate)
             if candidate == found.choices or key in compared:
                 continue
             if enough():
+                around = (found.choices | {name: value} for name, value in _around(moves, found.choices))
+                found.best_around = all(_key(one) in compared for one in around)
                 return
             starting(name, value)
             verdict = _compare(found.choices, candidate, judge, margin)
@@ -166,8 +169,29 @@ def search(
             report(Tried(name, value, verdict, adopted))
         found.passes += 1
         if found.choices == before:
-            found.complete = True
+            found.complete = found.best_around = True
             return
+
+
+def nearest_first(moves: Sequence[tuple[str, Value]], choices: Choices) -> list[tuple[str, Value]]:
+    """The moves, those first that are the fewest steps from these choices along their field's values.
+
+    What is far off is seldom better, and slow to compile or to run: it is tried when there is time left.
+    """
+    return sorted(moves, key=lambda move: _steps(moves, choices, move))
+
+
+def _around(moves: Sequence[tuple[str, Value]], choices: Choices) -> list[tuple[str, Value]]:
+    """The moves that are one step away."""
+    return [move for move in moves if _steps(moves, choices, move) == 1]
+
+
+def _steps(moves: Sequence[tuple[str, Value]], choices: Choices, move: tuple[str, Value]) -> int:
+    """How many of the field's values lie between a move and these choices, the move's own among them."""
+    name, value = move
+    between = sorted(float(other) for field, other in moves if field == name)
+    own, wanted = float(choices[name]), float(value)
+    return sum(min(own, wanted) <= other <= max(own, wanted) and other != own for other in between)
 
 
 def _compare(incumbent: Choices, candidate: Choices, judge: Judge, margin: float) -> Verdict:
