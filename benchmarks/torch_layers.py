@@ -12,6 +12,7 @@ distinct layers and over all 53 as the network has them. Results are compared be
 
 from __future__ import annotations
 
+import collections
 import math
 import random
 import statistics
@@ -20,21 +21,10 @@ from typing import Any
 
 import click
 
+from oclbn.tools.bench.suites import NETWORKS
+
 # channels, pixels a side, how many layers of ResNet-50 have these
-_LAYERS = (
-    (64, 112, 1),
-    (64, 56, 6),
-    (256, 56, 4),
-    (128, 56, 1),
-    (128, 28, 7),
-    (512, 28, 5),
-    (256, 28, 1),
-    (256, 14, 11),
-    (1024, 14, 7),
-    (512, 14, 1),
-    (512, 7, 5),
-    (2048, 7, 4),
-)
+_LAYERS = tuple((*layer, times) for layer, times in collections.Counter(NETWORKS["resnet50"]).items())
 _STEPS = 3  # timed, of a turn
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from oclbn.tools.bench.suites import SUITES
+from oclbn.tools.bench.suites import NETWORKS, SUITES
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -49,3 +49,17 @@ def test_densenet_121_has_its_transitions_and_no_more() -> None:
 def test_the_sweep_goes_from_1_mib_to_2_gib_by_doubling() -> None:
     sizes = [4 * math.prod(shape) for shape, _ in SUITES["sweep"]]
     assert sizes == [1 << power for power in range(20, 32)]
+
+
+@pytest.mark.parametrize(
+    ("network", "layers", "parameters"),
+    [
+        pytest.param("resnet50", 53, 53_120, id="ResNet-50"),
+        pytest.param("mobilenet", 52, 34_112, id="MobileNetV2"),
+        pytest.param("densenet", 121, 83_648, id="DenseNet-121"),
+    ],
+)
+def test_networks_have_all_their_layers(network: str, layers: int, parameters: int) -> None:
+    """As many as torchvision's models: modules of BatchNorm2d, and their scales and biases."""
+    assert len(NETWORKS[network]) == layers
+    assert sum(2 * channels for channels, _ in NETWORKS[network]) == parameters

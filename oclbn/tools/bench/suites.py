@@ -10,43 +10,68 @@ from __future__ import annotations
 
 Shape = tuple[int, ...]
 Case = tuple[Shape, int]
-
-_RESNET50 = (
-    *((64, 112), (64, 56), (256, 56), (128, 56), (128, 28), (512, 28)),
-    *((256, 28), (256, 14), (1024, 14), (512, 14), (512, 7), (2048, 7)),
-)
-_MOBILENET_V2 = (
-    *((32, 112), (16, 112), (96, 112), (96, 56), (24, 56), (144, 56), (144, 28), (32, 28), (192, 28)),
-    *((192, 14), (64, 14), (384, 14), (96, 14), (576, 14), (576, 7), (160, 7), (960, 7), (320, 7), (1280, 7)),
-)
+Layers = tuple[tuple[int, int], ...]
 
 
-def _maps(batch: int, layers: tuple[tuple[int, int], ...]) -> tuple[Case, ...]:
-    """Square maps: (channels, side) of each layer."""
-    return tuple(((batch, channels, side, side), 1) for channels, side in layers)
+def _resnet50() -> Layers:
+    """A block normalises its own maps twice, then four times as many; a stage's first halves sides at its second."""
+    found = [(64, 112)]
+    before = 56
+    for channels, side, blocks in ((64, 56, 3), (128, 28, 4), (256, 14, 6), (512, 7, 3)):
+        for block in range(blocks):
+            found += [(channels, before), (channels, side), (4 * channels, side)]
+            found += [(4 * channels, side)] if block == 0 else []  # of what goes round it
+            before = side
+    return tuple(found)
 
 
-def _densenet121() -> tuple[tuple[int, int], ...]:
+def _mobilenet_v2() -> Layers:
+    """A block normalises expanded maps twice, before and behind its stride, and what it makes of them."""
+    found = [(32, 112)]
+    channels, side = 32, 112
+    for expansion, made, blocks, stride in (
+        *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
+        *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+    ):
+        for block in range(blocks):
+            found += [(channels * expansion, side)] if expansion > 1 else []
+            side //= stride if block == 0 else 1
+            found += [(channels * expansion, side), (made, side)]
+            channels = made
+    return (*found, (1280, side))
+
+
+def _densenet121() -> Layers:
     """A layer normalises all maps so far, then the 128 of its bottleneck; a transition halves maps and sides."""
-    found: dict[tuple[int, int], None] = {(64, 112): None}
+    found = [(64, 112)]
     channels, side = 64, 56
     for layers in (6, 12, 24, 16):
         for _ in range(layers):
-            found |= {(channels, side): None, (128, side): None}
+            found += [(channels, side), (128, side)]
             channels += 32
-        found[channels, side] = None
+        found.append((channels, side))
         if side > 7:
             channels, side = channels // 2, side // 2
     return tuple(found)
 
 
+# Channels and side of what each batch normalization of a network sees, in the order of its forward pass.
+NETWORKS: dict[str, Layers] = {"resnet50": _resnet50(), "mobilenet": _mobilenet_v2(), "densenet": _densenet121()}
+
+
+def _maps(batch: int, network: str) -> tuple[Case, ...]:
+    """The distinct square maps of a network, largest sides first."""
+    distinct = sorted(dict.fromkeys(NETWORKS[network]), key=lambda layer: -layer[1])
+    return tuple(((batch, channels, side, side), 1) for channels, side in distinct)
+
+
 SUITES: dict[str, tuple[Case, ...]] = {
-    "resnet50": _maps(32, _RESNET50),
-    "resnet50-1": _maps(1, _RESNET50),
-    "resnet50-128": _maps(128, _RESNET50),
-    "resnet50-256": _maps(256, _RESNET50),
-    "densenet": _maps(32, _densenet121()),
-    "mobilenet": _maps(32, _MOBILENET_V2),
+    "resnet50": _maps(32, "resnet50"),
+    "resnet50-1": _maps(1, "resnet50"),
+    "resnet50-128": _maps(128, "resnet50"),
+    "resnet50-256": _maps(256, "resnet50"),
+    "densenet": _maps(32, "densenet"),
+    "mobilenet": _maps(32, "mobilenet"),
     "mlp": tuple(
         ((batch, features), 1)
         for batch, features in (
