@@ -461,10 +461,10 @@ def bind(operation: Callable[P, R], /, *given: P.args, **options: P.kwargs) -> C
     """A call that is made again and again on the same arrays: everything is checked, compiled and allocated here, once.
 
     operation: a function of this module that works on arrays (all but accumulate); then what it takes. Each call of
-    what comes back, without arguments, enqueues the work on x.queue, takes a third of the time that the operation takes
-    on the host, and returns the same results, which it overwrites: let their last reader be enqueued first (on a queue
-    that is out of order, with its event among theirs). It keeps all of the arrays, works on the memory that they have
-    now, and belongs to the thread that made it.
+    what comes back, without arguments, enqueues the work on x.queue, which on the host takes little more than the
+    driver's own enqueueing, and returns the same results, which it overwrites: let their last reader be enqueued first
+    (on a queue that is out of order, with its event among theirs). It keeps all of the arrays, works on the memory that
+    they have now, and belongs to the thread that made it.
 
     Errors are those of the operation; of what comes back, DeviceError.
 

@@ -6,7 +6,7 @@ wanted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,11 @@ def sound(arrays: Mapping[str, Array]) -> None:
             if event is not last and event.get_info(_STATUS) < 0:  # type: ignore[operator]
                 raise _failed(name, event)
             last = event
+
+
+def are_sound(arrays: Iterable[Array]) -> bool:
+    """Whether none of these arrays was left behind by a command that failed."""
+    return not any(event.get_info(_STATUS) < 0 for a in arrays for event in a.events)  # type: ignore[operator]
 
 
 def _failed(name: str, event: cl.Event) -> DeviceError:

@@ -199,6 +199,12 @@ def make(
         if not (into and gather):
             return main
         return all_gathered(x, main, into, {name: gather(into[name], results[wanted.gathered[name]]) for name in into})
+    own: list[Array] = []
+
+    def new(strides: tuple[int, ...] | None, dtype: Any = None) -> Array:
+        own.append(fresh_result(x, strides, dtype))
+        return own[-1]
+
     if selection is not None:
         check_type("x", x.dtype, queue_of(x))
     strides, fresh = None, out is None
@@ -206,9 +212,9 @@ def make(
         itemsize = x.dtype.itemsize
         strides, alike = result_strides(x.shape, x.strides, itemsize, itemsize, order)
         if not alike:
-            out = fresh_result(x, strides)
+            out = new(strides)
     if wanted.second and given.get(wanted.second) is None and out is not None:
-        given = {**given, wanted.second: fresh_result(x, out.strides, out.dtype)}
+        given = {**given, wanted.second: new(out.strides, out.dtype)}
     prepared = None
     if selection is None:
         try:
@@ -229,9 +235,9 @@ def make(
         if selection is not None:
 
             def of_those(x: Array, given: Arrays, out: Array | None) -> Call[Any]:
-                own: dict[str, Any] = {"extra": extra, "places": made, "gather": gather}
+                others: dict[str, Any] = {"extra": extra, "places": made, "gather": gather}
                 apart = fusion._replace(shared=False)  # what is put back lies nowhere else before
-                return make(operation, x, selected.AXIS, given, numbers, out=out, fusion=apart, **own)
+                return make(operation, x, selected.AXIS, given, numbers, out=out, fusion=apart, **others)
 
             return selected.call(wanted, selection, x, axis, given, out, results, of_those)
 
@@ -240,7 +246,7 @@ def make(
             return make(operation, x, axis, given, numbers, out=out, **options)
 
         return packed.call(wanted, x, axis, given, out, fresh, results, again)
-    tensors = [fresh_result(x, strides) if out is None else out] if wanted.result else []
+    tensors = [new(strides) if out is None else out] if wanted.result else []
     arrays: dict[str, Array | None] = {"x": x, **wanted.left_out, **given}
     if wanted.called:
         arrays["aux"] = arrays.pop(wanted.called)
@@ -248,13 +254,14 @@ def make(
         arrays[wanted.result] = tensors[0]
     if wanted.second:
         other = given.get(wanted.second)
-        tensors.append(fresh_result(x, strides) if other is None else other)
+        tensors.append(new(strides) if other is None else other)
         arrays[wanted.second] = tensors[1]
     written = tensors
     if names:
         made = per_channel_results(x, axis, like, len(names)) if places is None else list(places)
+        own += made if places is None else ()
         arrays.update(zip(names, made, strict=True))
         written = tensors + made
     results = returns(*written)
     changed = written + [given[name] for name in wanted.state]
-    return Call(results, prepared, x, arrays, numbers, changed, wanted.callers_names)
+    return Call(results, prepared, x, arrays, numbers, changed, wanted.callers_names, own)

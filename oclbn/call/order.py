@@ -5,16 +5,86 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyopencl as cl
 from pyopencl.array import Array
 
+from oclbn.device import tuning_names
+
 _PROPERTIES, _QUEUE = cl.command_queue_info.PROPERTIES, cl.event_info.COMMAND_QUEUE
+_STATUS = cl.event_info.COMMAND_EXECUTION_STATUS  # asked for by get_info(), which takes half as long as a property
 _OUT_OF_ORDER = cl.command_queue_properties.OUT_OF_ORDER_EXEC_MODE_ENABLE
 _recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = contextvars.ContextVar(
     "oclbn_recorders", default=()
 )
+
+
+class Facts(NamedTuple):
+    """What never changes of a queue: whether it is in order, its device's address, and what tunings know that by."""
+
+    ordered: bool
+    device: int
+    names: tuple[str, str, str, str, str]
+
+
+def facts_of(queue: cl.CommandQueue) -> Facts:
+    """From the object, which keeps them: asking the driver takes longer."""
+    found: Facts | None = getattr(queue, "_oclbn_facts", None)
+    if found is None:
+        device, properties = queue.device, int(queue.get_info(_PROPERTIES))  # type: ignore[call-overload]
+        found = Facts(not properties & _OUT_OF_ORDER, device.int_ptr, tuning_names(device))
+        with contextlib.suppress(AttributeError):  # of a class that has no room for it
+            queue._oclbn_facts = found  # type: ignore[attr-defined]
+    return found
+
+
+def alone(
+    queue: cl.CommandQueue, touched: Sequence[Array], settled: list[cl.Event | None] | None = None
+) -> Alone | None:
+    """The order of work on a queue in order that touches arrays of no other, none of them left by a failed command.
+
+    None: it is otherwise. arguments.sound tells of failed commands, Order sees to all other work. settled: for whoever
+    looks at the same arrays again and again, of each array an event that needs no other look: it was this queue's, and
+    complete.
+    """
+    if not facts_of(queue).ordered:
+        return None
+    events: list[cl.Event] = []
+    last = None  # arrays that one call wrote have the same event
+    for place, array in enumerate(touched):
+        if array.queue is not queue:
+            return None
+        for event in array.events:
+            if event is last or (settled is not None and event is settled[place]):
+                continue
+            last = event
+            status: Any = event.get_info(_STATUS)
+            if status < 0:
+                return None
+            try:
+                if event.get_info(_QUEUE) != queue:
+                    events.append(event)
+                elif status == 0 and settled is not None:
+                    settled[place] = event
+            except cl.Error:  # as _is_of has it, which would take a call
+                events.append(event)
+    return Alone(events)
+
+
+class Alone:
+    """The order of work that `alone` knows of: what it has to wait for, and who waits for it."""
+
+    __slots__ = ("events",)
+
+    def __init__(self, events: list[cl.Event]) -> None:
+        self.events = events
+
+    def note(self, event: cl.Event, written: Sequence[Array | None]) -> None:
+        """Make `event` what is waited for by arrays that were written; who only reads has the queue's own order."""
+        for array in written:
+            if array is not None:
+                array.events[:] = (event,)
 
 
 class Order:
@@ -22,7 +92,7 @@ class Order:
 
     def __init__(self, queue: cl.CommandQueue, touched: Collection[Array | None]) -> None:
         self._queue, self._touched = queue, touched
-        self._ordered = _is_ordered(queue)
+        self._ordered = facts_of(queue).ordered
         self._elsewhere: list[Array] = []
         self.events: list[cl.Event] = []  # that the work has to wait for
         last = None  # arrays that one call wrote have the same event
@@ -78,11 +148,6 @@ def _is_of(event: cl.Event, queue: cl.CommandQueue) -> bool:
         return False  # of a queue that is gone; Intel's events do not keep theirs alive
 
 
-def _is_ordered(queue: cl.CommandQueue) -> bool:
-    properties: Any = queue.get_info(_PROPERTIES)
-    return not properties & _OUT_OF_ORDER
-
-
 @contextlib.contextmanager
 def recording() -> Iterator[list[tuple[str, cl.Event]]]:
     """Within the block, the name of each kernel that oclbn enqueues and its event go into a list, in order.
@@ -105,10 +170,15 @@ def recording() -> Iterator[list[tuple[str, cl.Event]]]:
 
 
 def enqueue(
-    name: str, queue: cl.CommandQueue, kernel: cl.Kernel, groups: int, lanes: int, wait_for: list[cl.Event]
+    name: str,
+    queue: cl.CommandQueue,
+    kernel: cl.Kernel,
+    size: tuple[int, ...],
+    group: tuple[int, ...],
+    wait_for: list[cl.Event],
 ) -> cl.Event:
-    """Enqueue a kernel with the arguments that are set; every launch comes through here."""
-    event = cl.enqueue_nd_range_kernel(queue, kernel, (groups * lanes,), (lanes,), wait_for=wait_for)
+    """Enqueue a kernel with the arguments that are set; every launch comes through here. size, group: work-items."""
+    event = cl.enqueue_nd_range_kernel(queue, kernel, size, group, wait_for=wait_for)
     for launches in _recorders.get():
         launches.append((name, event))
     return event

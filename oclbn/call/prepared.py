@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyopencl as cl
 from pyopencl.array import Array
 
 from oclbn.call import order
-from oclbn.call.order import Order
+from oclbn.call.order import Alone, Order
 from oclbn.call.request import Request
 from oclbn.call.results import queue_of, scratch
 from oclbn.device import limits, tuning_names
@@ -31,6 +31,7 @@ from oclbn.tuning import tuning_for
 _GROUPS_PER_UNIT = 256  # parameters are small, and few work-items are many enough
 _ALIGNED = 64  # bytes
 _MOST_PREPARED = 2048  # shapes remembered per thread
+_SCRATCH = -1  # the place of the buffer between launches
 
 
 class _Step:
@@ -39,15 +40,19 @@ class _Step:
     def __init__(self, launch: Launch, context: cl.Context, constants: Collection[str]) -> None:
         self.name = launch.kernel
         self.kernel = building.new_kernel(context, launch.build, launch.kernel)
-        self.groups, self.lanes, self.numbers = launch.groups, launch.lanes, dict(launch.numbers)
+        self.size, self.group, self.numbers = (launch.groups * launch.lanes,), (launch.lanes,), dict(launch.numbers)
         arguments = building.arguments(launch.build, launch.kernel)
         self._arguments = [name for name, _ in arguments]
         buffers = [(index, name) for index, (name, kind) in enumerate(arguments) if kind is None]
         self._buffers = [(index, name) for index, name in buffers if name not in constants]  # those are null
 
-    def set_all(self, values: Mapping[str, Any]) -> None:
-        """Set every argument, by name."""
-        self.kernel.set_args(*[values[name] for name in self._arguments])
+    def values(self, values: Mapping[str, Any]) -> list[Any]:
+        """What every argument is set to, of what is known by name."""
+        return [values[name] for name in self._arguments]
+
+    def places(self, places: Mapping[str, int]) -> list[tuple[int, int]]:
+        """The index of each buffer, and its place in a list, of places by name; null pointers have none."""
+        return [(index, places[name]) for index, name in self._buffers if name in places]
 
     def set_buffers(self, memory: Mapping[str, Any]) -> None:
         """Set the buffers anew: the driver need not keep them alive, and another may get a dead one's address."""
@@ -57,9 +62,13 @@ class _Step:
             if buffer is not None:  # null pointers stay, and older pyopencl sets none singly
                 set_argument(index, buffer)
 
-    def enqueue(self, queue: cl.CommandQueue, wait_for: list[cl.Event]) -> cl.Event:
-        """Enqueue with the arguments that are set."""
-        return order.enqueue(self.name, queue, self.kernel, self.groups, self.lanes, wait_for)
+
+class Setting(NamedTuple):
+    """What the kernels of a call are told but for its buffers, whoever's they are."""
+
+    changing: list[Any]  # as Prepared remembers it
+    kernels: list[tuple[cl.Kernel, list[Any], list[tuple[int, int]]]]  # all values, None for buffers; their places
+    scratch: int  # bytes
 
 
 class Prepared:
@@ -88,8 +97,7 @@ class Prepared:
         memory: dict[str, Any] = {name: None if array is None else array.base_data for name, array in arrays.items()}
         if self._places:
             memory |= dict.fromkeys(self._places, scratch(x, self._scratch))
-        changing: list[Any] = [None if array is None else array.offset for array in arrays.values()]
-        changing += numbers.values()
+        changing = _changing(arrays, numbers)
         if changing == self._changing:
             for step in self._steps:
                 step.set_buffers(memory)
@@ -97,25 +105,56 @@ class Prepared:
             self._changing = None  # should setting them fail
             starts = {f"{name}_start": 0 if array is None else start_of(array) for name, array in arrays.items()}
             for step in self._steps:
-                step.set_all({**self._constants, **memory, **starts, **numbers, **step.numbers})
+                values = {**self._constants, **memory, **starts, **numbers, **step.numbers}
+                step.kernel.set_args(*step.values(values))
             self._changing = changing
         return memory
 
-    def launch(
-        self, queue: cl.CommandQueue, touched: Collection[Array | None], written: Sequence[Array | None]
-    ) -> None:
-        """Enqueue all launches with the arguments that are set, which are of these arrays."""
-        waiting = Order(queue, touched)
+    def setting(
+        self, arrays: Mapping[str, Array | None], numbers: Mapping[str, Any], places: Mapping[str, int]
+    ) -> Setting:
+        """What `set` would set, but for the buffers: their places, by the names of the arrays, in a list to come."""
+        starts = {f"{name}_start": 0 if array is None else start_of(array) for name, array in arrays.items()}
+        places = {**places, **dict.fromkeys(self._places, _SCRATCH)}
+        none = dict.fromkeys((*arrays, *self._places))
+        known = {**self._constants, **none, **starts, **numbers}
+        kernels = [(step.kernel, step.values({**known, **step.numbers}), step.places(places)) for step in self._steps]
+        return Setting(_changing(arrays, numbers), kernels, self._scratch)
+
+    def set_again(self, setting: Setting, buffers: Sequence[Any]) -> None:
+        """Set the kernels' arguments: those of `setting`, and these buffers; the last one is scratch."""
+        if setting.changing == self._changing:
+            for kernel, _, places in setting.kernels:
+                set_argument = kernel.set_arg
+                for index, place in places:
+                    set_argument(index, buffers[place])
+            return
+        self._changing = None  # should setting them fail
+        for kernel, values, places in setting.kernels:
+            own = values.copy()
+            for index, place in places:
+                own[index] = buffers[place]
+            kernel.set_args(*own)
+        self._changing = setting.changing
+
+    def launch(self, queue: cl.CommandQueue, waiting: Alone | Order, written: Sequence[Array | None]) -> None:
+        """Enqueue all launches with the arguments that are set, which are of the arrays that `waiting` was made of."""
         wait_for, begun = waiting.events, False
         try:
             for step in self._steps:
-                event = step.enqueue(queue, wait_for)
+                event = order.enqueue(step.name, queue, step.kernel, step.size, step.group, wait_for)
                 wait_for, begun = [event], True  # in order too: should the first one fail, the second must not begin
         except BaseException:
             if begun:
                 waiting.note(event, ())  # it still reads, and writes what the next call may write as well
             raise
         waiting.note(event, written)
+
+
+def _changing(arrays: Mapping[str, Array | None], numbers: Mapping[str, Any]) -> list[Any]:
+    found: list[Any] = [None if array is None else array.offset for array in arrays.values()]
+    found += numbers.values()
+    return found
 
 
 def _laid_out(memory: Sequence[Memory]) -> tuple[dict[str, int], int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import numpy as np
 import pyopencl as cl
@@ -16,6 +16,9 @@ from oclbn.device import check_size, lacks_memory, pages
 from oclbn.elements import numbers_of
 from oclbn.errors import SizeError
 
+_EACH = ("queue", "context", "allocator", "base_data", "events")  # what every array has of its own
+_READ_WRITE = cl.mem_flags.READ_WRITE
+_blank = Array.__new__
 _MOST_MODELS = 256  # shapes remembered per object that stands for a context
 
 
@@ -55,6 +58,34 @@ def fresh_result(x: Array, strides: tuple[int, ...] | None, dtype: np.dtype[Any]
         return made
 
     made: Array = allocated(x, x.size * dtype.itemsize, make)
+    return made
+
+
+class Fresh:
+    """An array that was made for a call, without its memory: its shape, dtype and strides."""
+
+    def __init__(self, model: Array) -> None:
+        self.nbytes = model.nbytes
+        self.state = {name: value for name, value in vars(model).items() if name not in _EACH}
+
+
+def made_again(x: Array, models: Iterable[Fresh]) -> list[Array]:
+    """Uninitialised arrays like these, on x's queue, from x's allocator; SizeError where there is no memory left."""
+    queue, context, allocator, made = x.queue, x.context, x.allocator, []
+    for model in models:
+        nbytes = model.nbytes
+        try:
+            memory: Any = cl.Buffer(context, _READ_WRITE, nbytes) if allocator is None else allocator(nbytes)  # type: ignore[arg-type]
+        except (cl.Error, MemoryError) as error:
+            _refuse(x, nbytes, error)
+        array: Array = _blank(Array)  # what the constructor would make of all this takes several times as long
+        state = model.state.copy()
+        state["queue"], state["context"], state["allocator"] = queue, context, allocator
+        state["base_data"], state["events"] = memory, []
+        array.__dict__ = state
+        if nbytes >= pages.LARGE and allocator is None:
+            pages.enlarge(array, often=True)
+        made.append(array)
     return made
 
 
@@ -106,9 +137,15 @@ def allocated(x: Array, nbytes: int, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except (cl.Error, MemoryError) as error:
-        if not lacks_memory(error):
-            raise
-        raise SizeError(f"{device.name.strip()} has no room for a result of {nbytes:,} bytes: {error}") from error
+        _refuse(x, nbytes, error)
+
+
+def _refuse(x: Array, nbytes: int, error: Exception) -> NoReturn:
+    """SizeError where an allocation of so many bytes failed as there is no memory left; else its own error."""
+    if not lacks_memory(error):
+        raise error
+    name = queue_of(x).device.name.strip()
+    raise SizeError(f"{name} has no room for a result of {nbytes:,} bytes: {error}") from error
 
 
 def fill(array: Array, value: float) -> None:

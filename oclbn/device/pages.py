@@ -26,11 +26,11 @@ from pyopencl.array import Array
 
 from oclbn.device.facts import limits
 
-_LARGE = 4 << 20  # bytes; NumPy requests large pages from there on as well
+LARGE = 4 << 20  # bytes; NumPy requests large pages from there on as well
 # Drivers whose buffers are the C library's memory, and whose mappings tell the address at once; with the bytes from
 # which they get memory from Linux for each new array; what is smaller glibc keeps, with its pages, when it is let go
 # of. Others get no request: rusticl does not know a mapping before it has been carried out.
-_ANEW = {"Portable Computing Language": 32 << 20, "Intel(R) OpenCL": _LARGE}
+_ANEW = {"Portable Computing Language": 32 << 20, "Intel(R) OpenCL": LARGE}
 _ELSEWHERE = ("remote", "proxy")  # POCL's drivers whose buffers are other memory; POCL has to be told to use them
 _MADV_HUGEPAGE = 14
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
@@ -44,7 +44,7 @@ def enlarge(array: Array, *, often: bool) -> None:
     whoever touches the array next has to wait for.
     """
     queue = array.queue
-    if array.nbytes < _LARGE or queue is None or array.nbytes < _least(queue.device, often):
+    if array.nbytes < LARGE or queue is None or array.nbytes < _least(queue.device, often):
         return
     memory: Any = array.base_data
     flags, extent, byte = cl.map_flags.WRITE_INVALIDATE_REGION, (array.nbytes,), np.dtype(np.uint8)
@@ -67,7 +67,7 @@ def _least(device: cl.Device, often: bool) -> float:
     if not wanted or platform not in _ANEW or sys.platform != "linux" or _may_be_elsewhere():
         return math.inf
     size = size_on_request()
-    return max(_ANEW[platform] if often else _LARGE, 2 * size) if size else math.inf
+    return max(_ANEW[platform] if often else LARGE, 2 * size) if size else math.inf
 
 
 def _may_be_elsewhere() -> bool:

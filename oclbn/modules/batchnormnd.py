@@ -393,7 +393,8 @@ class BatchNormND(RunningStatistics):
 
     def _tensors(self) -> tuple[Array, Array, Array | None, Array | None]:
         """Scale, bias and the running statistics, None without those."""
-        scale, bias, mean, var = self.scale, self.bias, self.mean, self.var
+        own = self._tensor
+        scale, bias, mean, var = own("scale"), own("bias"), own("mean"), own("var")
         if scale is None or bias is None or ((mean is None or var is None) and self.running):
             raise self._incomplete()
         return scale, bias, mean, var
@@ -404,7 +405,7 @@ class BatchNormND(RunningStatistics):
             fused |= self._selected(data, *chosen)
         collected = None if session is None else session.of_call(data, fused.get("mask"))
         y = self._normalised(data, fused)
-        self._behind = fused or None
+        vars(self)["_behind"] = fused or None
         if session is not None:
             session.keep(collected)
         return y
@@ -461,10 +462,10 @@ class BatchNormND(RunningStatistics):
         else:
             if groups > 1:
                 fused = {**fused, "groups": groups}
-            y, self.savemean, self.saveinvvar = functional.batch_norm_train(data, **(options or {}), **fused)
-            self.corrections = None
+            y, mean, invvar = functional.batch_norm_train(data, **(options or {}), **fused)
+            vars(self).update(savemean=mean, saveinvvar=invvar, corrections=None)  # as Module's _call has it
         if count and moves:
-            self._batches += groups
+            vars(self)["_batches"] += groups
         return y
 
     def _renormed(self, data: Array, options: Mapping[str, Any], fused: Mapping[str, Any], groups: int) -> Array:
@@ -523,8 +524,7 @@ class BatchNormND(RunningStatistics):
 
     def _training(self) -> dict[str, Any]:
         """What batch_norm_train takes beside the data."""
-        scale, bias, mean, var = self._tensors()
-        moves = self._moves_running()
+        (scale, bias, mean, var), moves = self._tensors(), self._moves_running()
         if self._entered is None and moves:
             self._entered = gpuarray.full(self._shape, self._counted(), np.uint32, queue=self.queue)
         return {
@@ -563,8 +563,9 @@ class BatchNormND(RunningStatistics):
         else:
             made = renorm.batch_renorm_backward(data, grad, weights, *statistics, *self.corrections, **options)
         dx, scalegrad, biasgrad, *others = made
-        self.residualgrad = others[0] if others else None
-        self.scalegrad, self.biasgrad = (scalegrad, biasgrad) if self.affine else (None, None)
+        kept = (scalegrad, biasgrad) if self.affine else (None, None)
+        left = (*kept, others[0] if others else None)
+        vars(self).update(zip(("scalegrad", "biasgrad", "residualgrad"), left, strict=True))
         return dx
 
     def _data_rank(self) -> int:

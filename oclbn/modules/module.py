@@ -64,7 +64,7 @@ class Module(Parameters):
         if data.queue is None:
             raise ContextError(f"{self}: data has no queue; give it one with data.with_queue(queue)")
         result = self._forward(data, **besides)
-        self.inData, self.data = data, result
+        vars(self).update(inData=data, data=result)  # they are there: assigning would look for slips of the pen
         return result
 
     @driver_errors("backward")
@@ -165,7 +165,7 @@ class Module(Parameters):
                 f"{self}: {argument} has dtype {array.dtype}; the module {does} {own}{wide}"
                 + self._cures(argument, array)
             )
-        if array.context != self.queue.context:
+        if array.queue is not self.queue and array.context != self.queue.context:
             raise ContextError(
                 f"{self}: {argument} is in another OpenCL context than the module; "
                 f"make the module with queue={argument}.queue, or {argument} on the module's queue"

@@ -527,6 +527,8 @@ class Parameters(metaclass=Contract):
         return values.whole(f"{self}: {argument}", value, low, most, error=ModuleParameterError)
 
     def _real_number(self, argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+        if type(value) is float and low <= value <= high and math.isfinite(value):  # sooner than making the words
+            return value
         return values.number(f"{self}: {argument}", value, low, high, error=ModuleParameterError)
 
     def _prefix(self, name: str | None, shorten: bool) -> str:

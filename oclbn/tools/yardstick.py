@@ -31,5 +31,5 @@ def plain_copy(x: Array, y: Array, /, *, stream: bool = False) -> None:
     kernel = building.kernel(queue.context, build, "copy")
     memory: tuple[Any, ...] = (x.base_data, y.base_data)
     kernel.set_args(*memory, x.size, piece)
-    waiting = Order(queue, (x, y))
-    waiting.note(order.enqueue("copy", queue, kernel, -(-x.size // piece), lanes, waiting.events), (y,))
+    waiting, size = Order(queue, (x, y)), -(-x.size // piece) * lanes
+    waiting.note(order.enqueue("copy", queue, kernel, (size,), (lanes,), waiting.events), (y,))
