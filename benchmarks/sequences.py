@@ -32,7 +32,7 @@ import pyopencl as cl
 import oclbn.device
 from oclbn import gpuarray
 from oclbn.call.order import recording
-from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, bind
+from oclbn.functional import batch_norm_backward, batch_norm_infer, batch_norm_train, bind, result_like
 from oclbn.tools.bench.suites import NETWORKS, Layers
 from oclbn.tools.yardstick import plain_copy
 
@@ -49,7 +49,7 @@ def sequences(queue: cl.CommandQueue, layers: Layers, batch: int) -> dict[str, d
         x = gpuarray.to_gpu(rng.standard_normal((batch, channels, side, side), np.float32), queue=queue)
         numbers = [np.full(channels, value, np.float32) for value in (1, 0, 0, 1)]
         scale, bias, mean, var = (gpuarray.to_gpu(number, queue=queue) for number in numbers)
-        y, dx = gpuarray.empty_like(x), gpuarray.empty_like(x)
+        y, dx = result_like(x), result_like(x)
         _, *saved = batch_norm_train(x, scale, bias, out=y)
         infer = (batch_norm_infer, (x, scale, bias, mean, var), {"out": y})
         train = (batch_norm_train, (x, scale, bias, mean, var), {"out": y})

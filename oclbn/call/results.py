@@ -31,16 +31,19 @@ def temporary(x: Array, shape: tuple[int, ...], dtype: np.dtype[Any], order: Str
     return Array(x.queue, shape, dtype, strides=strides, data=scratch(x, math.prod(map(int, shape)) * dtype.itemsize))
 
 
-def result_like(x: Array, order: str = "K") -> Array:
+def result_like(x: Array, order: str = "K", *, often: bool = True) -> Array:
     """An uninitialised array of x's shape and dtype without gaps: "K", in x's order where x has none; else in C order.
 
-    From x's allocator; without one, on a processor, in large pages where those are worth the request.
+    From x's allocator; without one, on a processor, in large pages where those are worth the request. often: such
+    arrays are made again and again.
     """
     itemsize = x.dtype.itemsize
-    return fresh_result(x, result_strides(x.shape, x.strides, itemsize, itemsize, order)[0])
+    return fresh_result(x, result_strides(x.shape, x.strides, itemsize, itemsize, order)[0], often=often)
 
 
-def fresh_result(x: Array, strides: tuple[int, ...] | None, dtype: np.dtype[Any] | None = None) -> Array:
+def fresh_result(
+    x: Array, strides: tuple[int, ...] | None, dtype: np.dtype[Any] | None = None, *, often: bool = True
+) -> Array:
     """An uninitialised array of x's shape and dtype, or another one; without strides in C order.
 
     With a dtype, strides are those of any array of that type; there are no gaps.
@@ -54,7 +57,7 @@ def fresh_result(x: Array, strides: tuple[int, ...] | None, dtype: np.dtype[Any]
     def make() -> Array:
         made: Array = empty_like(model, x.queue, x.allocator)
         if x.allocator is None:
-            pages.enlarge(made, often=True)
+            pages.enlarge(made, often=often)
         return made
 
     made: Array = allocated(x, x.size * dtype.itemsize, make)
