@@ -325,6 +325,17 @@ def test_numbers_that_change(queue: cl.CommandQueue, made_again: list[bool], nam
     assert usual == outcome(checked) != other == outcome(checked, **{name: value}) != outcome(plain)
 
 
+def test_zeros_of_either_sign_are_one_number(queue: cl.CommandQueue, made_again: list[bool]) -> None:
+    arguments = {**valid(queue, "backward"), "grad_scale": 0.0}
+    remembered("backward", arguments, made_again)
+    gathered = ("scale_grad", "bias_grad")
+    invoke("backward", {**arguments, "grad_scale": -0.0})
+    once = [arguments[name].get().tobytes() for name in gathered]
+    invoke("backward", {**arguments, "grad_scale": -0.0}, bind)()
+    assert [arguments[name].get().tobytes() for name in gathered] == once
+    assert made_again == [True]
+
+
 def test_a_shape_that_is_set_leaves_the_size(queue: cl.CommandQueue, made_again: list[bool]) -> None:
     """Results would have the memory of the size, and kernels write the shape; and counts be of the size."""
     memory = cl.Buffer(queue.context, cl.mem_flags.READ_WRITE, 4 * LIKE_X.nbytes)
