@@ -103,6 +103,11 @@ def tensor(name: str, value: Any) -> Array:
         raise ShapeError(f"{name} has shape {x.shape}; 2 dimensions or more are wanted: (N, C) or (N, C, *spatial)")
     if x.queue is None:
         raise ContextError(f"{name} has no queue; give it one with {name}.with_queue(queue)")
+    if x.queue.context is not x.context and x.queue.context != x.context:
+        raise ContextError(
+            f"{name} belongs to {values.context_of(x)}, its queue to another, {values.context_of(x.queue)}; a queue of "
+            f"its own context is wanted, as {name}.with_queue(pyopencl.CommandQueue({name}.context)) gives it"
+        )
     _within(name, x)
     return x
 

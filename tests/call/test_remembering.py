@@ -428,6 +428,20 @@ def test_another_queue(queue: cl.CommandQueue, made_again: list[bool]) -> None:
         invoke("train", {**arguments, "x": arguments["x"].with_queue(None)})
 
 
+def test_a_queue_of_another_context(queue: cl.CommandQueue, made_again: list[bool]) -> None:
+    """Refused each time, in the same words, and what was remembered before is so behind it."""
+    x, other = like_x(queue), cl.CommandQueue(cl.Context([queue.device]))
+    remembered("moments", {"x": x}, made_again)
+    x.queue = other
+    for _ in range(4):
+        with pytest.raises(errors.ContextError, match=r"^x belongs to .*, its queue to another"):
+            moments(x)
+    assert not made_again
+    for own in (queue, cl.CommandQueue(x.context)):
+        assert bits(moments(x.with_queue(own))) == bits(bind(moments, like_x(queue))())
+    assert made_again == [True] * 2
+
+
 def test_queues_out_of_order(queue: cl.CommandQueue, free_queue: cl.CommandQueue, made_again: list[bool]) -> None:
     """Each call reads what the one before it wrote, and overwrites what it has read."""
 
