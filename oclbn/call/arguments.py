@@ -14,7 +14,7 @@ import pyopencl as cl
 from pyopencl.array import Array
 
 from oclbn.call import values
-from oclbn.call.layout import reach
+from oclbn.call.layout import reach, size_of
 from oclbn.device import limits
 from oclbn.elements import NUMBERS, WANTED, as_code, is_narrow, kind, numbers_of, range_of
 from oclbn.errors import (
@@ -103,6 +103,11 @@ def tensor(name: str, value: Any) -> Array:
         raise ShapeError(f"{name} has shape {x.shape}; 2 dimensions or more are wanted: (N, C) or (N, C, *spatial)")
     if x.queue is None:
         raise ContextError(f"{name} has no queue; give it one with {name}.with_queue(queue)")
+    if x.queue.context is not x.context and x.queue.context != x.context:
+        raise ContextError(
+            f"{name} belongs to {values.context_of(x)}, its queue to another, {values.context_of(x.queue)}; a queue of "
+            f"its own context is wanted, as {name}.with_queue(pyopencl.CommandQueue({name}.context)) gives it"
+        )
     _within(name, x)
     return x
 
@@ -315,8 +320,17 @@ def _same_context(name: str, a: Array, x: Array) -> None:
 
 
 def _within(name: str, a: Array) -> None:
-    """ShapeError unless all elements lie within the buffer: a kernel would read and write what is not the array's."""
+    """ShapeError unless all elements lie within the buffer: a kernel would read and write what is not the array's.
+
+    So it would where an array has another size than its shape: results are allocated by x's, and vectors read by it.
+    """
     low, high = reach(a.shape, a.strides, a.dtype.itemsize)
+    if size_of(a.shape) != a.size:
+        raise ShapeError(
+            f"{name} has shape {a.shape}, of {size_of(a.shape)} elements, and size {a.size}; an array that has the "
+            "size of its shape is wanted: setting shape leaves size as it was, so make another array, with pyopencl."
+            f"array.Array({name}.queue, shape, {name}.dtype, data={name}.base_data, offset={name}.offset)"
+        )
     data: Any = a.base_data
     if type(data) is not _BUFFER or a.offset + low < 0 or a.offset + high > data.get_info(_SIZE):  # type: ignore[operator]
         _inside(name, a, low, high)

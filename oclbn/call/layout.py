@@ -179,3 +179,9 @@ def reach(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tu
         return 0, 0
     ends = [(int(size) - 1) * int(stride) for size, stride in zip(shape, strides, strict=True)]
     return sum(end for end in ends if end < 0), sum(end for end in ends if end > 0) + itemsize
+
+
+@functools.lru_cache(maxsize=4096)
+def size_of(shape: tuple[int, ...]) -> int:
+    """Elements of an array of this shape."""
+    return math.prod(integers(shape))

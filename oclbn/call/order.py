@@ -21,9 +21,13 @@ _recorders: contextvars.ContextVar[tuple[list[tuple[str, cl.Event]], ...]] = con
 
 
 class Facts(NamedTuple):
-    """What never changes of a queue: whether it is in order, its device's address, and what tunings know that by."""
+    """What never changes of a queue: whether it is in order, the addresses of its context and of its device.
+
+    And what tunings know that by.
+    """
 
     ordered: bool
+    context: int
     device: int
     names: tuple[str, str, str, str, str]
 
@@ -33,7 +37,7 @@ def facts_of(queue: cl.CommandQueue) -> Facts:
     found: Facts | None = getattr(queue, "_oclbn_facts", None)
     if found is None:
         device, properties = queue.device, int(queue.get_info(_PROPERTIES))  # type: ignore[call-overload]
-        found = Facts(not properties & _OUT_OF_ORDER, device.int_ptr, tuning_names(device))
+        found = Facts(not properties & _OUT_OF_ORDER, queue.context.int_ptr, device.int_ptr, tuning_names(device))
         with contextlib.suppress(AttributeError):  # of a class that has no room for it
             queue._oclbn_facts = found  # type: ignore[attr-defined]
     return found

@@ -79,7 +79,7 @@ def seen(work: Callable[..., Any], given: Sequence[Any], options: Mapping[str, A
         parts += map(names.index, names)
     facts = facts_of(queue)
     # Addresses stay unique, as what is prepared keeps its objects alive; and a Tuning takes long to be hashed.
-    parts += (type(x.allocator), facts.device, id(tuning_for(*facts.names)))
+    parts += (type(x.allocator), facts.context, facts.device, id(tuning_for(*facts.names)))
     thread, key = kept(context).thread, tuple(parts)
     try:
         known = thread.calls
