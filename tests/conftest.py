@@ -121,9 +121,9 @@ class Launches:
         self._outcome = ""
         self._enqueue = order.enqueue
 
-    def _spy(self, name: str, queue: cl.CommandQueue, kernel: cl.Kernel, groups: int, lanes: int, *more: Any) -> Any:
-        self._seen.add((name, lanes))
-        return self._enqueue(name, queue, kernel, groups, lanes, *more)
+    def _spy(self, name: str, queue: cl.CommandQueue, kernel: cl.Kernel, size: Any, group: Any, *more: Any) -> Any:
+        self._seen.add((name, group[0]))
+        return self._enqueue(name, queue, kernel, size, group, *more)
 
     def pytest_sessionstart(self) -> None:
         order.enqueue = self._spy
