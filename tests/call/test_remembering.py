@@ -197,8 +197,8 @@ def smaller(array: cla.Array) -> cl.Buffer:
 
 
 def in_another_context(array: cla.Array) -> cla.Array:
-    other = cl.CommandQueue(cl.Context(array.context.devices))
-    return cla.to_device(other, array.get())
+    context = cl.Context(array.context.devices)  # which a queue of Intel's runtime does not keep alive
+    return cla.to_device(cl.CommandQueue(context), array.get())
 
 
 def longer(array: cla.Array) -> cla.Array:
@@ -430,7 +430,8 @@ def test_another_queue(queue: cl.CommandQueue, made_again: list[bool]) -> None:
 
 def test_a_queue_of_another_context(queue: cl.CommandQueue, made_again: list[bool]) -> None:
     """Refused each time, in the same words, and what was remembered before is so behind it."""
-    x, other = like_x(queue), cl.CommandQueue(cl.Context([queue.device]))
+    x, context = like_x(queue), cl.Context([queue.device])  # which a queue of Intel's runtime does not keep alive
+    other = cl.CommandQueue(context)
     remembered("moments", {"x": x}, made_again)
     x.queue = other
     for _ in range(4):
