@@ -413,8 +413,10 @@ def failures(device: cl.Device) -> tuple[str, ...]:
 
 
 def forget() -> None:
-    """Drop what this process knows; what is on disk stays."""
+    """Drop what this process knows; it is on disk, or is written now, while the folder is that of its time."""
     with _lock:
+        for known in _devices.values():
+            known.verdicts.settle()
         _devices.clear()
         _source_digest.cache_clear()
 

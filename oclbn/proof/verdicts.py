@@ -85,6 +85,11 @@ class Verdicts:
         except OSError as error:
             _log.info("verdicts are not kept: %s", error)
 
+    def settle(self) -> None:
+        """Write what is not on disk yet."""
+        if self._dirty:
+            self.write()
+
     def _read(self) -> dict[str, Verdict]:
         try:
             content = json.loads(self.path.read_bytes())
@@ -102,5 +107,5 @@ class Verdicts:
             return {}
 
     def _write_at_exit(self, process: int) -> None:
-        if self._dirty and process == os.getpid():
-            self.write()
+        if process == os.getpid():
+            self.settle()

@@ -371,9 +371,9 @@ def fresh(
     queue: cl.CommandQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[[Injection | None], cl.CommandQueue]]:
     """A queue of a context of its own for a miscompiling driver, whose verdicts are kept apart."""
+    proving.forget()  # which writes what is right where it belongs; and at last what is wrong into a folder of its own
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("OCLBN_PROVE", "1")
-    proving.forget()
     source_of = building._source
     contexts = []
 
