@@ -189,9 +189,10 @@ def _around(moves: Sequence[tuple[str, Value]], choices: Choices) -> list[tuple[
 def _steps(moves: Sequence[tuple[str, Value]], choices: Choices, move: tuple[str, Value]) -> int:
     """How many of the field's values lie between a move and these choices, the move's own among them."""
     name, value = move
-    between = sorted(float(other) for field, other in moves if field == name)
     own, wanted = float(choices[name]), float(value)
-    return sum(min(own, wanted) <= other <= max(own, wanted) and other != own for other in between)
+    low, high = min(own, wanted), max(own, wanted)
+    values = (float(other) for field, other in moves if field == name)
+    return sum(low <= other <= high and other != own for other in values)
 
 
 def _compare(incumbent: Choices, candidate: Choices, judge: Judge, margin: float) -> Verdict:
